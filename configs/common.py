@@ -1,0 +1,159 @@
+"""Defaults of every experiment, and the arguments that choose a variant of one.
+
+A config file calls `parse` on the text after its name (`NAME.py:five_shot,task=both,smoke`) and
+`default` for the fields, then states what differs.
+"""
+
+import difflib
+
+import ml_collections
+
+
+def default() -> ml_collections.ConfigDict:
+    """Every field a run reads, with its default."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "builtin"  # builtin | massive | 20ng | file
+    data.root = ""  # local root; empty: $JAXCLF_DATA_ROOT, else the public source
+    data.task = "both"  # one task of the data set, or both
+    data.on_defect = "fail"  # fail | skip: what a malformed record does
+    data.limit = 0  # records kept per split; 0: all
+    data.dev_fraction = 0.0  # share of train held out as dev where the data set has none
+    data.truncate = True  # cut texts that do not fit; False: an error that names the record
+    data.check_counts = True  # split sizes must equal the published ones
+    data.train = ""  # name="file": jsonl, csv or parquet
+    data.dev = ""
+    data.test = ""
+    data.text = "text"  # name="file": columns
+    data.label = "label"
+    data.slots = ""
+    data.id = ""
+
+    config.prompt = prompt = ml_collections.ConfigDict()
+    prompt.template = "listing"  # listing (Zhao et al. 2025) | plain (text and cue only)
+    prompt.file = ""  # your own template
+    prompt.wrapper = "none"  # none | llama2 | llama3
+    prompt.shots = 0
+    prompt.fresh_shots = False  # new examples for every prompt instead of one set per run
+    prompt.slots = "names"  # names | bio
+
+    config.tokenizer = tokenizer = ml_collections.ConfigDict()
+    tokenizer.path = ""  # directory; empty: the checkpoint's, else trained on the train split
+    tokenizer.vocab_size = 2048  # of a tokenizer trained in the run
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "llama_tiny"
+    model.checkpoint = ""  # empty: random start; ours; a Hugging Face directory or hub id
+    model.dtype = "auto"  # of matmuls: float32 on CPU, bfloat16 on TPU and GPU
+    model.param_dtype = "float32"
+    model.remat = True
+
+    config.train = train = ml_collections.ConfigDict()
+    train.steps = 1000
+    train.batch_size = 8  # examples a step; rows a step when packed
+    train.max_length = 1024  # tokens of one example
+    train.row_length = 0  # tokens of a packed row; 0: max_length
+    train.pack = False
+    train.accumulate = 1  # micro-batches a step
+    train.learning_rate = 1e-3
+    train.schedule = "constant"  # constant | linear | cosine
+    train.warmup_steps = 0
+    train.weight_decay = 0.0
+    train.b1 = 0.9
+    train.b2 = 0.999
+    train.eps = 1e-8
+    train.clip_norm = 1.0  # 0: no clipping
+    train.trained = "all"  # all | last:N | biases | norms | a pattern of parameter paths
+    train.max_skipped = 0  # non-finite steps skipped before the run stops; 0: stop at the first
+    train.log_every = 10
+    train.eval_every = 0  # steps between evaluations on dev; 0: only at the end
+    train.checkpoint_every = 500
+    train.keep = 1  # latest checkpoints kept, beside the best
+    train.best_metric = ""  # e.g. intent.accuracy; empty: the mean of the tasks' main metrics
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.batch_size = 32
+    evaluation.split = "test"
+    evaluation.limit = 0  # records of dev scored during training; 0: all
+    evaluation.fallback = "none"  # none | first | nearest | random: what an unparsed output becomes
+    evaluation.max_new_tokens = 0  # 0: the longest answer of the label set or train split
+
+    return config.lock()
+
+
+def parse(argument: str, tasks: tuple[str, ...], shots: bool = True) -> ml_collections.ConfigDict:
+    """Read `five_shot,task=both,smoke` into the fields `shots`, `task` and `smoke`.
+
+    `tasks`: the values that `task=` may take, the default first. Raises ValueError naming the
+    word, what is possible and what is nearest, or the two words that exclude each other.
+    """
+    chosen = ml_collections.ConfigDict({"shots": 0, "task": tasks[0], "smoke": False})
+    words = {"smoke": ("smoke", True)}
+    if shots:
+        words |= {"zero_shot": ("shots", 0), "five_shot": ("shots", 5)}
+    words |= {f"task={task}": ("task", task) for task in tasks}
+    given = {}
+    for word in filter(None, map(str.strip, argument.split(","))):
+        if word not in words:
+            near = difflib.get_close_matches(word, words, n=1)
+            raise ValueError(
+                f"config argument {word!r} is not known; possible: {', '.join(words)}"
+                + (f". Did you mean {near[0]!r}?" if near else "")
+            )
+        name, value = words[word]
+        if given.setdefault(name, word) != word:
+            raise ValueError(f"config arguments {given[name]!r} and {word!r} exclude each other")
+        chosen[name] = value
+    return chosen
+
+
+def smoke(config: ml_collections.ConfigDict) -> None:
+    """Shrink a run to a few steps of a tiny random model on a few records, in place.
+
+    Data set, tasks, prompt and everything after them stay those of the real run.
+    """
+    config.data.limit = 64
+    config.tokenizer.path = ""  # trained in the run
+    config.model.name = "llama_smoke"
+    config.model.checkpoint = ""
+    config.model.param_dtype = "float32"
+    config.train.steps = 4
+    config.train.batch_size = 4
+    # A prompt with five whole examples, in the many tokens of a barely trained tokenizer.
+    config.train.max_length = 8192 if config.prompt.shots else 1024
+    config.train.row_length = 0
+    config.train.warmup_steps = 0
+    config.train.log_every = 1
+    config.train.eval_every = 0
+    config.eval.batch_size = 16
+
+
+def zhao2025(
+    argument: str, *, data: str, model: str, checkpoint: str, wrapper: str, steps: int
+) -> ml_collections.ConfigDict:
+    """A released Llama tuned in full, with the settings of Zhao et al. 2025.
+
+    `data`: "20ng" or "massive". `checkpoint`: hub id of the base model, or a folder. `wrapper`:
+    the chat tokens of the model's own family; the paper says that they are used per model.
+    """
+    single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
+    chosen = parse(argument, ("both", *single))
+    config = default()
+    config.data.name = data
+    config.data.task = chosen.task
+    config.prompt.wrapper = wrapper
+    config.prompt.shots = chosen.shots
+    config.model.name = model
+    config.model.checkpoint = checkpoint
+    config.train.steps = steps
+    config.train.batch_size = 8
+    config.train.max_length = 16_384
+    # Parameters stay float32: a step of 1e-6 is less than half the spacing of bfloat16 numbers
+    # from 2e-4 up, so bfloat16 parameters would round nearly every update away.
+    config.train.learning_rate = 1e-6
+    config.eval.batch_size = 8
+    if chosen.smoke:
+        smoke(config)
+    return config

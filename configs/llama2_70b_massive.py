@@ -1,0 +1,20 @@
+"""Llama 2 70B on MASSIVE en-US, tuned in full as in Zhao et al. 2025.
+
+    python -m jaxclf.train --config configs/llama2_70b_massive.py --workdir runs/llama2_70b_massive
+
+Variants, after the file's name and separated by commas (the first is the default):
+`:zero_shot|five_shot`, `:task=both|intent|slots`, `:smoke` (a tiny random model).
+"""
+
+from configs import common
+
+
+def get_config(argument: str = ""):
+    return common.zhao2025(
+        argument,
+        data="massive",
+        model="llama2_70b",
+        checkpoint="meta-llama/Llama-2-70b-hf",
+        wrapper="llama2",
+        steps=8_000,
+    )

@@ -1,0 +1,20 @@
+"""Llama 3 70B on 20 Newsgroups, tuned in full as in Zhao et al. 2025.
+
+    python -m jaxclf.train --config configs/llama3_70b_20ng.py --workdir runs/llama3_70b_20ng
+
+Variants, after the file's name and separated by commas (the first is the default):
+`:zero_shot|five_shot`, `:task=both|7class|20class`, `:smoke` (a tiny random model).
+"""
+
+from configs import common
+
+
+def get_config(argument: str = ""):
+    return common.zhao2025(
+        argument,
+        data="20ng",
+        model="llama3_70b",
+        checkpoint="meta-llama/Meta-Llama-3-70B",
+        wrapper="llama3",
+        steps=8_000,
+    )

@@ -1,0 +1,188 @@
+"""Convert a Hugging Face checkpoint into a model directory of ours.
+
+    python -m conversion.from_hf SRC DST [--dtype bfloat16|float32|keep] [--overwrite]
+
+SRC is a directory with config.json and safetensors, or a hub id such as meta-llama/Llama-3.2-1B.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from conversion import files, llama, mapping
+from jaxclf import checkpoints, errors, storage
+from jaxclf.errors import ArtifactError, InputError, StorageError
+from jaxclf.models import zoo
+
+FAMILIES = {"llama": llama}  # model_type → its table
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+_LAYOUT = "1"  # of a model directory; another one makes old cache entries unused
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    dtype: str = "keep",
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = print,
+) -> None:
+    """Write `destination` from the Hugging Face directory `source`.
+
+    `dtype`: "keep", or what all parameters are cast to. Memory peaks at the largest tensor of
+    the source plus a few blocks. Raises InputError for a checkpoint that we cannot honour,
+    ArtifactError for a corrupt or incomplete one.
+    """
+    theirs = storage.read_json(source / "config.json")
+    family = FAMILIES.get(str(theirs.get("model_type"))) if isinstance(theirs, dict) else None
+    if family is None:
+        raise InputError(
+            f"{source / 'config.json'}: model_type must be one of {', '.join(FAMILIES)}"
+        )
+    config = family.read_config(theirs, source / "config.json")
+    weights = files.Weights(source)
+    leaves = storage.flatten(zoo.create(config).abstract)
+    tensors = mapping.expand(family.ROWS, {path: leaf.shape for path, leaf in leaves.items()})
+    copies = _tied_copies(weights, family.TIED, tensors)
+    mapping.check(tensors, weights.shapes, [*family.IGNORED, *copies], source)
+
+    with files.new_directory(destination, overwrite) as new:
+        with storage.TreeWriter(new / "params") as writer:
+            for path, leaf in leaves.items():
+                parts = [tensor for tensor in tensors if tensor.ours == path]
+                stored = _one_dtype(weights, parts) if dtype == "keep" else dtype
+                writer.write(path, leaf.shape, stored, _read(weights, parts))
+                count = f"{len(writer.manifest)}/{len(leaves)}"
+                progress(f"{count} {path} {stored}{list(leaf.shape)} from {parts[0].name}")
+        manifest = storage.manifest_to_json(writer.manifest)
+        (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        stored = writer.manifest["embed/embedding"].dtype
+        checkpoints.write_model(new / "model.json", config, stored)
+        files.copy_files(source, new / "tokenizer", TOKENIZER_FILES)
+        files.copy_files(source, new, ["generation_config.json"])
+
+
+def cached(source: str, dtype: str = "keep", *, progress: Callable[[str], None] = print) -> Path:
+    """The model directory of a Hugging Face directory or hub id, converted at the first call.
+
+    It lies under $JAXCLF_CACHE or ~/.cache/jaxclf; files of another size or time, or another
+    `dtype`, make another entry.
+    """
+    directory = locate(source)
+    root = Path(os.environ.get("JAXCLF_CACHE") or Path.home() / ".cache" / "jaxclf")
+    entry = root / "models" / f"{directory.name}-{_fingerprint(directory, dtype)[:16]}"
+    if not entry.is_dir():
+        progress(f"converting {directory} into {entry}")
+        try:
+            convert(directory, entry, dtype, progress=progress)
+        except (OSError, InputError):
+            if not entry.is_dir():  # else another process was faster
+                raise
+    return entry
+
+
+def resolve(source: str) -> checkpoints.ModelSource:
+    """What `config.model.checkpoint` names: a run or model directory of ours, or Hugging Face's."""
+    path = Path(source).expanduser()
+    if (path / "params").is_dir() or (path / "checkpoints").is_dir():
+        return checkpoints.resolve(path)
+    return checkpoints.resolve(cached(source))
+
+
+def locate(source: str) -> Path:
+    """The local directory of `source`, downloaded from the hub where it is a hub id."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        raise InputError(f"{source}: no such directory, and no hub id (OWNER/NAME)")
+    import huggingface_hub
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
+    try:
+        found = huggingface_hub.snapshot_download(
+            source, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # the hub's own errors, the network's, a missing login
+        raise StorageError(
+            f"{source}: no such directory here, and not to be had from the hub ({error})"
+        ) from error
+    return Path(found)
+
+
+def _tied_copies(weights: files.Weights, tied: dict, tensors: list[mapping.Tensor]) -> list[str]:
+    """Patterns of tensors that repeat another one; raises ArtifactError where they differ."""
+    used = {tensor.name for tensor in tensors}
+    copies = [name for name in tied if name in weights.shapes and name not in used]
+    for name in copies:
+        original = tied[name]
+        if original in weights.shapes and weights[name].tobytes() != weights[original].tobytes():
+            raise ArtifactError(
+                f"{name} differs from {original}, though config.json says that they are tied; "
+                "set tie_word_embeddings to false there if the weights are right"
+            )
+    return [re.escape(name) for name in copies]
+
+
+def _one_dtype(weights: files.Weights, parts: list[mapping.Tensor]) -> str:
+    found = {weights.dtypes[part.name] for part in parts}
+    if len(found) > 1:
+        raise InputError(
+            f"{parts[0].name} and its like in other layers have several dtypes "
+            f"({', '.join(sorted(found))}); choose one with --dtype"
+        )
+    return found.pop()
+
+
+def _read(weights: files.Weights, parts: list[mapping.Tensor]) -> Iterator[np.ndarray]:
+    for part in parts:
+        tensor = weights[part.name]
+        yield tensor.T if part.transpose else tensor
+
+
+def _fingerprint(directory: Path, dtype: str) -> str:
+    digest = hashlib.sha256(f"{_LAYOUT} {dtype} {directory}".encode())
+    for path in sorted(directory.iterdir()):
+        if path.suffix == ".safetensors" or path.suffix == ".json" or path.name in TOKENIZER_FILES:
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m conversion.from_hf", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("source", metavar="SRC", help="Hugging Face directory or hub id")
+    parser.add_argument("destination", metavar="DST", type=Path, help="model directory to write")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32", "keep"], default="keep")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
+    options = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # nothing here computes
+    convert(locate(options.source), options.destination, options.dtype, overwrite=options.overwrite)
+    print(f"wrote {options.destination}")
+
+
+if __name__ == "__main__":
+    errors.run(main)

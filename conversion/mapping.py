@@ -1,0 +1,81 @@
+"""The conversion engine: a table of one row per tensor, used in both directions.
+
+    Row("model.layers.{layer}.mlp.up_proj.weight", "layers/mlp/up/kernel", transpose=True)
+
+says that layer i of our stacked leaf `layers/mlp/up/kernel` is the transpose of
+`model.layers.i.mlp.up_proj.weight`. A family is a module with such a table (see `llama`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from jaxclf.errors import ArtifactError
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """`{layer}` in the Hugging Face name runs over the leading axis of our leaf."""
+
+    theirs: str
+    ours: str
+    transpose: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One Hugging Face tensor and its place in our tree."""
+
+    name: str
+    shape: Shape
+    ours: str
+    layer: int | None
+    transpose: bool
+
+
+def expand(rows: Sequence[Row], leaves: Mapping[str, Shape]) -> list[Tensor]:
+    """The tensors that make up a tree of these leaves, leaf by leaf, layers in order.
+
+    A row whose leaf the tree lacks (an unembedding tied to the embedding) yields none. Raises
+    ValueError for a leaf without a row: the table is incomplete.
+    """
+    tensors = []
+    for row in rows:
+        if row.ours not in leaves:
+            continue
+        shape = leaves[row.ours]
+        layered = "{layer}" in row.theirs
+        for layer in range(shape[0]) if layered else [None]:
+            part = shape[1:] if layered else shape
+            tensors.append(
+                Tensor(
+                    row.theirs.format(layer=layer),
+                    part[::-1] if row.transpose else part,
+                    row.ours,
+                    layer,
+                    row.transpose,
+                )
+            )
+    if forgotten := set(leaves) - {row.ours for row in rows}:
+        raise ValueError(f"the table has no row for {sorted(forgotten)}")
+    return tensors
+
+
+def check(
+    tensors: Iterable[Tensor], found: Mapping[str, Shape], ignored: Sequence[str], source: object
+) -> None:
+    """Raise one ArtifactError that lists all missing, unused and wrong-shaped tensors.
+
+    `ignored`: regular expressions of names that are known to carry no parameter of ours.
+    """
+    wanted = {tensor.name: tensor.shape for tensor in tensors}
+    defects = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
+    for name, shape in found.items():
+        if name not in wanted and not any(re.fullmatch(pattern, name) for pattern in ignored):
+            defects.append(f"unused: {name} {shape}")
+        elif name in wanted and wanted[name] != shape:
+            defects.append(f"wrong shape: {name} {shape}, expected {wanted[name]} by config.json")
+    if defects:
+        raise ArtifactError("\n  ".join([f"{source}: the tensors do not fit the model:", *defects]))

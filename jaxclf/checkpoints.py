@@ -1,0 +1,342 @@
+"""What a run saves and finds again, and what stands behind a checkpoint's path.
+
+RUN/model.json, tokenizer/               the model's dimensions, its tokenizer
+RUN/checkpoints/STEP/params/             parameters, see `storage`
+RUN/checkpoints/STEP/state/              optimizer state, step, rng
+RUN/checkpoints/STEP/meta/meta.json      data iterator, metrics, manifests
+
+MODEL/model.json, tokenizer/             a converted model has the same at its root
+MODEL/params/, manifest.json
+"""
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxclf import storage
+from jaxclf.errors import ArtifactError, InputError, StorageError
+from jaxclf.models.layers import RopeScaling
+from jaxclf.models.llama import LlamaConfig
+from jaxclf.shapes import Params
+from jaxclf.storage import Manifest
+
+FAMILIES = {"llama": LlamaConfig}
+
+Which = int | Literal["best", "last"]
+
+
+class Restored(NamedTuple):
+    """A checkpoint in memory."""
+
+    params: Params
+    state: Any
+    iterator_state: Any
+    metrics: dict[str, float]
+
+
+class Checkpoints:
+    """The checkpoints of one run: the last `keep` of them, and the best.
+
+    The best has the highest `metrics[best_metric]`; of equals the latest; a checkpoint without
+    that metric, or with NaN, is never the best. Saving goes on in the background: an error of it
+    is raised by the next call of `save`, `wait` or `close`. One process at a time may hold this.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 1, best_metric: str = "score"):
+        if keep < 1:
+            raise InputError(f"train.keep is {keep}; a run keeps at least 1 checkpoint")
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.best_metric = best_metric
+        self._scores = _scores(self.directory)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LastAndBest(keep, self._scores),
+            cleanup_tmp_directories=True,  # of a save that was killed
+            save_root_metadata=False,
+        )
+        handlers = {
+            "params": storage.handler(),
+            "state": storage.handler(),
+            "meta": ocp.JsonCheckpointHandler("meta.json"),
+        }
+        with _storage_errors(f"{self.directory}: cannot be opened"):
+            self._manager = ocp.CheckpointManager(
+                self.directory, item_handlers=handlers, options=options
+            )
+
+    def save(
+        self,
+        step: int,
+        params: Params,
+        state: Any,
+        iterator_state: Any,
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Save after `step` steps; the arrays may be donated as soon as this returns.
+
+        `state`: any pytree of arrays, numbers and PRNG keys. `iterator_state`: bytes, or what
+        JSON can hold. A step that is already saved is left as it is.
+        """
+        self.wait()
+        if step in _steps(self.directory):
+            return
+        score = float(metrics.get(self.best_metric, math.nan))
+        meta = {
+            "step": step,
+            "score": None if math.isnan(score) else score,
+            "metrics": dict(metrics),
+            "iterator_state": _encode_iterator(iterator_state),
+            "manifest": {
+                "params": storage.manifest_to_json(storage.describe(params)),
+                "state": storage.manifest_to_json(storage.describe(state)),
+            },
+        }
+        self._scores[step] = meta["score"]
+        arguments = ocp.args.Composite(
+            params=storage.save_args(params),
+            state=storage.save_args(state),
+            meta=ocp.args.JsonSave(_seal(meta)),
+        )
+        with _storage_errors(f"{self.directory / str(step)}: cannot be saved"):
+            self._manager.save(step, args=arguments, force=True)
+
+    def latest_step(self) -> int | None:
+        return _choose(self.directory, "last")
+
+    def best_step(self) -> int | None:
+        return _choose(self.directory, "best")
+
+    def restore(self, step: Which, abstract_params: Params, abstract_state: Any) -> Restored:
+        """Load bit for bit what was saved; raises ArtifactError naming each damaged leaf."""
+        self.wait()
+        directory = _step_directory(self.directory, step)
+        meta = _read_meta(directory)
+        params = storage.restore(directory / "params", meta.manifest["params"], abstract_params)
+        state = storage.restore(directory / "state", meta.manifest["state"], abstract_state)
+        return Restored(params, state, meta.iterator_state, meta.metrics)
+
+    def restore_params(self, step: Which, abstract_params: Params) -> Params:
+        """The parameters alone."""
+        self.wait()
+        directory = _step_directory(self.directory, step)
+        manifest = _read_meta(directory).manifest["params"]
+        return storage.restore(directory / "params", manifest, abstract_params)
+
+    def wait(self) -> None:
+        """Return when the last save is on disk; raises StorageError if it failed."""
+        with _storage_errors(f"{self.directory}: the last checkpoint was not saved"):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        with _storage_errors(f"{self.directory}: the last checkpoint was not saved"):
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _LastAndBest:
+    """Orbax's preservation policy: which steps stay."""
+
+    keep: int
+    scores: Mapping[int, float | None]
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.keep :], _best({step: self.scores.get(step) for step in steps})}
+        return [step in kept for step in steps]
+
+
+# Finding ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Where a model's parts lie, whether a run saved it or a conversion wrote it."""
+
+    params_dir: Path
+    manifest: Manifest
+    model_json: Path
+    tokenizer_dir: Path
+    run_dir: Path | None  # None: a converted model
+    step: int | None
+
+
+def resolve(path: str | Path, step: Which = "best") -> ModelSource:
+    """Find the model in a run directory, a step directory of one, or a model directory.
+
+    `step` chooses within a run directory; "best" is the last where no checkpoint has a score.
+    Raises ArtifactError where there is none.
+    """
+    path = Path(path).absolute()
+    if (path / "params").is_dir() and (path / "manifest.json").is_file():
+        source = path / "manifest.json"
+        manifest = storage.manifest_from_json(storage.read_json(source), source)
+        return _source(path, path / "params", manifest, None, None)
+    if (path / "params").is_dir() and (path / "meta").is_dir():
+        directory, run_dir = path, path.parent.parent
+    elif (path / "checkpoints").is_dir():
+        directory, run_dir = _step_directory(path / "checkpoints", step), path
+    else:
+        raise ArtifactError(
+            f"{path}: no checkpoint here; expected a run directory (checkpoints/), a step of one "
+            "(checkpoints/STEP) or a converted model (params/, manifest.json). A Hugging Face "
+            "directory is converted by python -m conversion.from_hf"
+        )
+    meta = _read_meta(directory)
+    return _source(run_dir, directory / "params", meta.manifest["params"], run_dir, meta.step)
+
+
+def load_params(
+    source: ModelSource | str | Path, abstract: Params, *, sharding: Any = None, dtype: Any = None
+) -> Params:
+    """Verified parameters in the structure of `abstract`, cast to its dtypes or to `dtype`.
+
+    `sharding`: one for all leaves or a tree of them. Raises ArtifactError listing what is
+    missing, unexpected, of another shape or corrupt.
+    """
+    if not isinstance(source, ModelSource):
+        source = resolve(source)
+    if dtype is not None:
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
+    return storage.restore(
+        source.params_dir, source.manifest, abstract, sharding=sharding, cast=True
+    )
+
+
+def _source(root: Path, params_dir: Path, manifest: Manifest, run_dir, step) -> ModelSource:
+    model_json = root / "model.json"
+    if not model_json.is_file():
+        raise ArtifactError(f"{model_json}: missing; {root} is no complete model or run directory")
+    return ModelSource(params_dir, manifest, model_json, root / "tokenizer", run_dir, step)
+
+
+def _steps(directory: Path) -> list[int]:
+    """Complete steps: orbax renames a step's directory to its number when all is written."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
+
+
+def _scores(directory: Path) -> dict[int, float | None]:
+    # A step whose meta is gone was being deleted when the run was killed.
+    return {
+        step: _read_meta(directory / str(step)).score
+        for step in _steps(directory)
+        if (directory / str(step) / "meta" / "meta.json").is_file()
+    }
+
+
+def _best(scores: Mapping[int, float | None]) -> int | None:
+    scored = [(score, step) for step, score in scores.items() if score is not None]
+    return max(scored)[1] if scored else None
+
+
+def _choose(directory: Path, step: Which) -> int | None:
+    steps = _steps(directory)
+    if not steps:
+        return None
+    if step == "best":
+        best = _best(_scores(directory))
+        return steps[-1] if best is None else best
+    if step == "last":
+        return steps[-1]
+    if step not in steps:
+        raise ArtifactError(f"{directory}: no checkpoint of step {step}; there are {steps}")
+    return step
+
+
+def _step_directory(directory: Path, step: Which) -> Path:
+    chosen = _choose(directory, step)
+    if chosen is None:
+        raise ArtifactError(f"{directory}: no complete checkpoint; the run saved none")
+    return directory / str(chosen)
+
+
+# Meta ---------------------------------------------------------------------------------------------
+
+
+class _Meta(NamedTuple):
+    step: int
+    score: float | None
+    metrics: dict[str, float]
+    iterator_state: Any
+    manifest: dict[str, Manifest]
+
+
+def _read_meta(directory: Path) -> _Meta:
+    path = directory / "meta" / "meta.json"
+    sealed = storage.read_json(path)
+    try:
+        meta = sealed["content"]
+        if _seal(meta) != sealed:
+            raise ValueError("its checksum differs")
+        manifest = {
+            item: storage.manifest_from_json(leaves, path)
+            for item, leaves in meta["manifest"].items()
+        }
+        iterator_state = _decode_iterator(meta["iterator_state"])
+        return _Meta(meta["step"], meta["score"], meta["metrics"], iterator_state, manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: corrupt ({error})") from error
+
+
+def _seal(content: Any) -> dict[str, Any]:
+    text = json.dumps(content, sort_keys=True)
+    return {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _encode_iterator(state: Any) -> dict[str, Any]:
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    return {"json": state}
+
+
+def _decode_iterator(state: dict[str, Any]) -> Any:
+    return base64.b64decode(state["bytes"]) if "bytes" in state else state["json"]
+
+
+@contextlib.contextmanager
+def _storage_errors(what: str) -> Iterator[None]:
+    """Orbax reports a full disk or a lost mount as any of several types."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:
+        raise StorageError(f"{what} ({type(error).__name__}: {error})") from error
+
+
+# model.json ---------------------------------------------------------------------------------------
+
+
+def write_model(path: Path, config: LlamaConfig, dtype: str, family: str = "llama") -> None:
+    """Write model.json; `dtype`: that of the stored parameters."""
+    fields = {"family": family, **dataclasses.asdict(config), "dtype": dtype}
+    path.write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def read_model(path: Path) -> tuple[LlamaConfig, str]:
+    """The dimensions and the dtype of the stored parameters; raises ArtifactError."""
+    fields = storage.read_json(path)
+    try:
+        family, dtype = fields.pop("family"), fields.pop("dtype")
+        if family not in FAMILIES:
+            raise ValueError(f"family {family!r} is not known; known: {', '.join(FAMILIES)}")
+        if fields["rope_scaling"] is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        return FAMILIES[family](**fields), dtype
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: describes no model of this version ({error})") from error

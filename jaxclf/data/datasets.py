@@ -1,0 +1,334 @@
+"""The named data sets: where they are, their splits, labels and published sizes.
+
+| name    | tasks           | files under a local root                     | public source      |
+|---------|-----------------|----------------------------------------------|--------------------|
+| builtin | intent, slots   | none                                         | made by `builtin`  |
+| massive | intent, slots   | massive/en-US.jsonl.gz                       | hub                |
+| 20ng    | 7class, 20class | 20newsgroups/train.jsonl.gz, …/test.jsonl.gz | scikit-learn       |
+| file    | label, slots    | none                                         | data.train … test  |
+
+The local root is `data.root`, else the environment variable JAXCLF_DATA_ROOT; with neither, the
+public source is used.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxclf.data import builtin, records
+from jaxclf.data.files import Row
+from jaxclf.data.records import Defects, Schema, Target
+from jaxclf.data.tasks import Record, Task
+from jaxclf.errors import ArtifactError, InputError, StorageError
+
+Splits = dict[str, list[Record]]
+Domain = Literal["News", "Utter", "Text"]  # what a text is called in a prompt
+
+ROOT_VARIABLE = "JAXCLF_DATA_ROOT"
+COUNTS = {
+    "massive": {"train": 11_514, "dev": 2_033, "test": 2_974},
+    "20ng": {"train": 11_314, "test": 7_532},
+}
+LABEL_COUNTS = {
+    "massive": {"intent": 60, "slots": 55},
+    "20ng": {"7class": 7, "20class": 20},
+}
+
+MASSIVE_SCHEMA = Schema(
+    id="id",
+    text="utt",
+    split="partition",
+    targets=(Target("intent", "class", "intent"), Target("slots", "slots", "annot_utt")),
+)
+# The hub turns every data set into parquet files on this branch. Its main branch holds only a
+# loading script, and `datasets` runs none since version 4.
+MASSIVE_REPOSITORY = "AmazonScience/massive"
+MASSIVE_REVISION = "refs/convert/parquet"
+MASSIVE_FILES = tuple(f"en-US/{split}/0000.parquet" for split in ("train", "validation", "test"))
+
+NEWSGROUPS_SCHEMA = Schema(id="id", text="text", targets=(Target("20class", "class", "label"),))
+
+# `data.dev_fraction` takes the same records whatever the run's seed, so that runs compare.
+HELD_OUT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as a run sees it: the selected tasks and the records of each split.
+
+    `skipped`: records left out for a defect, by split. `fingerprint`: SHA-256 over splits, ids,
+    texts and labels.
+    """
+
+    name: str
+    domain: Domain
+    tasks: tuple[Task, ...]
+    splits: Splits
+    skipped: dict[str, int]
+    fingerprint: str
+
+
+def load(config: Any) -> Dataset:
+    """The data set that `config` (a run's `config.data`) names.
+
+    Raises InputError if the config or a record is wrong, StorageError if the public source
+    cannot be reached, ArtifactError if the data are not the published ones.
+    """
+    loaders = {"builtin": _builtin, "massive": _massive, "20ng": _newsgroups, "file": _file}
+    loader = loaders[_one_of("data.name", config.name, loaders)]
+    skip = _one_of("data.on_defect", config.on_defect, ("fail", "skip")) == "skip"
+    if not 0 <= config.dev_fraction < 1:
+        raise InputError(f"data.dev_fraction is {config.dev_fraction}; it must be in [0, 1)")
+    if config.limit < 0:
+        raise InputError(f"data.limit is {config.limit}; it must be 0 (all) or more")
+
+    defects = Defects(skip=skip)
+    domain, tasks, splits = loader(config, defects)
+    if config.check_counts:
+        _check_counts(config.name, tasks, splits)
+    if config.task != "both":
+        name = _one_of("data.task", config.task, [*(task.name for task in tasks), "both"])
+        tasks = tuple(task for task in tasks if task.name == name)
+        splits = {split: _with_labels(found, (name,)) for split, found in splits.items()}
+    if config.dev_fraction and not splits.get("dev"):
+        splits = splits | _hold_out(splits["train"], config.dev_fraction, tasks)
+    if config.limit:
+        splits = {split: spread(found, config.limit) for split, found in splits.items()}
+    splits = {split: splits[split] for split in ("train", "dev", "test") if split in splits}
+    return Dataset(config.name, domain, tasks, splits, dict(defects.counts), _fingerprint(splits))
+
+
+def spread(items: Sequence[Record], count: int) -> list[Record]:
+    """At most `count` items at even distances: a file sorted by class gives every class."""
+    if count >= len(items):
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def local_root(config: Any) -> tuple[Path, str] | None:
+    """The folder of local data and the setting that names it; None if neither setting does."""
+    if config.root:
+        return Path(config.root), "data.root"
+    root = os.environ.get(ROOT_VARIABLE, "")
+    return (Path(root), ROOT_VARIABLE) if root else None
+
+
+# The data sets. Each gives the prompt's word for a text, its tasks in the order of the prompt's
+# task1, task2, and the records by split.
+
+
+def _builtin(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
+    rows = (Row(f"builtin:{line}", fields) for line, fields in enumerate(builtin.rows(), 1))
+    splits = records.parse(rows, MASSIVE_SCHEMA, defects)
+    defects.check()
+    return "Utter", _tasks(MASSIVE_SCHEMA, splits.values()), splits
+
+
+def _massive(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
+    paths = _local_files(config, ("massive/en-US.jsonl.gz",)) or download_massive()
+    splits: Splits = {}
+    for path in paths:
+        for split, found in records.read(path, MASSIVE_SCHEMA, defects).items():
+            splits.setdefault(split, []).extend(found)
+    defects.check()
+    # From all splits: some slots and intents are so rare that a split may lack them.
+    return "Utter", _tasks(MASSIVE_SCHEMA, splits.values()), splits
+
+
+def download_massive() -> list[Path]:
+    """The parquet files of MASSIVE en-US, from the hub or the hub's cache on this machine."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return [
+            Path(
+                hf_hub_download(
+                    MASSIVE_REPOSITORY, file, repo_type="dataset", revision=MASSIVE_REVISION
+                )
+            )
+            for file in MASSIVE_FILES
+        ]
+    except Exception as error:  # of several libraries, with no base in common
+        raise _unreachable(f"MASSIVE (hub: {MASSIVE_REPOSITORY})", error) from error
+
+
+def _newsgroups(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
+    paths = _local_files(config, [f"20newsgroups/{split}.jsonl.gz" for split in ("train", "test")])
+    splits: Splits = {}
+    for number, split in enumerate(("train", "test")):
+        if paths:
+            splits |= records.read(paths[number], NEWSGROUPS_SCHEMA, defects, split)
+        else:
+            splits |= records.parse(fetch_newsgroups(split), NEWSGROUPS_SCHEMA, defects, split)
+    defects.check()
+    (classes,) = _tasks(NEWSGROUPS_SCHEMA, splits.values())
+    roots = Task("7class", "class", tuple(sorted({root_class(name) for name in classes.labels})))
+    return "News", (roots, classes), {split: _with_roots(found) for split, found in splits.items()}
+
+
+def _with_roots(found: Iterable[Record]) -> list[Record]:
+    labels = ((record, str(record.labels["20class"])) for record in found)
+    return [
+        Record(record.id, record.text, {"7class": root_class(label), "20class": label})
+        for record, label in labels
+    ]
+
+
+def root_class(group: str) -> str:
+    """`"comp.graphics" → "comp"`."""
+    return group.partition(".")[0]
+
+
+def fetch_newsgroups(split: str) -> list[Row]:
+    """A split of "bydate", headers kept, in the order of group and number.
+
+    scikit-learn decodes the posts as Latin-1 and keeps them in its own cache.
+    """
+    from sklearn.datasets import fetch_20newsgroups
+
+    try:
+        found: Any = fetch_20newsgroups(subset=split, remove=(), shuffle=False)
+    except Exception as error:  # whatever the download or unpacking ran into
+        raise _unreachable("20 Newsgroups (scikit-learn)", error) from error
+    rows = []
+    for file, text, target in zip(found.filenames, found.data, found.target, strict=True):
+        label = found.target_names[target]
+        identity = f"{label}/{Path(file).name}"
+        rows.append(Row(identity, {"id": identity, "label": label, "text": text}))
+    return sorted(rows, key=lambda row: row.where)
+
+
+def _file(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
+    targets = []
+    if config.label:
+        targets.append(Target("label", "class", config.label))
+    if config.slots:
+        targets.append(Target("slots", "slots", config.slots))
+    if not targets:
+        raise InputError("data.label and data.slots are both empty; name a column with labels")
+    if not config.train:
+        raise InputError("data.name is 'file' and data.train is empty; name the training file")
+    schema = Schema(text=config.text, id=config.id, targets=tuple(targets))
+    splits = records.read(config.train, schema, defects, "train")
+    tasks = _tasks(schema, splits.values())
+    schema = dataclasses.replace(
+        schema,
+        targets=tuple(
+            dataclasses.replace(target, known=frozenset(task.labels))
+            for target, task in zip(targets, tasks, strict=True)
+        ),
+    )
+    for split, path in (("dev", config.dev), ("test", config.test)):
+        if path:
+            splits |= {split: records.read(path, schema, defects, split).get(split, [])}
+    defects.check()
+    for split in ("train", *splits):
+        if not splits.get(split):
+            raise InputError(f"{config[split]}: no usable record")
+    return "Text", tasks, splits
+
+
+# What they share.
+
+
+def _local_files(config: Any, names: Sequence[str]) -> list[Path] | None:
+    found = local_root(config)
+    if found is None:
+        return None
+    root, setting = found
+    paths = [root / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(
+                f"{setting} is {str(root)!r}, but {path} does not exist. Put the file there, or "
+                f"unset {setting} to fetch the data from their public source."
+            )
+    return paths
+
+
+def _unreachable(source: str, error: Exception) -> StorageError:
+    return StorageError(
+        f"{source} could not be fetched: {type(error).__name__}: {error}. Check the network, or "
+        f"set data.root or {ROOT_VARIABLE} to a folder that holds the data."
+    )
+
+
+def _tasks(schema: Schema, splits: Iterable[Iterable[Record]]) -> tuple[Task, ...]:
+    """The tasks of a schema with the labels that occur in the records, sorted."""
+    labels: dict[str, set[str]] = {target.task: set() for target in schema.targets}
+    for found in splits:
+        for record in found:
+            for task, label in record.labels.items():
+                if isinstance(label, str):
+                    labels[task].add(label)
+                elif isinstance(label, tuple):
+                    labels[task].update(tag[2:] for tag in label if tag != "O")
+    return tuple(
+        Task(target.task, target.kind, tuple(sorted(labels[target.task])))
+        for target in schema.targets
+    )
+
+
+def _check_counts(name: str, tasks: Sequence[Task], splits: Splits) -> None:
+    found = {split: len(records_) for split, records_ in splits.items()}
+    found |= {f"{task.name} labels": len(task.labels) for task in tasks}
+    expected = COUNTS.get(name, {}) | {
+        f"{task} labels": count for task, count in LABEL_COUNTS.get(name, {}).items()
+    }
+    for what, count in expected.items():
+        if found.get(what, 0) != count:
+            raise ArtifactError(
+                f"{name}: {found.get(what, 0):,} {what}, where the published data set has "
+                f"{count:,}. Fetch it again, or set data.check_counts=False to use it as it is."
+            )
+
+
+def _with_labels(found: Iterable[Record], names: Sequence[str]) -> list[Record]:
+    return [
+        Record(record.id, record.text, {name: record.labels[name] for name in names})
+        for record in found
+    ]
+
+
+def _hold_out(train: Sequence[Record], fraction: float, tasks: Sequence[Task]) -> Splits:
+    """Train and dev: of each class the given share, rounded, in the order of hashed ids.
+
+    With several class tasks, a class is a combination of their labels. At least one record of
+    each stays in train.
+    """
+    names = [task.name for task in tasks if task.kind == "class"]
+    classes: dict[tuple, list[str]] = {}
+    for record in train:
+        classes.setdefault(tuple(record.labels[name] for name in names), []).append(record.id)
+    held_out = set()
+    for ids in classes.values():
+        ids.sort(key=lambda identity: sha256(f"{HELD_OUT_SEED}:{identity}".encode()).digest())
+        held_out.update(ids[: min(round(fraction * len(ids)), len(ids) - 1)])
+    return {
+        "train": [record for record in train if record.id not in held_out],
+        "dev": [record for record in train if record.id in held_out],
+    }
+
+
+def _fingerprint(splits: Splits) -> str:
+    digest = sha256()
+    for split in sorted(splits):
+        for record in splits[split]:
+            labels = sorted(record.labels.items())
+            digest.update(json.dumps([split, record.id, record.text, labels]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _one_of(field: str, value: str, possible: Iterable[str] | Mapping[str, Any]) -> str:
+    names = list(possible)
+    if value in names:
+        return value
+    nearest = difflib.get_close_matches(value, names, n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise InputError(f"{field} is {value!r}; possible: {', '.join(names)}.{hint}")

@@ -1,0 +1,80 @@
+"""Batches in a shuffled, sharded, endless order that can be resumed at any step (grain)."""
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from jaxclf.data import pack
+from jaxclf.data.pack import PromptBatch
+from jaxclf.data.tokenize import Tokens
+
+# Rows filled side by side before any is emitted; more of them leave less padding.
+_PACKING_BINS = 64
+
+
+class _Rows:
+    """Random access to the examples' arrays, as grain reads a source."""
+
+    def __init__(self, examples: Sequence[Tokens]):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> pack.Row:
+        return pack.row(self.examples[index])
+
+
+def train_batches(
+    examples: Sequence[Tokens],
+    *,
+    batch_size: int,
+    seed: int,
+    row_length: int = 0,
+    shard: int = 0,
+    shards: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator of `Batch`; `get_state` and `set_state` make it resumable.
+
+    Every epoch has an order of its own, drawn from `seed`, in which each example comes once over
+    all shards. `batch_size` counts this shard's examples, or its rows when `row_length` > 0 packs
+    several examples into rows of that many tokens.
+    """
+    dataset = grain.MapDataset.source(_Rows(examples)).shuffle(seed).repeat()
+    rows = dataset.slice(slice(shard, None, shards)).to_iter_dataset(
+        grain.ReadOptions(num_threads=0)
+    )
+    if not row_length:
+        return iter(rows.batch(batch_size, batch_fn=pack.padded))
+    lengths = {
+        "tokens": row_length,
+        "label_positions": label_budget(examples, row_length),
+        "label_tokens": label_budget(examples, row_length),
+    }
+    filled = grain.experimental.FirstFitPackIterDataset(
+        rows, length_struct=lengths, num_packing_bins=_PACKING_BINS, seed=seed
+    )
+    return iter(filled.batch(batch_size).map(pack.packed))
+
+
+def label_budget(examples: Sequence[Tokens], row_length: int) -> int:
+    """Label tokens J that a packed row may hold: its usual share and a quarter more."""
+    labels = [len(item.label) for item in examples]
+    totals = [len(item.prefix) + len(item.text) + len(item.label) - 1 for item in examples]
+    share = 1.25 * row_length * sum(labels) / max(1, sum(totals))
+    return min(row_length, pack.bucket(max(int(share), *labels), smallest=4))
+
+
+def prompt_batches(
+    examples: Sequence[Tokens], batch_size: int
+) -> Iterator[tuple[list[int], PromptBatch]]:
+    """Every example once, by length, as (indices, prompts); the last batch is filled up, not cut.
+
+    Prompts of like length stand together, so that little padding is computed.
+    """
+    lengths = [len(item.prefix) + len(item.text) for item in examples]
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        indices = [int(index) for index in order[start : start + batch_size]]
+        yield indices, pack.prompts([examples[index] for index in indices], batch_size)

@@ -1,0 +1,200 @@
+"""Raw rows → records, with every defect located as `file:line: field: reason`.
+
+A defect is: what `files` finds wrong with a row (not UTF-8, not JSON, no object, a byte order
+mark, a line of more than `MAX_BYTES`), a field that is missing or of the wrong type, an empty
+text, a NUL character, half of a surrogate pair, an id that an earlier record of the split has, a
+label that is not known, slots that do not fit the words of the text.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxclf.data import files
+from jaxclf.data.files import Defect, Row, kind_of, show
+from jaxclf.data.slots import slot_tags
+from jaxclf.data.tasks import Label, Record, words
+from jaxclf.errors import InputError
+
+SHOWN_DEFECTS = 10
+SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The column with a task's gold labels. `known`: the labels that may occur; None: any.
+
+    A class label is text or a whole number (taken as its digits); how slots may be written is
+    said in `slots`.
+    """
+
+    task: str
+    kind: Literal["class", "slots"]
+    column: str
+    known: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Which column holds what. Without an id column a record's id is its `file:line`."""
+
+    text: str
+    targets: tuple[Target, ...] = ()
+    id: str = ""
+    split: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column that is read, once; the text first."""
+        names = [self.text, self.id, self.split, *(target.column for target in self.targets)]
+        return list(dict.fromkeys(filter(None, names)))
+
+
+@dataclass
+class Defects:
+    """The defects met so far, over all files of a data set."""
+
+    skip: bool = False  # go on without the records concerned
+    shown: list[str] = field(default_factory=list)  # the first ones, located
+    counts: dict[str, int] = field(default_factory=dict)  # by split
+
+    def add(self, where: str, split: str, defect: Defect) -> None:
+        if len(self.shown) < SHOWN_DEFECTS:
+            self.shown.append(f"{where}: {defect}")
+        self.counts[split] = self.counts.get(split, 0) + 1
+
+    def check(self) -> None:
+        """Raises InputError with the first defects, unless they are to be skipped."""
+        count = sum(self.counts.values())
+        if self.skip or not count:
+            return
+        lines = ["a record has a defect:" if count == 1 else f"{count:,} records have defects:"]
+        lines += self.shown
+        if count > len(self.shown):
+            lines.append(f"and {count - len(self.shown):,} more")
+        remedy = "Correct them, or set data.on_defect=skip to go on without these records."
+        raise InputError("\n  ".join(lines) + "\n" + remedy)
+
+
+def read(
+    path: str | Path, schema: Schema, defects: Defects, split: str = ""
+) -> dict[str, list[Record]]:
+    """The records of a file by split: that of the schema's split column, else `split`.
+
+    Defects are added to `defects`, whose `check` is called after the last file. Raises what
+    `files.rows` raises.
+    """
+    return parse(files.rows(Path(path), schema.columns), schema, defects, split)
+
+
+def parse(
+    rows: Iterable[Row], schema: Schema, defects: Defects, split: str = ""
+) -> dict[str, list[Record]]:
+    """Raw rows → records by split; see `read`."""
+    records: dict[str, list[Record]] = {}
+    seen: set[tuple[str, str]] = set()
+    for row in rows:
+        row_split = "" if schema.split else split
+        try:
+            if isinstance(row.fields, Defect):
+                raise row.fields
+            if schema.split:
+                row_split = _split(row.fields, schema.split)
+            record = _record(row.where, row.fields, schema)
+            if (row_split, record.id) in seen:
+                raise Defect(schema.id, f"{show(record.id)} is the id of an earlier record")
+        except Defect as defect:
+            defects.add(row.where, row_split or "unknown", defect)
+        else:
+            seen.add((row_split, record.id))
+            records.setdefault(row_split, []).append(record)
+    return records
+
+
+def _record(where: str, fields: Mapping[str, Any], schema: Schema) -> Record:
+    text = _text(fields, schema.text)
+    if not words(text):
+        raise Defect(schema.text, "empty; a record needs at least one word")
+    identity = _name(fields, schema.id) if schema.id else Path(where).name
+    labels: dict[str, Label] = {}
+    for target in schema.targets:
+        if target.kind == "class":
+            label = _name(fields, target.column)
+            names = {label}
+        else:
+            label = _slots(fields, target.column, text)
+            names = {tag[2:] for tag in label if tag != "O"}
+        if target.known is not None and not names <= target.known:
+            unknown = ", ".join(show(name) for name in sorted(names - target.known))
+            reason = f"{unknown} is none of the {len(target.known)} labels of the train split"
+            raise Defect(target.column, reason)
+        labels[target.task] = label
+    return Record(identity, text, labels)
+
+
+def _field(fields: Mapping[str, Any], column: str) -> Any:
+    value = fields.get(column)
+    if value is None:
+        found = ", ".join(show(name) for name in list(fields)[:8]) or "no fields"
+        reason = "null" if column in fields else f"the record has {found}"
+        raise Defect(column, f"missing ({reason})")
+    return value
+
+
+def _text(fields: Mapping[str, Any], column: str) -> str:
+    value = _field(fields, column)
+    if not isinstance(value, str):
+        raise Defect(column, f"expected text, found {kind_of(value)}")
+    _check_text(value, column)
+    return value
+
+
+def _name(fields: Mapping[str, Any], column: str) -> str:
+    """A label or an id: text on one line, or a whole number."""
+    value = _field(fields, column)
+    if type(value) is int:  # not bool
+        return str(value)
+    value = _text(fields, column)
+    if not value.strip():
+        raise Defect(column, "empty")
+    if value != value.strip() or len(value.splitlines()) > 1:
+        raise Defect(column, f"{show(value)} has space around it or a line break in it")
+    return value
+
+
+def _slots(fields: Mapping[str, Any], column: str, text: str) -> tuple[str, ...]:
+    try:
+        tags = slot_tags(_field(fields, column), text)
+    except Defect:
+        raise
+    except ValueError as error:
+        raise Defect(column, str(error)) from None
+    for tag in set(tags):
+        _check_text(tag, column)
+    return tags
+
+
+def _split(fields: Mapping[str, Any], column: str) -> str:
+    value = _text(fields, column)
+    if value not in SPLITS:
+        raise Defect(column, f"{show(value)} is no split; expected one of {', '.join(SPLITS)}")
+    return SPLITS[value]
+
+
+def _check_text(text: str, column: str) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        if 0xDC80 <= code <= 0xDCFF:  # what `files` makes of a bad byte
+            reason = f"not UTF-8 (byte 0x{code - 0xDC00:02x}, or \\u{code:04x} escaped alone)"
+        else:
+            reason = f"\\u{code:04x} is half of a surrogate pair"
+        raise Defect(column, f"{reason} at character {error.start}") from None
+    if size > files.MAX_BYTES:
+        raise Defect(column, files.too_large(size))
+    if "\0" in text:
+        raise Defect(column, f"character {text.index(chr(0))} is NUL")
+    if text.startswith("\ufeff"):
+        raise Defect(column, files.BYTE_ORDER_MARK)

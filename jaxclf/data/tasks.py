@@ -1,0 +1,70 @@
+"""What a record is and what is asked of it.
+
+A task names the values an answer may take; a record is one text with its gold value for every
+selected task. A record carrying two tasks' labels *is* the multi-task example:
+
+    Record("7", "wake me at five am", {"intent": "alarm_set", "slots": ("O", "O", "O", "B-time",
+    "I-time")})
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+OTHER = "Other"  # what a word outside every slot is called in prompts and answers
+
+Kind = Literal["class", "slots", "regression"]
+Label = str | tuple[str, ...] | float | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question asked of a text.
+
+    `labels` are the values an answer may take, sorted: class names for kind "class"; slot type
+    names, without OTHER, for kind "slots"; empty for kind "regression".
+    """
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One text with its gold label per task name.
+
+    A label is a class name, a tuple of BIO tags with one tag per word of `text` ("O", "B-time",
+    "I-time"), a number, or None where the data set hides it.
+    """
+
+    id: str
+    text: str
+    labels: Mapping[str, Label]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text: `"wake me  up" → ["wake", "me", "up"]`. The one definition of a word."""
+    return text.split()
+
+
+def plain_slots(bio: Iterable[str]) -> tuple[str, ...]:
+    """BIO tags as plain names: `("B-time", "I-time", "O") → ("time", "time", "Other")`."""
+    return tuple(OTHER if tag == "O" else tag[2:] for tag in bio)
+
+
+def bio_slots(plain: Sequence[str]) -> tuple[str, ...]:
+    """Plain names as BIO tags, consecutive equal names forming one span:
+    `("time", "time", "Other") → ("B-time", "I-time", "O")`.
+
+    Adjacent spans of the same slot, which BIO tells apart, cannot be told apart in plain names.
+    """
+    tags = []
+    previous = OTHER
+    for name in plain:
+        if name == OTHER:
+            tags.append("O")
+        else:
+            tags.append(f"I-{name}" if name == previous else f"B-{name}")
+        previous = name
+    return tuple(tags)

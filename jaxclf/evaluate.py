@@ -1,0 +1,43 @@
+"""Score a trained classifier again.
+
+python -m jaxclf.evaluate --checkpoint runs/quickstart --output runs/quickstart-test
+"""
+
+import argparse
+from pathlib import Path
+
+from jaxclf import config as configs
+from jaxclf import errors
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m jaxclf.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a run directory, or a step of one"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for report and predictions"
+    )
+    parser.add_argument("--step", default="best", help="best (default), last or a step's number")
+    parser.add_argument("--split", default="", help="train, dev or test; default: the run's")
+    parser.epilog = (
+        "Fields of the run's config are overridden as in training: --config.data.root=PATH, "
+        "--config.eval.batch_size=64."
+    )
+    options = configs.parse(parser, arguments)
+
+    # Only now what takes seconds to import.
+    from jaxclf import evaluation
+    from jaxclf.classify import open_run, which
+
+    opened = open_run(options.checkpoint, which(options.step), options.overrides)
+    evaluation.evaluate(opened, Path(options.output), options.split)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,61 @@
+"""Scoring a trained run again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxclf import logs, metrics, report
+from jaxclf.classify import Opened, prompt_source
+from jaxclf.data import datasets
+from jaxclf.errors import ArtifactError, InputError
+
+
+def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
+    """Score `split` (default: the run's) and write report and predictions into `output`.
+
+    Same checkpoint, data and batch size give the same numbers as the run's own report. Raises
+    InputError where the data have other labels than the run or no such split.
+    """
+    config, recipe = opened.config, opened.classifier.recipe
+    split = split or config.eval.split
+    dataset = datasets.load(config.data)
+    if dataset.tasks != recipe.tasks:
+        raise InputError(
+            f"data set {dataset.name} has other tasks or labels than the run was trained on"
+        )
+    if not dataset.splits.get(split):
+        raise InputError(
+            f"data set {dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}"
+        )
+    records = dataset.splits[split]
+    output.mkdir(parents=True, exist_ok=True)
+    with logs.count(f"{split} evaluation", len(records)) as advance:
+        predictions = opened.classifier.predict(
+            opened.params,
+            records,
+            config.eval.batch_size,
+            prompt=prompt_source(config, dataset)[1],
+            progress=advance,
+        )
+    result = _run_report(opened)
+    result["eval"] = metrics.compute(predictions, recipe.tasks, recipe.slot_format)
+    result["eval_split"] = split
+    report.write(output, result, predictions, recipe.tasks, [])
+    print(report.table(result))
+    print(f"report: {output / 'report.html'}")
+    return result
+
+
+def _run_report(opened: Opened) -> dict[str, Any]:
+    """The run's own report with this evaluation's versions, or as much as is known without it."""
+    source = opened.source
+    path = source.run_dir / "report.json" if source.run_dir else None
+    if path is not None and path.is_file():
+        try:
+            result = json.loads(path.read_text())
+            result["train"]["evaluated_step"] = source.step
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is not a report of ours: {error}") from error
+    else:
+        result = {"data": {}, "model": {}, "train": {"evaluated_step": source.step}}
+    return result | {"config": opened.config.to_dict(), "versions": report.versions()}

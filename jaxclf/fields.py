@@ -1,0 +1,175 @@
+"""What the fields of a config may hold, and the nearest name to a mistyped one."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import ml_collections
+
+from jaxclf.errors import InputError
+
+# What `data.task` may name besides "both", for every value of `data.name`.
+TASKS = {
+    "builtin": ("intent", "slots"),
+    "massive": ("intent", "slots"),
+    "20ng": ("7class", "20class"),
+    "file": ("label", "slots"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a field's value has to be: in words, as a test, and by name if it is one of few."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
+
+
+def one_of(*names: str) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: value in names, names)
+
+
+def whole(minimum: int) -> Rule:
+    return Rule(
+        f"a whole number of at least {minimum}",
+        lambda value: type(value) is int and value >= minimum,
+    )
+
+
+def real(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+    """A finite number in [low, high), or in (low, high) if `above`."""
+    words = f"a number {'above' if above else 'of at least'} {low:g}"
+    words += f" and below {high:g}" if high < math.inf else ""
+    return Rule(
+        words,
+        lambda value: (
+            type(value) in (int, float)
+            and (low < value if above else low <= value)
+            and value < high
+        ),
+    )
+
+
+def _is_trained(value: Any) -> bool:
+    if not isinstance(value, str) or not value:
+        return False
+    if value.startswith("last:"):
+        return re.fullmatch(r"last:[1-9][0-9]*", value) is not None
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True
+
+
+RULES: dict[str, Rule] = {
+    "seed": whole(0),
+    "data.name": one_of(*TASKS),
+    "data.on_defect": one_of("fail", "skip"),
+    "data.limit": whole(0),
+    "data.dev_fraction": real(0, 1),
+    "prompt.template": one_of("listing", "plain"),
+    "prompt.wrapper": one_of("none", "llama2", "llama3"),
+    "prompt.shots": whole(0),
+    "prompt.slots": one_of("names", "bio"),
+    # Byte-level: one entry per byte and some for the special tokens.
+    "tokenizer.vocab_size": whole(260),
+    "model.dtype": one_of("auto", "float32", "bfloat16"),
+    "model.param_dtype": one_of("float32", "bfloat16"),
+    "train.steps": whole(0),
+    "train.batch_size": whole(1),
+    "train.max_length": whole(1),
+    "train.row_length": whole(0),
+    "train.accumulate": whole(1),
+    "train.learning_rate": real(0),
+    "train.schedule": one_of("constant", "linear", "cosine"),
+    "train.warmup_steps": whole(0),
+    "train.weight_decay": real(0),
+    "train.b1": real(0, 1),
+    "train.b2": real(0, 1),
+    "train.eps": real(0, above=True),
+    "train.clip_norm": real(0),
+    "train.trained": Rule("all, last:N, biases, norms or a regular expression", _is_trained),
+    "train.max_skipped": whole(0),
+    "train.log_every": whole(1),
+    "train.eval_every": whole(0),
+    "train.checkpoint_every": whole(0),
+    "train.keep": whole(1),
+    "eval.batch_size": whole(1),
+    "eval.split": one_of("train", "dev", "test"),
+    "eval.limit": whole(0),
+    "eval.fallback": one_of("none", "first", "nearest", "random"),
+    "eval.max_new_tokens": whole(0),
+}
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raise InputError naming the first field whose value cannot be meant."""
+    fields = dict(leaves(config))
+    for name, rule in RULES.items():
+        if name not in fields:
+            raise InputError(
+                f"the config has no field {name}. Start from default() of configs/common.py"
+            )
+        _check(name, fields[name], rule)
+    for name, value in fields.items():
+        if not _is_plain(value):
+            raise InputError(
+                f"{name} is {value!r}; expected true, false, a number, text or a tuple of these"
+            )
+    data, train = config.data, config.train
+    _check("data.task", data.task, one_of(*TASKS[data.name], "both"))
+    if data.name == "file" and not data.train:
+        raise InputError("data.train is empty; expected a jsonl, csv or parquet file")
+    if data.name == "file" and data.task != "label" and not data.slots:
+        raise InputError(
+            f"data.slots is empty, but data.task is {data.task!r}; expected the column that holds "
+            "the slots. Name it, or set data.task to 'label'"
+        )
+    if train.batch_size % train.accumulate:
+        raise InputError(
+            f"train.batch_size is {train.batch_size:,}; expected a multiple of train.accumulate, "
+            f"which is {train.accumulate:,}"
+        )
+    if 0 < train.row_length < train.max_length:
+        raise InputError(
+            f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "
+            f"which is {train.max_length:,}"
+        )
+
+
+def _check(name: str, value: Any, rule: Rule) -> None:
+    if not rule.holds(value):
+        hint = did_you_mean(value, rule.names) if isinstance(value, str) else ""
+        raise InputError(f"{name} is {value!r}; expected {rule.expected}{hint}")
+
+
+def _is_plain(value: Any) -> bool:
+    """What JSON gives back unchanged; `type` and not isinstance, so that NumPy's are refused."""
+    if type(value) is tuple:
+        return all(_is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field below the groups as (`train.steps`, value)."""
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def did_you_mean(name: str, possible: Iterable[str]) -> str:
+    """Ends a sentence with `. Did you mean 'x'?`, or with nothing if no possible name is near."""
+    near = nearest(name, possible)
+    return f". Did you mean {near!r}?" if near else ""
+
+
+def nearest(name: str, possible: Iterable[str]) -> str | None:
+    """The possible name most like this one, or None if none is."""
+    return next(iter(difflib.get_close_matches(name, list(possible), n=1)), None)

@@ -1,0 +1,56 @@
+"""Masks, grouped-query attention and the key/value cache."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxclf.shapes import Array, Bool, Float, Int
+
+
+def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
+    """True where a query may look: its own segment, itself and earlier; segment 0 is padding."""
+    count = segment_ids.shape[1]
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    earlier = jnp.tril(jnp.ones((count, count), bool))
+    return (same & earlier & (segment_ids[:, None, :] > 0))[:, None]
+
+
+def attend(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "B 1 T S"],
+) -> Float[Array, "B T N H"]:
+    """Softmax attention scaled by 1/sqrt(H); each key head serves N/K query heads.
+
+    Scores and softmax are float32. A query whose mask is all False gets a finite value that means
+    nothing.
+    """
+    return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer for S slots."""
+
+    key: Float[Array, "L B S K H"]
+    value: Float[Array, "L B S K H"]
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int, int, int, int], dtype) -> "Cache":
+        """All zeros, of shape [L, B, S, K, H]."""
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def write(
+        self,
+        layer: Int[Array, ""],
+        slot: Int[Array, ""] | int,
+        key: Float[Array, "B T K H"],
+        value: Float[Array, "B T K H"],
+    ) -> "Cache":
+        """Put the keys and values of T tokens at `slot` and on, for one layer."""
+        at = (layer, 0, slot, 0, 0)
+        return Cache(
+            jax.lax.dynamic_update_slice(self.key, key[None].astype(self.key.dtype), at),
+            jax.lax.dynamic_update_slice(self.value, value[None].astype(self.value.dtype), at),
+        )

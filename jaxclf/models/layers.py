@@ -1,0 +1,148 @@
+"""Building blocks that all models share: matmul, linear, embedding, norms, rotary positions, scan.
+
+Modules are Flax NNX for their definition only: what trains, shards and is stored is the plain
+nested dict of arrays that `pure_params` returns.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxclf.shapes import Array, Float, Int, Params
+
+
+def matmul(x: Float[Array, "*batch D"], kernel: Float[Array, "D F"]) -> Float[Array, "*batch F"]:
+    """`x @ kernel` in the dtype of `x`: the one place where a kernel's kind is chosen."""
+    return jnp.matmul(x, kernel.astype(x.dtype))
+
+
+class Linear(nnx.Module):
+    """A kernel `[in, out]` without bias, started from a normal of deviation `std`."""
+
+    def __init__(self, size_in: int, size_out: int, *, std: float, dtype: Any, rngs: nnx.Rngs):
+        kernel = jax.random.normal(rngs.params(), (size_in, size_out), jnp.float32) * std
+        self.kernel = nnx.Param(kernel.astype(dtype))
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
+        return matmul(x, self.kernel.get_value())
+
+
+class Embed(nnx.Module):
+    """A table `[V, D]`; `attend` uses its transpose as unembedding (tied weights)."""
+
+    def __init__(self, vocab_size: int, size: int, *, std: float, dtype: Any, rngs: nnx.Rngs):
+        table = jax.random.normal(rngs.params(), (vocab_size, size), jnp.float32) * std
+        self.embedding = nnx.Param(table.astype(dtype))
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return jnp.take(self.embedding.get_value(), tokens, axis=0)
+
+    def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        return matmul(x, self.embedding.get_value().T)
+
+
+class RMSNorm(nnx.Module):
+    """`x / sqrt(mean(x²) + eps) * scale`, reduced in float32.
+
+    Source: Zhang & Sennrich 2019, equation 4; the cast before the scale follows Llama's release.
+    """
+
+    def __init__(self, size: int, *, eps: float, dtype: Any):
+        self.scale = nnx.Param(jnp.ones(size, dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return self.scale.get_value().astype(x.dtype) * x32.astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of rotary wavelengths past the length seen in pretraining."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+def rope_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> Float[Array, "half_H"]:
+    """Radians per position for each of the H/2 rotated pairs, float32.
+
+    Source: Su et al. 2021; with `scaling`, Llama 3.1: wavelengths beyond
+    original_max_position / low_freq_factor are divided by `factor`, those below
+    original_max_position / high_freq_factor stay, between them both are blended.
+    """
+    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is None:
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    turns = scaling.original_max_position / wavelengths
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = jnp.clip(blend, 0.0, 1.0)
+    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+
+
+def rope_angles(
+    positions: Int[Array, "B T"], frequencies: Float[Array, "half_H"]
+) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
+    """Cosine and sine for every position, float32, for `rotate`."""
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B T heads H"],
+    cos: Float[Array, "B T 1 H"],
+    sin: Float[Array, "B T 1 H"],
+) -> Float[Array, "B T heads H"]:
+    """Turn each pair (i, i + H/2) by its angle (the rotate-half layout of transformers)."""
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return x * cos.astype(x.dtype) + turned * sin.astype(x.dtype)
+
+
+def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`count` modules as one whose parameters have a leading L axis, each from its own key."""
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    keys = jax.random.split(rngs.params(), count)
+    return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
+
+
+def scan_layers(
+    layers: nnx.Module,
+    body: Callable[[Any, Any, Int[Array, ""]], Any],
+    carry: Any,
+    remat: bool,
+) -> Any:
+    """Thread `carry` through `body(layer, carry, index)` for every stacked layer.
+
+    One compiled body serves all layers. With `remat` a layer's activations are computed again in
+    the backward pass, so that only each layer's input is kept.
+    """
+    graphdef, params = nnx.split(layers)
+    count = jax.tree.leaves(params)[0].shape[0]
+
+    def step(carry, item):
+        layer_params, index = item
+        return body(nnx.merge(graphdef, layer_params), carry, index), None
+
+    if remat:
+        # Inside a scan no common-subexpression elimination crosses iterations.
+        step = jax.checkpoint(step, prevent_cse=False)
+    carry, _ = jax.lax.scan(step, carry, (params, jnp.arange(count)))
+    return carry
+
+
+def pure_params(module: nnx.Module) -> Params:
+    """The module's parameters as a nested dict of arrays."""
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))

@@ -1,0 +1,207 @@
+"""The Llama 2 / 3 decoder.
+
+Source: Touvron et al. 2023, Grattafiori et al. 2024; checked against LlamaForCausalLM of
+transformers.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import silu
+
+from jaxclf.models import layers
+from jaxclf.models.attention import Cache, attend, causal_mask
+from jaxclf.models.layers import RopeScaling
+from jaxclf.shapes import Array, Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Dimensions and constants of one decoder."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    rms_norm_eps: float = 1e-5
+    max_position: int = 2048
+    tie_embeddings: bool = False
+    initializer_std: float = 0.02
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: Any, rngs: nnx.Rngs):
+        def linear(size_in, size_out):
+            std = config.initializer_std
+            return layers.Linear(size_in, size_out, std=std, dtype=dtype, rngs=rngs)
+
+        width = config.num_heads * config.head_dim
+        kv_width = config.num_kv_heads * config.head_dim
+        self.q = linear(config.hidden_size, width)
+        self.k = linear(config.hidden_size, kv_width)
+        self.v = linear(config.hidden_size, kv_width)
+        self.o = linear(width, config.hidden_size)
+        self.head_dim = config.head_dim
+
+    def project(self, x: Float[Array, "B T D"], cos: Array, sin: Array):
+        """Rotated queries and keys, and values, split into heads."""
+        query, key, value = (
+            linear(x).reshape(*x.shape[:2], -1, self.head_dim)
+            for linear in (self.q, self.k, self.v)
+        )
+        return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
+
+    def combine(self, heads: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+        return self.o(heads.reshape(*heads.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: Any, rngs: nnx.Rngs):
+        def linear(size_in, size_out):
+            std = config.initializer_std
+            return layers.Linear(size_in, size_out, std=std, dtype=dtype, rngs=rngs)
+
+        self.gate = linear(config.hidden_size, config.intermediate_size)
+        self.up = linear(config.hidden_size, config.intermediate_size)
+        self.down = linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward with residuals."""
+
+    def __init__(self, config: LlamaConfig, *, dtype: Any, rngs: nnx.Rngs):
+        def norm():
+            return layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T 1 H"],
+        sin: Float[Array, "B T 1 H"],
+        mask: Bool[Array, "B 1 T S"],
+    ) -> Float[Array, "B T D"]:
+        query, key, value = self.attention.project(self.attention_norm(x), cos, sin)
+        return self.finish(x, attend(query, key, value, mask))
+
+    def cached(
+        self,
+        x: Float[Array, "B T D"],
+        cos: Float[Array, "B T 1 H"],
+        sin: Float[Array, "B T 1 H"],
+        mask: Bool[Array, "B 1 T S"],
+        cache: Cache,
+        layer: Int[Array, ""],
+        slot: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The same, with this call's keys and values put into the cache and all of it attended."""
+        query, key, value = self.attention.project(self.attention_norm(x), cos, sin)
+        cache = cache.write(layer, slot, key, value)
+        heads = attend(
+            query, cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype), mask
+        )
+        return self.finish(x, heads), cache
+
+    def finish(self, x: Float[Array, "B T D"], heads: Float[Array, "B T N H"]):
+        """Residuals and feed-forward after the heads' outputs."""
+        x = x + self.attention.combine(heads)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Llama(nnx.Module):
+    """Tokens to final hidden states; `unembed` turns chosen ones into logits.
+
+    `dtype` is that of the matmuls, `param_dtype` that of the stored parameters.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        std = config.initializer_std
+        self.embed = layers.Embed(
+            config.vocab_size, config.hidden_size, std=std, dtype=param_dtype, rngs=rngs
+        )
+        self.layers = layers.stacked(
+            lambda rngs: Block(config, dtype=param_dtype, rngs=rngs), config.num_layers, rngs
+        )
+        self.norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=param_dtype)
+        if not config.tie_embeddings:
+            self.unembed = layers.Linear(
+                config.hidden_size, config.vocab_size, std=std, dtype=param_dtype, rngs=rngs
+            )
+        self.config, self.dtype, self.remat = config, dtype, remat
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+    ) -> Float[Array, "B T D"]:
+        """Normalised last hidden states. Tokens see earlier tokens of their own segment only."""
+        x, cos, sin = self.start(tokens, positions)
+        mask = causal_mask(segment_ids)
+
+        def body(block, x, _):
+            return block(x, cos, sin, mask)
+
+        return self.norm(layers.scan_layers(self.layers, body, x, self.remat))
+
+    def extend(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        mask: Bool[Array, "B 1 T S"],
+        cache: Cache,
+        slot: Int[Array, ""] | int,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Hidden states of T tokens put at `slot` of a cache of S slots, which `mask` selects."""
+        x, cos, sin = self.start(tokens, positions)
+
+        def body(block, carry, layer):
+            x, cache = carry
+            return block.cached(x, cos, sin, mask, cache, layer, slot)
+
+        x, cache = layers.scan_layers(self.layers, body, (x, cache), remat=False)
+        return self.norm(x), cache
+
+    def start(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]):
+        config = self.config
+        frequencies = layers.rope_frequencies(
+            config.head_dim, config.rope_theta, config.rope_scaling
+        )
+        cos, sin = layers.rope_angles(positions, frequencies)
+        return self.embed(tokens).astype(self.dtype), cos, sin
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Unembed chosen hidden states; float32, so that a loss over V stays exact."""
+        unembed = self.embed.attend if self.config.tie_embeddings else self.unembed
+        return unembed(hidden).astype(jnp.float32)
+
+    def empty_cache(self, rows: int, slots: int) -> Cache:
+        """A cache for `rows` sequences of up to `slots` tokens."""
+        config = self.config
+        shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_dim)
+        return Cache.empty(shape, self.dtype)

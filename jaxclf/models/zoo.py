@@ -1,0 +1,142 @@
+"""Model names and the dimensions of their released checkpoints."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxclf.errors import InputError
+from jaxclf.models import layers
+from jaxclf.models.layers import RopeScaling
+from jaxclf.models.llama import Llama, LlamaConfig
+from jaxclf.shapes import Array, Key, Params
+
+_LLAMA31 = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
+)
+_LLAMA32 = dataclasses.replace(_LLAMA31, factor=32.0)
+
+
+def _llama2(hidden, ffn, num_layers, heads, kv_heads):
+    return LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=128,
+        max_position=4096,
+    )
+
+
+def _llama3(hidden, ffn, num_layers, heads, head_dim=128, **rest):
+    return LlamaConfig(
+        **{
+            "vocab_size": 128_256,
+            "hidden_size": hidden,
+            "intermediate_size": ffn,
+            "num_layers": num_layers,
+            "num_heads": heads,
+            "num_kv_heads": 8,
+            "head_dim": head_dim,
+            "rope_theta": 500_000.0,
+            "max_position": 8192,
+            **rest,
+        }
+    )
+
+
+def _small(hidden, ffn, num_layers, heads, kv_heads, vocab_size=2048):
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        max_position=16_384,
+        tie_embeddings=True,
+    )
+
+
+CONFIGS: dict[str, LlamaConfig] = {
+    "llama2_7b": _llama2(4096, 11_008, 32, 32, 32),
+    "llama2_13b": _llama2(5120, 13_824, 40, 40, 40),
+    "llama2_70b": _llama2(8192, 28_672, 80, 64, 8),
+    "llama3_8b": _llama3(4096, 14_336, 32, 32),
+    "llama3_70b": _llama3(8192, 28_672, 80, 64),
+    "llama3.1_8b": _llama3(4096, 14_336, 32, 32, rope_scaling=_LLAMA31, max_position=131_072),
+    "llama3.1_70b": _llama3(8192, 28_672, 80, 64, rope_scaling=_LLAMA31, max_position=131_072),
+    "llama3.2_1b": _llama3(
+        2048,
+        8192,
+        16,
+        32,
+        head_dim=64,
+        rope_scaling=_LLAMA32,
+        max_position=131_072,
+        tie_embeddings=True,
+    ),
+    "llama3.2_3b": _llama3(
+        3072, 8192, 28, 24, rope_scaling=_LLAMA32, max_position=131_072, tie_embeddings=True
+    ),
+    # From scratch, for a laptop and for tests; the vocabulary follows the tokenizer.
+    "llama_10m": _small(320, 864, 6, 5, 5, vocab_size=4096),
+    "llama_tiny": _small(128, 344, 4, 4, 2),
+    "llama_smoke": _small(32, 64, 2, 4, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A module definition and pure functions over its parameter tree."""
+
+    config: LlamaConfig
+    family: str
+    graphdef: nnx.GraphDef
+    abstract: Params  # shapes and dtypes
+    init: Callable[[Key[Array, ""]], Params]
+
+    def bind(self, params: Params) -> Llama:
+        """The module over these parameters; call it inside a traced function."""
+        return nnx.merge(self.graphdef, params)
+
+
+def find(name: str) -> LlamaConfig:
+    """The dimensions behind a zoo name; raises InputError with the nearest names."""
+    if name in CONFIGS:
+        return CONFIGS[name]
+    import difflib
+
+    near = difflib.get_close_matches(name, CONFIGS, n=3) or list(CONFIGS)
+    raise InputError(f"model.name {name!r} is not in the zoo; nearest: {', '.join(near)}")
+
+
+def create(
+    config: str | LlamaConfig,
+    *,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    remat: bool = False,
+) -> Model:
+    """Build a model from a zoo name or dimensions, without allocating any parameter."""
+    if isinstance(config, str):
+        config = find(config)
+
+    def make(key):
+        return Llama(
+            config, dtype=dtype, param_dtype=param_dtype, remat=remat, rngs=nnx.Rngs(params=key)
+        )
+
+    def init(key):
+        return layers.pure_params(make(key))
+
+    key = jax.eval_shape(functools.partial(jax.random.key, 0))
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0))))
+    return Model(config, "llama", graphdef, jax.eval_shape(init, key), init)

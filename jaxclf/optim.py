@@ -1,0 +1,132 @@
+"""Which parameters are trained, and by which optimizer."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxclf.errors import InputError
+from jaxclf.shapes import Params
+
+_NAMED_PATTERNS = {"all": ".*", "biases": r".*/bias", "norms": r".*norm.*"}
+
+
+def path_name(path) -> str:
+    """`layers/attention/q/kernel` for a key path of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+class Partition(NamedTuple):
+    """Splits a parameter tree into what is trained and what stays.
+
+    `chosen` holds for each leaf the count of its last layers that train: all of a leaf is -1,
+    none is 0. A leaf that trains in part is cut along its layer axis, so that no gradient and no
+    optimizer state exists for the rest.
+    """
+
+    chosen: dict[str, int]
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """(trained, frozen): trees of the same structure with None where the other has all."""
+
+        def part(select: Callable):
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: select(self.chosen[path_name(path)], leaf), params
+            )
+
+        trained = part(lambda count, leaf: leaf if count < 0 else leaf[-count:] if count else None)
+        frozen = part(lambda count, leaf: None if count < 0 else leaf[:-count] if count else leaf)
+        return trained, frozen
+
+    def join(self, trained: Params, frozen: Params) -> Params:
+        """The whole tree again."""
+
+        def whole(one, other):
+            if one is None or other is None:
+                return other if one is None else one
+            return jnp.concatenate([other, one])
+
+        return jax.tree.map(whole, trained, frozen, is_leaf=lambda leaf: leaf is None)
+
+
+def choose(params: Params, trained: str) -> Partition:
+    """Read `config.train.trained`: all, last:N (layers), biases, norms, or a path pattern.
+
+    A pattern is a regular expression that must match a whole path such as
+    `layers/attention/q/kernel`. Raises InputError when it is malformed or matches nothing.
+    """
+    paths = {
+        path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+    }
+    if last := re.fullmatch(r"last:(\d+)", trained):
+        count = int(last.group(1))
+        layers = next(leaf.shape[0] for path, leaf in paths.items() if path.startswith("layers/"))
+        if not 1 <= count <= layers:
+            raise InputError(f"train.trained is {trained!r}; the model has {layers} layers")
+        chosen = {
+            path: (-1 if count == layers else count) if path.startswith("layers/") else 0
+            for path in paths
+        }
+        return Partition(chosen)
+    try:
+        pattern = re.compile(_NAMED_PATTERNS.get(trained, trained))
+    except re.error as error:
+        raise InputError(f"train.trained {trained!r} is no regular expression: {error}") from error
+    chosen = {path: -1 if pattern.fullmatch(path) else 0 for path in paths}
+    if not any(chosen.values()):
+        raise InputError(
+            f"train.trained {trained!r} matches no parameter; the paths are: {', '.join(paths)}"
+        )
+    return Partition(chosen)
+
+
+def schedule(config: ConfigDict) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then constant, or linear or cosine down to 0."""
+    rate, warmup = config.learning_rate, config.warmup_steps
+    rest = max(1, config.steps - warmup)
+    after = {
+        "constant": optax.constant_schedule(rate),
+        "linear": optax.linear_schedule(rate, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(rate, rest),
+    }[config.schedule]
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
+
+
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """AdamW with clipping by global norm; its moments are float32 whatever the parameters are.
+
+    Decay leaves one-dimensional leaves (norm scales and biases) alone; stacked layers add one axis.
+    Source: Loshchilov & Hutter 2019.
+    """
+
+    def decayed(params: Params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.ndim > 1 + path_name(path).startswith("layers/"), params
+        )
+
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        _in_float32(clip),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decayed)
+        if config.weight_decay
+        else optax.identity(),
+        optax.scale_by_learning_rate(schedule(config)),
+    )
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Hand the gradients on in float32, so that sums of squares and moments are exact enough."""
+
+    def update(updates, state, params=None):
+        return inner.update(
+            jax.tree.map(lambda leaf: leaf.astype(jnp.float32), updates), state, params
+        )
+
+    return optax.GradientTransformation(inner.init, update)

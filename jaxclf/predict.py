@@ -1,0 +1,60 @@
+"""Label a file of texts with a trained classifier.
+
+python -m jaxclf.predict --checkpoint runs/quickstart --input texts.jsonl --output labels.jsonl
+
+INPUT: .jsonl, .csv or .parquet with a text column, or plain lines (.txt), also gzipped. OUTPUT: one
+JSON object a record, in the input's order: id, the label of each task (null where the output was
+no label), raw output, unparsed tasks. A killed command resumes where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+from jaxclf import config as configs
+from jaxclf import errors
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m jaxclf.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a run directory, or a step of one"
+    )
+    parser.add_argument("--input", required=True, metavar="FILE")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl")
+    parser.add_argument("--step", default="best", help="best (default), last or a step's number")
+    parser.add_argument("--text", default="text", help="the input's text column (default: text)")
+    parser.add_argument("--id", default="", help="its id column; default: a record's file:line")
+    parser.add_argument("--batch-size", type=int, default=0, help="default: the run's")
+    parser.add_argument(
+        "--on-defect", choices=("fail", "skip"), default="fail", help="what a malformed record does"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    options = configs.parse(parser, arguments)
+    if options.batch_size < 0:
+        raise errors.InputError(f"--batch-size {options.batch_size}: expected 1 or more")
+
+    # Only now what takes seconds to import.
+    from jaxclf import labelling
+    from jaxclf.classify import open_run, which
+    from jaxclf.data.records import Schema
+
+    records = labelling.read_texts(
+        Path(options.input), Schema(options.text, id=options.id), skip=options.on_defect == "skip"
+    )
+    opened = open_run(options.checkpoint, which(options.step), options.overrides)
+    labelling.label_file(
+        opened,
+        records,
+        Path(options.output),
+        batch_size=options.batch_size or opened.config.eval.batch_size,
+        overwrite=options.overwrite,
+    )
+
+
+if __name__ == "__main__":
+    errors.run(main)

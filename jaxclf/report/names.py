@@ -1,0 +1,33 @@
+"""How metrics are called and written wherever a person reads them."""
+
+from typing import Any
+
+# Counts of records or words; every other metric is a share in [0, 1].
+COUNTS = {
+    "support": "records",
+    "unparsed": "unparsed outputs",
+    "unknown_slots": "words with an unknown slot",
+}
+_SHARES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "slot_f1": "slot F1",
+    "slot_precision": "slot precision",
+    "slot_recall": "slot recall",
+    "slot_f1_iob2": "slot F1, strict IOB2",
+    "exact_match": "exact match",
+    "unparsed_rate": "unparsed rate",
+}
+
+
+def metric_name(name: str) -> str:
+    """`slot_f1_iob2 → slot F1, strict IOB2`."""
+    return COUNTS.get(name) or _SHARES.get(name) or name.replace("_", " ")
+
+
+def show(name: str, value: Any) -> str:
+    """A metric's value: `0.95319 → 95.32 %`, a count as it is."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if name in COUNTS else f"{100 * value:.2f} %"

@@ -1,0 +1,324 @@
+"""report.html: one file with everything about a run, which loads nothing and runs no script.
+
+Whatever a user or a model wrote (labels, texts, outputs, settings) goes through `_text`.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxclf import metrics
+from jaxclf.data.tasks import Task, words
+from jaxclf.fields import leaves
+from jaxclf.labels import UNPARSED, Prediction
+from jaxclf.report import plots
+from jaxclf.report.names import COUNTS, metric_name, show
+from jaxclf.report.style import STYLE
+
+_PAIRS, _TEXTS, _UNPARSED, _CELLS = 15, 3, 30, 200  # how many of each are shown
+
+
+def page(
+    report: Mapping[str, Any],
+    predictions: Sequence[Prediction],
+    tasks: Sequence[Task],
+    history: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The whole page. `predictions` are of the split that `report["eval"]` was computed on."""
+    slot_format = _get(report, "config", "prompt", "slots") or "names"
+    split = report.get("eval_split", "test")
+    sections = [
+        ("Results", _results(report["eval"], tasks)),
+        ("Learning curves", _curves(history)),
+        *((f"Task {task.name}", _task(predictions, task, slot_format)) for task in tasks),
+        ("Unparsed outputs", _unparsed(predictions, tasks)),
+        ("Data", _facts(report["data"], leave_out=("tasks",))),
+        ("Settings", _settings(report)),
+        ("Versions", _facts(report["versions"])),
+    ]
+    sections = [(title, body) for title, body in sections if body]
+    links = "".join(
+        f'<a href="#s{number}">{_text(title)}</a>' for number, (title, _) in enumerate(sections)
+    )
+    bodies = "".join(
+        f'<section id="s{number}"><h2>{_text(title)}</h2>{body}</section>'
+        for number, (title, body) in enumerate(sections)
+    )
+    title = " · ".join(
+        str(name)
+        for name in (_get(report, "data", "name"), _get(report, "model", "name"))
+        if name
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        # Belt and braces: even an escape that is missed loads and runs nothing.
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'; img-src data:\">"
+        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
+        f"<header><h1>{_text(title)}</h1><p>{_summary(report, len(predictions), split)}</p>"
+        f"{_headline(report['eval'], tasks)}</header><nav>{links}</nav>{bodies}</body></html>\n"
+    )
+
+
+# Sections
+
+
+def _summary(report: Mapping[str, Any], count: int, split: str) -> str:
+    """One line on what was trained and scored."""
+    facts = [f"{count:,} records of {split}"]
+    if parameters := _get(report, "model", "parameters"):
+        facts.append(f"{parameters:,} parameters")
+    if steps := _get(report, "train", "steps"):
+        facts.append(f"{steps:,} steps")
+    if seconds := _get(report, "train", "seconds"):
+        facts.append(f"{seconds / 60:,.1f} minutes of training")
+    if device := _get(report, "train", "device"):
+        facts.append(str(device))
+    return _text(" · ".join(facts))
+
+
+def _headline(values: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> str:
+    """The one figure of each task, large."""
+    shown = [(task.name, metrics.main_metric(task)) for task in tasks]
+    if len(tasks) > 1:
+        shown.append(("joint", "exact_match"))
+    cards = [
+        f'<div class="card"><b>{show(name, values[task].get(name))}</b>'
+        f"<span>{_text(task)} {metric_name(name)}</span></div>"
+        for task, name in shown
+        if task in values
+    ]
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _results(values: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> str:
+    main = {task.name: metrics.main_metric(task) for task in tasks}
+    tables = []
+    for task, figures in values.items():
+        ordered = sorted(figures, key=lambda name: (name != main.get(task), name in COUNTS))
+        rows = [
+            [_text(metric_name(name)), _number(show(name, figures[name]))] for name in ordered
+        ]
+        tables.append(f"<div><h3>{_text(task)}</h3>{_table([], rows)}</div>")
+    note = "An output outside the label set counts as wrong in every figure."
+    return f'<div class="grid">{"".join(tables)}</div><p class="note">{note}</p>'
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> str:
+    image = plots.learning_curves(history)
+    return f'<img alt="learning curves" src="{image}">' if image else ""
+
+
+def _task(predictions: Sequence[Prediction], task: Task, slot_format: Any) -> str:
+    per_class = metrics.per_class_report(predictions, task, slot_format)
+    if not per_class:
+        return ""
+    parts = []
+    if task.kind == "class":
+        parts.append("<h3>Confusion matrix</h3>")
+        if len(task.labels) <= _CELLS:
+            matrix = metrics.confusion(predictions, task)
+            parts.append(f'<div class="wide">{plots.heat_map(matrix, task.labels)}</div>')
+            parts.append(
+                '<p class="note">Blue: right. Red: wrong. The shade is the share of the gold '
+                "class, by its square root. Point at a cell for its numbers.</p>"
+            )
+        else:
+            parts.append(f"<p>Not drawn: {len(task.labels)} classes, more than {_CELLS}.</p>")
+    confusions = find_confusions(predictions, task, slot_format)
+    if confusions:
+        unit = "records" if task.kind == "class" else "words"
+        rows = [
+            [_text(each.gold), _text(each.predicted), _number(f"{each.count:,}"), each.texts]
+            for each in confusions[:_PAIRS]
+        ]
+        parts.append("<h3>Worst confusions</h3>")
+        parts.append(_table(["gold", "predicted", unit, "texts"], rows, "texts"))
+        if len(confusions) > _PAIRS:
+            parts.append(f'<p class="note">The first {_PAIRS} of {len(confusions):,} pairs.</p>')
+    thing = "Classes" if task.kind == "class" else "Slots"
+    parts.append(f"<h3>{thing}, weakest first</h3>{_per_class(per_class)}")
+    return "".join(parts)
+
+
+def _per_class(per_class: Mapping[str, Mapping[str, float]]) -> str:
+    rows = []
+    for name, figures in sorted(per_class.items(), key=lambda item: (item[1]["f1"], item[0])):
+        shares = [_number(f"{100 * figures[key]:.1f}") for key in ("precision", "recall")]
+        bar = f'<i style="width:{100 * figures["f1"]:.1f}%"></i>'
+        f1 = f'<td class="bar">{bar}<span>{100 * figures["f1"]:.1f}</span></td>'
+        counts = [_number(f"{figures[key]:,.0f}") for key in ("support", "predicted")]
+        rows.append([_text(name), *shares, f1, *counts])
+    head = ["", "precision %", "recall %", "F1 %", "gold", "predicted"]
+    return _table(head, rows, "classes")
+
+
+class Confusion(NamedTuple):
+    """A gold label that was taken for another one, `count` times; `texts` is HTML."""
+
+    gold: str
+    predicted: str
+    count: int
+    texts: str
+
+
+def find_confusions(
+    predictions: Sequence[Prediction], task: Task, slot_format: Any = "names"
+) -> list[Confusion]:
+    """Pairs of different labels, most frequent first, with up to three texts each.
+
+    Slots are compared word by word, and the word is marked in its text. Unparsed outputs have a
+    section of their own and are in no pair.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    texts: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for each in predictions:
+        gold, predicted = each.gold.get(task.name), each.predicted.get(task.name)
+        if gold is None or predicted is UNPARSED:
+            continue
+        if task.kind == "class":
+            pairs = [(None, str(gold), str(predicted))]
+        else:
+            names = zip(*metrics.slot_names(each, task, slot_format), strict=True)
+            pairs = [(place, *pair) for place, pair in enumerate(names)]
+        for place, gold_name, predicted_name in pairs:
+            pair = (gold_name, predicted_name)
+            if gold_name == predicted_name:
+                continue
+            counts[pair] += 1
+            if len(texts[pair]) < _TEXTS:
+                texts[pair].append(f"<p>{_example(each, place)}</p>")
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [Confusion(*pair, count, "".join(texts[pair])) for pair, count in ordered]
+
+
+def _example(prediction: Prediction, place: int | None) -> str:
+    """A record's id and text, the word at `place` marked and kept in sight."""
+    number = f"<small>{_text(prediction.id)}</small> "
+    if place is None:
+        return number + _text(prediction.text, 300)
+    found = words(prediction.text)
+    start, end = max(0, place - 15), place + 16
+    before, after = " ".join(found[start:place]), " ".join(found[place + 1 : end])
+    return (
+        number
+        + ("… " if start else "")
+        + f"{_text(before)} <mark>{_text(' '.join(found[place : place + 1]), 80)}</mark> "
+        + _text(after)
+        + (" …" if end < len(found) else "")
+    )
+
+
+def _unparsed(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> str:
+    """Outputs outside the label set as they were generated."""
+    found = [each for each in predictions if each.unparsed]
+    if not found:
+        return "<p>None: every output was in the label set.</p>"
+    rows = []
+    for each in found[:_UNPARSED]:
+        gold = "; ".join(f"{name}: {_label(each.gold.get(name))}" for name in each.unparsed)
+        rows.append(
+            [
+                f"<small>{_text(each.id)}</small>",
+                _text(gold, 200),
+                f"<td><code>{_text(each.raw, 400) or '<em>nothing</em>'}</code></td>",
+                _text(each.text, 200),
+            ]
+        )
+    note = f"{len(found):,} of {len(predictions):,} outputs"
+    if any(each.guessed for each in found):
+        note += ", some replaced by the fallback named in the settings"
+    if len(found) > _UNPARSED:
+        note += f"; the first {_UNPARSED}"
+    head = ["id", "gold", "raw output", "text"]
+    return f'<p class="note">{note}.</p>{_table(head, rows, "texts")}'
+
+
+def _label(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else "hidden" if value is None else str(value)
+
+
+def _settings(report: Mapping[str, Any]) -> str:
+    """Every field of the config by its section, then what is known of model and training."""
+    config = report["config"]
+    single = {name: value for name, value in config.items() if not isinstance(value, Mapping)}
+    groups = {
+        "run": single,
+        **{name: value for name, value in config.items() if isinstance(value, Mapping)},
+        "model as built": report["model"],
+        "training as it went": report["train"],
+    }
+    parts = [
+        f"<div><h3>{_text(name)}</h3>{_facts(group)}</div>"
+        for name, group in groups.items()
+        if group
+    ]
+    return f'<div class="grid">{"".join(parts)}</div>'
+
+
+def _facts(values: Mapping[str, Any], leave_out: Iterable[str] = ()) -> str:
+    """Nested values as rows of dotted name and value."""
+    kept = {name: value for name, value in values.items() if name not in leave_out}
+    rows = [[_text(name), _text(_fact(value), 300)] for name, value in leaves(kept)]
+    return _table([], rows, "facts")
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value) or "-"
+
+
+# HTML
+
+
+def _text(value: Any, limit: int = 0) -> str:
+    """Text that cannot be taken for markup: at most `limit` characters, control characters shown."""
+    text = str(value)
+    if limit and len(text) > limit:
+        text = text[:limit] + "…"
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", _visible, escape(text))
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code == 0x7F:
+        return "␡"
+    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
+
+
+def _number(shown: str) -> str:
+    return f'<td class="number">{shown}</td>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
+    """A table of cells that are HTML already; a cell may bring its own <td>."""
+    top = "".join(f"<th>{name}</th>" for name in head)
+    body = "".join(
+        "<tr>"
+        + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row)
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<table class="{style}">'
+        + (f"<thead><tr>{top}</tr></thead>" if head else "")
+        + f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _get(report: Mapping[str, Any], *names: str) -> Any:
+    """A nested value, or None where it is not there."""
+    value: Any = report
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,147 @@
+"""The pictures of report.html: learning curves and the heat map of a confusion matrix."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+_BLUE, _GREY, _GRID = "#2f6db5", "#b9c6d6", "#e4e8ee"
+_SHOWN = ("accuracy", "slot_f1", "exact_match")  # of dev, what stands for a task
+_TITLES = {
+    "train/loss": "Training loss (nats per label token)",
+    "train/learning_rate": "Learning rate",
+    "train/gradient_norm": "Gradient norm",
+    "train/token_accuracy": "Training accuracy (label tokens)",
+}
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
+    """The lines of metrics.jsonl as an SVG image in a data URI; "" where there is nothing to draw.
+
+    One panel for each train/ figure and one for the main metrics on dev.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for row in history for name in row))
+    panels = [
+        (_TITLES.get(name, name), [name])
+        for name in sorted(names, key=lambda name: (*_TITLES,).index(name) if name in _TITLES else 9)
+        if name.startswith("train/")
+    ]
+    dev = [name for name in names if name.startswith("dev/") and name.endswith(_SHOWN)]
+    if dev:
+        panels.insert(1, ("Dev metrics", dev))
+    if not panels:
+        return ""
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(11.5, 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (title, drawn) in zip(axes, panels, strict=False):
+        axis.set_title(title, fontsize=10, loc="left", parse_math=False)
+        axis.set_xlabel("step", fontsize=8, color="#667")
+        axis.tick_params(labelsize=8, colors="#445")
+        axis.grid(color=_GRID, linewidth=0.8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color("#b8c0cc")
+        for name in drawn:
+            points = [(row["step"], row[name]) for row in history if name in row]
+            steps = [step for step, _ in points]
+            values = [math.nan if value is None else value for _, value in points]
+            _draw(axis, steps, values, name if len(drawn) > 1 else "")
+        if drawn == dev:
+            axis.set_ylim(0, 1.02)
+        if len(drawn) > 1:
+            legend = axis.legend(fontsize=8, frameon=False, loc="lower right")
+            for text in legend.get_texts():
+                text.set_parse_math(False)
+    image = io.BytesIO()
+    figure.savefig(image, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode()
+
+
+def _draw(axis: Any, steps: list[int], values: list[float], label: str) -> None:
+    """A line; one of many points is drawn pale with its running mean over it."""
+    if label or len(values) < 40:
+        name = label.removeprefix("dev/")
+        color = None if label else _BLUE
+        axis.plot(steps, values, label=name, color=color, linewidth=1.6, marker="o", markersize=3)
+        return
+    axis.plot(steps, values, color=_GREY, linewidth=0.8)
+    window = max(2, len(values) // 25)
+    found = np.asarray(values, float)
+    means = [np.nanmean(found[max(0, i + 1 - window) : i + 1]) for i in range(len(found))]
+    axis.plot(steps, means, color=_BLUE, linewidth=1.6)
+
+
+def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
+    """Counts [C, C + 1] as an SVG element: gold in rows, predicted in columns, the last UNPARSED.
+
+    Shades are the share of a row: blue on the diagonal, red off it, the root of the share so that
+    a few errors of many records can still be seen. Drawn by hand, since a picture of 60 classes
+    needs names on hovering and letters of every script, which browsers have and plots have not.
+    """
+    count = len(labels)
+    cell = max(9, min(34, 960 // max(1, count + 1)))
+    font = max(7.5, min(12, cell * 0.72))
+    longest = max([len(_short(label)) for label in labels] + [len("UNPARSED")])
+    margin = int(longest * font * 0.6) + 24
+    gap = cell // 3  # before the column UNPARSED
+    width, height = margin + (count + 1) * cell + gap + 12, margin + count * cell + 8
+    rows = matrix.sum(axis=1)
+    parts = [
+        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="confusion matrix" font-size="{font:g}" class="heat">'
+        f'<text x="{margin - 8}" y="{margin - 22}" text-anchor="end" class="axis">'
+        "gold ↓  predicted →</text>"
+        f'<rect x="{margin}" y="{margin}" width="{count * cell}" height="{count * cell}" '
+        'class="ground"/>'
+        f'<rect x="{margin + count * cell + gap}" y="{margin}" width="{cell}" '
+        f'height="{count * cell}" class="ground"/>'
+    ]
+    for place, label in enumerate([*labels, "UNPARSED"]):
+        middle = margin + place * cell + cell / 2 + font * 0.35
+        name = f"{escape(_short(label))}<title>{escape(label)}</title>"
+        if place < count:
+            parts.append(f'<text x="{margin - 5}" y="{middle:g}" text-anchor="end">{name}</text>')
+        x = middle + (gap if place == count else 0)
+        parts.append(
+            f'<text transform="translate({x:g} {margin - 5}) rotate(-90)">{name}</text>'
+        )
+        if place < count:  # a hairline every five classes guides the eye
+            style = "rule5" if place % 5 == 0 else "rule"
+            offset = margin + place * cell
+            parts.append(
+                f'<path d="M{margin} {offset}h{count * cell}M{offset} {margin}v{count * cell}" '
+                f'class="{style}"/>'
+            )
+    for row, column in np.argwhere(matrix):
+        value, share = matrix[row, column], matrix[row, column] / rows[row]
+        depth = math.sqrt(share)
+        hue = "47,109,181" if row == column else "205,62,40"
+        x = margin + column * cell + (gap if column == count else 0)
+        y = margin + row * cell
+        predicted = "UNPARSED" if column == count else labels[column]
+        hint = escape(f"{labels[row]} → {predicted}: {value} of {rows[row]}")
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" '
+            f'fill="rgba({hue},{0.12 + 0.88 * depth:.2f})"><title>{hint}</title></rect>'
+        )
+        size = min(11, cell * 0.62, 1.55 * cell / len(str(value)))
+        if size >= 6:
+            parts.append(
+                f'<text x="{x + cell / 2:g}" y="{y + cell / 2 + size * 0.36:.1f}" '
+                f'font-size="{size:.1f}" text-anchor="middle" pointer-events="none" '
+                f'fill="{"#fff" if depth > 0.6 else "#223"}">{value}</text>'
+            )
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 32 else label[:31] + "…"

@@ -1,0 +1,23 @@
+"""The one legend of dimensions, and the array types that signatures use.
+
+    B batch rows         T query tokens      S key tokens        J label positions in a row
+    D model              F feed-forward      N query heads       K key/value heads
+    G queries per K      H head dimension    V vocabulary        L layers
+    C classes            A adapters          R rank
+
+Annotations such as `Float[Array, "B T D"]` are checked while the tests run (jaxtyping's import
+hook) and cost nothing otherwise.
+"""
+
+from typing import Any
+
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int, Key
+
+Params = dict[str, Any]
+"""A nested dict of arrays; layers are stacked on a leading L axis."""
+
+AnyArray = Array | np.ndarray
+
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "Params"]

@@ -1,0 +1,97 @@
+"""The train state and the pure function that makes one step of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxclf import losses
+from jaxclf.data.pack import Batch
+from jaxclf.models.zoo import Model
+from jaxclf.optim import Partition
+from jaxclf.shapes import Array, Float, Int, Key, Params
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step."""
+
+    step: Int[Array, ""]
+    trained: Params
+    opt_state: Any
+    key: Key[Array, ""]
+    skipped: Int[Array, ""]  # non-finite steps in a row
+
+
+class Metrics(NamedTuple):
+    """One step's figures: loss is the mean over label tokens, in nats."""
+
+    loss: Float[Array, ""]
+    token_accuracy: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    skipped: Int[Array, ""]
+
+
+def init_state(
+    trained: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+) -> TrainState:
+    """The state before the first step; moments are float32."""
+    moments = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
+    # Two arrays: a buffer that is donated must not stand in the state twice.
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, trained, optimizer.init(moments), key, skipped)
+
+
+def make_train_step(
+    model: Model,
+    partition: Partition,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
+    """A function (state, frozen parameters, batch) → (state, metrics), to be jitted.
+
+    The batch has a leading micro-batch axis; gradients are summed over it and divided by the
+    step's label tokens, so that accumulation changes memory only. A step whose loss or gradient
+    is not finite leaves parameters and optimizer as they were and raises `skipped` by one.
+    """
+
+    def loss(trained: Params, frozen: Params, batch: Batch):
+        sums = losses.generation_loss(model.bind(partition.join(trained, frozen)), batch)
+        return sums.loss, sums
+
+    def train_step(state: TrainState, frozen: Params, batch: Batch):
+        def add_micro_batch(total, micro):
+            (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(
+                state.trained, frozen, micro
+            )
+            return jax.tree.map(jnp.add, total, (sums, gradient)), None
+
+        zeros = jax.eval_shape(
+            lambda: jax.value_and_grad(loss, has_aux=True)(
+                state.trained, frozen, jax.tree.map(lambda leaf: leaf[0], batch)
+            )
+        )
+        (_, sums), gradient = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zeros)
+        (sums, gradient), _ = jax.lax.scan(add_micro_batch, (sums, gradient), batch)
+
+        gradient = jax.tree.map(lambda leaf: leaf / sums.count.astype(leaf.dtype), gradient)
+        norm = optax.global_norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))
+        mean_loss = sums.loss / sums.count
+        finite = jnp.isfinite(mean_loss) & jnp.isfinite(norm)
+
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
+        trained = jax.tree.map(
+            lambda leaf, update: (leaf + update).astype(leaf.dtype), state.trained, updates
+        )
+        trained, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (trained, opt_state),
+            (state.trained, state.opt_state),
+        )
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        metrics = Metrics(mean_loss, sums.correct / sums.count, norm, schedule(state.step), skipped)
+        return TrainState(state.step + 1, trained, opt_state, state.key, skipped), metrics
+
+    return train_step

@@ -1,0 +1,40 @@
+"""Train, evaluate and report a classifier.
+
+python -m jaxclf.train --config configs/quickstart.py --workdir runs/quickstart
+
+The same command resumes a run that was stopped. Exit codes: 0 done, 2 wrong input, 3 corrupt or
+mismatched artifact, 4 input or output failed, 5 training went non-finite, 75 stopped after saving.
+"""
+
+import argparse
+from pathlib import Path
+
+from jaxclf import config as configs
+from jaxclf import errors
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m jaxclf.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    configs.add_arguments(parser)
+    options = configs.parse(parser, arguments)
+    config = configs.load(options.config, options.overrides)
+
+    # Only now what takes seconds to import: a typo is told at once.
+    from jaxclf.training import train
+
+    base = None
+    if config.model.checkpoint:
+        from conversion import from_hf
+        from jaxclf import checkpoints
+
+        base = checkpoints.resolve(from_hf.cached(config.model.checkpoint))
+    train(config, Path(options.workdir), base)
+
+
+if __name__ == "__main__":
+    errors.run(main)

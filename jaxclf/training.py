@@ -1,0 +1,502 @@
+"""Fine-tuning from config to report: set up, step, evaluate on dev, save, score the test split."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclf import config as configs
+from jaxclf import metrics, optim, report
+from jaxclf.checkpoints import Checkpoints, ModelSource, load_params, read_model, write_model
+from jaxclf.classify import Classifier, PromptSource, Recipe, create_model, prompt_source
+from jaxclf.data import datasets, loader, prompts
+from jaxclf.data.datasets import Dataset
+from jaxclf.data.tasks import Record
+from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
+from jaxclf.errors import InputError, NonFiniteError, Preempted
+from jaxclf.fields import leaves
+from jaxclf.interrupts import Interrupts
+from jaxclf.logs import Logger, read_metrics
+from jaxclf.models import zoo
+from jaxclf.models.zoo import Model
+from jaxclf.shapes import Params
+from jaxclf.steps import Metrics, TrainState, init_state, make_train_step
+
+# What a resumed run may change: it alters what is shown or kept, or for how long a run goes on,
+# but no step already taken.
+_FREE_FIELDS = (
+    "eval.",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.log_every",
+    "train.steps",
+)
+_CONSTANT_STEPS = ("constant",)  # schedules that do not depend on train.steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that is fixed before the first step."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer
+    model: Model
+    recipe: Recipe
+    prompt: PromptSource  # the recipe's, or a function that draws fresh examples
+    examples: list[Tokens]  # the training split
+
+
+def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) -> dict[str, Any]:
+    """Run or resume the experiment in `workdir`; returns the report.
+
+    `base`: the converted checkpoint that `config.model.checkpoint` names, if it names one.
+    Raises InputError for a config or data that cannot be trained on, or a workdir of another run;
+    NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
+    stays good in each case.
+    """
+    with Interrupts() as interrupts:
+        _claim(workdir, config)
+        setup = prepare(config, workdir, base)
+        main = config.train.best_metric or "score"
+        with Checkpoints(workdir, config.train.keep, main) as checkpoints:
+            run = _Run(config, workdir, setup, checkpoints, interrupts)
+            run.start(base)
+            interrupts.hold()
+            with Logger(
+                workdir, config.train.steps, run.step, every=config.train.log_every
+            ) as logger:
+                run.fit(logger)
+                return run.finish(logger)
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
+    """Make `workdir` this run's, or check that it already is."""
+    path = workdir / "config.json"
+    if path.is_file():
+        before = dict(leaves(configs.read(path)))
+        free = _FREE_FIELDS
+        if config.train.schedule not in _CONSTANT_STEPS:
+            free = tuple(name for name in free if name != "train.steps")
+        changed = [
+            f"{name}: {before.get(name)!r} there, {value!r} now"
+            for name, value in leaves(config)
+            if before.get(name) != value and not name.startswith(free)
+        ]
+        if changed:
+            raise InputError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}). Choose another "
+                "--workdir, or the same config to resume it"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    configs.write(config, path)
+
+
+def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setup:
+    """Read the data, then the tokenizer, prompt and model that fit it; nothing is allocated."""
+    dataset = datasets.load(config.data)
+    train_records = dataset.splits.get("train", [])
+    if not train_records:
+        raise InputError(f"data set {dataset.name} has no training records")
+    prompt, source = prompt_source(config, dataset)
+    tokenizer = _tokenizer(config, workdir, base, train_records, dataset, prompt)
+    examples = tokenize(
+        train_records,
+        dataset.tasks,
+        source,
+        tokenizer,
+        config.prompt.slots,
+        config.train.max_length,
+        truncate=config.data.truncate,
+    )
+    recipe = Recipe(
+        tasks=dataset.tasks,
+        prompt=prompt,
+        slot_format=config.prompt.slots,
+        max_length=config.train.max_length,
+        max_new_tokens=config.eval.max_new_tokens
+        or longest_answer(examples, dataset, tokenizer, config.prompt.slots, prompt.lead),
+        fallback=config.eval.fallback,
+        seed=config.seed,
+    )
+    model = _model(config, tokenizer, base)
+    recipe.save(workdir / "task.json")
+    write_model(workdir / "model.json", model.config, config.model.param_dtype)
+    return Setup(dataset, tokenizer, model, recipe, source, examples)
+
+
+def _tokenizer(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None,
+    train_records: Sequence[Record],
+    dataset: Dataset,
+    prompt: prompts.Prompt,
+) -> Tokenizer:
+    """The run's own if it resumes, else the named one, the checkpoint's, or one trained now."""
+    own = workdir / "tokenizer"
+    if own.is_dir():
+        return Tokenizer.load(own)
+    if config.tokenizer.path:
+        tokenizer = Tokenizer.load(config.tokenizer.path)
+    elif base is not None:
+        tokenizer = Tokenizer.load(base.tokenizer_dir)
+    else:
+        answers = (
+            prompt.lead + prompts.answer(record, dataset.tasks, config.prompt.slots)
+            for record in train_records
+            if prompts.has_gold(record, dataset.tasks)
+        )
+        pieces = (piece.text for piece in (*prompt.before, *prompt.after))
+        texts = [*pieces, *(record.text for record in train_records), *answers]
+        tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
+    partial = workdir / "tokenizer.partial"
+    tokenizer.save(partial)
+    partial.rename(own)
+    return tokenizer
+
+
+def longest_answer(
+    examples: Sequence[Tokens],
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    slot_format: str,
+    lead: str,
+) -> int:
+    """Tokens of the longest answer with its end of sequence, as far as it can be known.
+
+    Classes are all known beforehand. A slots answer grows with its text, so the training split's
+    longest gets a quarter more room.
+    """
+    longest = max(len(example.label) for example in examples)
+    if any(task.kind == "slots" for task in dataset.tasks):
+        return math.ceil(1.25 * longest)
+
+    def tokens_of(label: str) -> int:
+        return len(tokenizer.encode(label, is_data=True))
+
+    worst = Record("", "", {task.name: max(task.labels, key=tokens_of) for task in dataset.tasks})
+    answer = prompts.answer(worst, dataset.tasks, slot_format)
+    return max(longest, len(tokenizer.encode_answer(answer, lead)) + 1)
+
+
+def _model(config: ConfigDict, tokenizer: Tokenizer, base: ModelSource | None) -> Model:
+    """The checkpoint's dimensions, or the zoo's with a vocabulary to fit the tokenizer."""
+    if base is not None:
+        dimensions, _ = read_model(base.model_json)
+        if config.model.name:
+            _check_same(dimensions, zoo.find(config.model.name), config)
+        if tokenizer.vocab_size > dimensions.vocab_size:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size:,} ids, the checkpoint's embedding "
+                f"{dimensions.vocab_size:,} rows; they do not belong together"
+            )
+    else:
+        # A multiple of 64 keeps matmuls aligned and splits over devices.
+        vocab_size = math.ceil(tokenizer.vocab_size / 64) * 64
+        dimensions = dataclasses.replace(zoo.find(config.model.name), vocab_size=vocab_size)
+    return create_model(config, dimensions)
+
+
+def _check_same(found: zoo.LlamaConfig, named: zoo.LlamaConfig, config: ConfigDict) -> None:
+    """Raise InputError where a checkpoint is not the model that the config names."""
+    differences = [
+        f"{field.name} is {getattr(found, field.name)}, not {getattr(named, field.name)}"
+        for field in dataclasses.fields(named)
+        if getattr(found, field.name) != getattr(named, field.name)
+        and field.name not in ("initializer_std", "max_position")
+    ]
+    if differences:
+        raise InputError(
+            f"model.checkpoint {config.model.checkpoint} is not {config.model.name}: "
+            f"{'; '.join(differences)}. Name the model it is, or set model.name to ''"
+        )
+
+
+class _Run:
+    """The loop's state between its parts: start, fit, finish."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        setup: Setup,
+        checkpoints: Checkpoints,
+        interrupts: Interrupts,
+    ):
+        self.config, self.workdir, self.setup = config, workdir, setup
+        self.checkpoints, self.interrupts = checkpoints, interrupts
+        self.classifier = Classifier(setup.model, setup.tokenizer, setup.recipe)
+        self.partition = optim.choose(setup.model.abstract, config.train.trained)
+        self.optimizer = optim.optimizer(config.train)
+        step = make_train_step(
+            setup.model, self.partition, self.optimizer, optim.schedule(config.train)
+        )
+        self.train_step = jax.jit(step, donate_argnums=0)
+        self.batches = loader.train_batches(
+            setup.examples,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            row_length=(config.train.row_length or config.train.max_length)
+            if config.train.pack
+            else 0,
+        )
+        self.seconds = self.examples = self.tokens = 0.0  # of steps, since this process started
+        self.loss: float | None = None  # the last one read
+
+    # -- parameters and state
+
+    def start(self, base: ModelSource | None) -> None:
+        """Parameters and optimizer from the run's last checkpoint, the base, or a random start."""
+        model, key = self.setup.model, jax.random.key(self.config.seed)
+        if (latest := self.checkpoints.latest_step()) is None:
+            params = load_params(base, model.abstract) if base else jax.jit(model.init)(key)
+            trained, self.frozen = self.partition.split(params)
+            self.state = jax.jit(init_state, static_argnums=1)(trained, self.optimizer, key)
+            self.step = 0
+            return
+        abstract = jax.eval_shape(
+            lambda params: init_state(self.partition.split(params)[0], self.optimizer, key),
+            model.abstract,
+        )
+        restored = self.checkpoints.restore(latest, model.abstract, abstract._replace(trained=None))
+        trained, self.frozen = self.partition.split(restored.params)
+        self.state: TrainState = restored.state._replace(trained=trained)
+        self.batches.set_state(restored.iterator_state)
+        self.step = latest
+
+    def params(self) -> Params:
+        """The whole parameter tree as it is now."""
+        return self.partition.join(self.state.trained, self.frozen)
+
+    def save(self, scores: dict[str, float]) -> None:
+        """Save the state after the current step."""
+        self.checkpoints.save(
+            self.step,
+            self.params(),
+            self.state._replace(trained=None),
+            self.batches.get_state(),
+            scores,
+        )
+
+    # -- the loop
+
+    def fit(self, logger: Logger) -> None:
+        """Step until `train.steps`, with evaluations and checkpoints at their intervals."""
+        train = self.config.train
+        if self.step:
+            logger.say(f"resumed at step {self.step:,}")
+        late: Metrics | None = None  # the previous step's, read while the device computes this one
+        mark = time.perf_counter()
+        while self.step < train.steps:
+            batch = next(self.batches)
+            with jax.transfer_guard("disallow"):  # but for what is handed over by name
+                device_batch = jax.device_put(_micro_batches(batch, train.accumulate))
+                self.state, step_metrics = self.train_step(self.state, self.frozen, device_batch)
+            if late is not None:
+                self.read(late, self.step, logger)
+            late = step_metrics
+            self.step += 1
+            self.count(batch, logger)
+
+            evaluates = _due(self.step, train.eval_every, train.steps) and self.dev_records()
+            if evaluates or _due(self.step, train.checkpoint_every, train.steps) or self.stopping():
+                self.read(late, self.step, logger)  # nothing that went wrong is ever saved
+                late = None
+                self.seconds += time.perf_counter() - mark
+                scores = self.evaluate_dev(logger) if evaluates and not self.stopping() else {}
+                self.save(scores)
+                if self.stopping():
+                    self.checkpoints.wait()
+                    raise Preempted(
+                        f"stopped by SIGTERM; saved step {self.step:,} of {train.steps:,}. The "
+                        "same command resumes"
+                    )
+                mark = time.perf_counter()
+        self.checkpoints.wait()
+
+    def stopping(self) -> bool:
+        return self.interrupts.requested
+
+    def count(self, batch, logger: Logger) -> None:
+        """Add a batch to the throughput figures and the progress bar."""
+        tokens = int(np.count_nonzero(batch.segment_ids))
+        examples = int(batch.segment_ids.max(axis=-1).sum())
+        self.tokens += tokens
+        self.examples += examples
+        logger.advance(self.step, examples=examples, tokens=tokens, loss=self.loss)
+
+    def read(self, step_metrics: Metrics, step: int, logger: Logger) -> None:
+        """Log a step's metrics, or raise NonFiniteError where too many went wrong in a row."""
+        values = jax.device_get(step_metrics)
+        self.loss = float(values.loss)
+        allowed = self.config.train.max_skipped
+        if values.skipped:
+            if values.skipped > allowed:
+                raise NonFiniteError(
+                    f"step {step:,}: loss {values.loss}, gradient norm {values.gradient_norm}; "
+                    f"{int(values.skipped)} step(s) in a row were not finite and train.max_skipped "
+                    f"is {allowed}. Parameters are as before them. Lower train.learning_rate or "
+                    "look at the data of that step"
+                )
+            logger.say(f"step {step:,} skipped: loss {values.loss}")
+        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+            logger.metrics(
+                step,
+                {
+                    "train/loss": float(values.loss),
+                    "train/token_accuracy": float(values.token_accuracy),
+                    "train/gradient_norm": float(values.gradient_norm),
+                    "train/learning_rate": float(values.learning_rate),
+                },
+            )
+
+    # -- evaluation
+
+    def dev_records(self) -> list[Record]:
+        records = self.setup.dataset.splits.get("dev", [])
+        limit = self.config.eval.limit
+        return datasets.spread(records, limit) if limit else records
+
+    def evaluate_dev(self, logger: Logger) -> dict[str, float]:
+        """Flat metrics on the dev split, logged; empty when asked to stop meanwhile."""
+        records = self.dev_records()
+        try:
+            predictions = self.predict(self.params(), records, "dev", logger)
+        except _Stopped:
+            return {}
+        values = flat_metrics(
+            metrics.compute(predictions, self.setup.dataset.tasks, self.config.prompt.slots)
+        )
+        values["score"] = float(
+            np.mean(
+                [
+                    values[f"{task.name}.{metrics.main_metric(task)}"]
+                    for task in self.setup.dataset.tasks
+                ]
+            )
+        )
+        logger.metrics(self.step, {f"dev/{name}": value for name, value in values.items()})
+        if (wanted := self.config.train.best_metric) and wanted not in values:
+            raise InputError(
+                f"train.best_metric {wanted!r} is not measured; possible: {', '.join(values)}"
+            )
+        return values
+
+    def predict(self, params: Params, records: Sequence[Record], split: str, logger: Logger):
+        """Predictions with progress; raises _Stopped when the run is asked to stop."""
+        done = 0
+        with logger.task(f"{split} evaluation", len(records)) as advance:
+
+            def progress(count: int) -> None:
+                nonlocal done
+                done += count
+                advance(count)
+                if self.stopping():
+                    raise _Stopped
+
+            return self.classifier.predict(
+                params,
+                records,
+                self.config.eval.batch_size,
+                prompt=self.setup.prompt,
+                progress=progress,
+            )
+
+    # -- the end
+
+    def finish(self, logger: Logger) -> dict[str, Any]:
+        """Score the evaluation split with the best checkpoint and write the report."""
+        split = self.config.eval.split
+        records = self.setup.dataset.splits.get(split, [])
+        best = self.checkpoints.best_step()
+        params = self.params()
+        if best is not None and best != self.step:
+            params = self.checkpoints.restore_params(best, self.setup.model.abstract)
+        try:
+            predictions = self.predict(params, records, split, logger)
+        except _Stopped:
+            raise Preempted(
+                f"stopped by SIGTERM while scoring {split}; training is complete and saved. The "
+                "same command scores it again"
+            ) from None
+        result = self.describe(best if best is not None else self.step)
+        result["eval"] = metrics.compute(
+            predictions, self.setup.dataset.tasks, self.config.prompt.slots
+        )
+        result["eval_split"] = split
+        report.write(
+            self.workdir, result, predictions, self.setup.dataset.tasks, read_metrics(self.workdir)
+        )
+        logger.say(report.table(result))
+        logger.say(f"report: {self.workdir / 'report.html'}")
+        return result
+
+    def describe(self, best: int) -> dict[str, Any]:
+        """The report's parts other than the evaluation."""
+        setup, config = self.setup, self.config
+        count = _size(setup.model.abstract)
+        return {
+            "config": config.to_dict(),
+            "data": {
+                "name": setup.dataset.name,
+                "fingerprint": setup.dataset.fingerprint,
+                "records": {name: len(found) for name, found in setup.dataset.splits.items()},
+                "skipped": setup.dataset.skipped,
+                "cut_texts": sum(example.cut > 0 for example in setup.examples),
+                "cut_tokens": sum(example.cut for example in setup.examples),
+                "tasks": {
+                    task.name: {"kind": task.kind, "labels": list(task.labels)}
+                    for task in setup.dataset.tasks
+                },
+            },
+            "model": {
+                "name": config.model.name,
+                "family": setup.model.family,
+                "checkpoint": config.model.checkpoint,
+                "dimensions": dataclasses.asdict(setup.model.config),
+                "parameters": count,
+                "trained_parameters": _size(self.state.trained),
+                "tokenizer": setup.tokenizer.fingerprint,
+                "vocabulary": setup.tokenizer.vocab_size,
+            },
+            "train": {
+                "steps": self.step,
+                "best_step": best,
+                "seconds": round(self.seconds, 3),
+                "examples_per_second": self.examples / self.seconds if self.seconds else None,
+                "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
+                "examples_seen_by_this_process": self.examples,
+                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            },
+            "versions": report.versions(),
+        }
+
+
+class _Stopped(Exception):  # noqa: N818 - a request, not an error
+    """Raised through an evaluation that SIGTERM ended."""
+
+
+def flat_metrics(values: dict[str, dict[str, float]]) -> dict[str, float]:
+    """`{"intent": {"accuracy": 1.0}}` as `{"intent.accuracy": 1.0}`."""
+    return {
+        f"{task}.{name}": value for task, group in values.items() for name, value in group.items()
+    }
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _micro_batches(batch, count: int):
+    """Split the rows `[B, …]` into `[count, B / count, …]`."""
+    return jax.tree.map(lambda array: array.reshape(count, -1, *array.shape[1:]), batch)
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

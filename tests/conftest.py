@@ -1,0 +1,27 @@
+"""Fixtures and settings shared by all tests."""
+
+import os
+from pathlib import Path
+
+# Before anything imports JAX: the numbers compared are those of float32 on the CPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nothing in a test may depend on a network; the tests of the hub's readers use local files.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import pytest
+
+# The same cases in every run, on every machine, however slow it is.
+hypothesis.settings.register_profile(
+    "deterministic", derandomize=True, database=None, deadline=None, print_blob=True
+)
+hypothesis.settings.load_profile("deterministic")
+
+
+@pytest.fixture(scope="session")
+def shared_root() -> Path:
+    """The folder that holds data/, tokenizers/ and weights/; skips where it is absent."""
+    root = os.environ.get("JAXCLF_DATA_ROOT", "")
+    if not root or not Path(root).is_dir():
+        pytest.skip("JAXCLF_DATA_ROOT names no folder of real data")
+    return Path(root).resolve().parent

@@ -1,0 +1,141 @@
+"""metrics.jsonl, events and progress, through crashes and resumes."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxclf import logs
+from jaxclf.logs import Logger, read_metrics
+
+
+def run(workdir, steps, resume_step=0, total=100):
+    with Logger(workdir, total, resume_step) as log:
+        for step in steps:
+            log.metrics(step, {"train/loss": 1 / step})
+            log.advance(step, examples=8, tokens=200, loss=1 / step)
+
+
+def steps_in(workdir) -> list[int]:
+    return [row["step"] for row in read_metrics(workdir)]
+
+
+def events(workdir) -> dict[str, list[int]]:
+    """Tag → steps. An event file is records of length (8 bytes), checksum (4), data, checksum."""
+    from tensorboardX.proto import event_pb2
+
+    found: dict[str, list[int]] = {}
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:
+            length = int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append(event.step)
+            data = data[16 + length :]
+    return found
+
+
+def test_a_line_per_call_and_an_event_per_value(tmp_path):
+    with Logger(tmp_path, 10) as log:
+        log.metrics(1, {"train/loss": np.float32(0.5), "train/learning_rate": 1e-3})
+        # flushed at once: a killed run keeps what it had said
+        text = (tmp_path / "metrics.jsonl").read_text()
+        log.metrics(2, {"dev/intent/accuracy": 1})
+    assert text == '{"step": 1, "train/loss": 0.5, "train/learning_rate": 0.001}\n'
+    assert read_metrics(tmp_path)[1] == {"step": 2, "dev/intent/accuracy": 1.0}
+    assert events(tmp_path) == {
+        "train/loss": [1],
+        "train/learning_rate": [1],
+        "dev/intent/accuracy": [2],
+    }
+
+
+def test_what_is_not_finite_is_null_in_json(tmp_path):
+    with Logger(tmp_path, 10) as log:
+        log.metrics(1, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.0})
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "step": 1, "a": None, "b": None, "c": None, "d": 0.0
+    }  # fmt: skip
+
+
+def test_a_resumed_run_leaves_one_line_per_step(tmp_path):
+    run(tmp_path, range(1, 8))
+    run(tmp_path, range(6, 11), resume_step=5)
+    assert steps_in(tmp_path) == list(range(1, 11))
+    run(tmp_path, [1, 2])  # a fresh start
+    assert steps_in(tmp_path) == [1, 2]
+
+
+def test_a_line_cut_by_a_crash_goes_at_the_next_start(tmp_path):
+    run(tmp_path, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    for torn in ('{"step": 3, "train/l', '{"step": 3}', "\x00\x00", "[]\n", "5\n"):
+        whole = path.read_text()
+        path.write_text(whole + torn)
+        assert steps_in(tmp_path) == [1, 2]
+        run(tmp_path, [], resume_step=2)
+        assert path.read_text() == whole
+
+
+def test_plain_lines_when_output_is_no_terminal(tmp_path, capsys):
+    with Logger(tmp_path, total_steps=25, every=10) as log:
+        for step in range(1, 26):
+            log.advance(step, examples=8, tokens=1000, loss=2.5)
+        log.say("[bold]done[/bold]")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:-1]] == [
+        ["step", "10/25"], ["step", "20/25"], ["step", "25/25"]
+    ]  # fmt: skip
+    assert all("loss 2.5000" in line and "\x1b" not in line for line in lines[:-1])
+    assert lines[-1] == "[bold]done[/bold]"
+
+
+def test_a_progress_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Logger(tmp_path, total_steps=4, resume_step=2) as log:
+        log.advance(3, examples=8, tokens=1000, loss=2.5)
+        log.say("[bold]saved[/bold]")
+        log.advance(4, examples=8, tokens=1000)
+    text = capsys.readouterr().out
+    assert "4/4" in text
+    assert "examples/s" in text
+    assert "[bold]saved[/bold]" in text
+
+
+def test_speed_is_of_the_last_steps_without_the_first(monkeypatch):
+    seconds = iter([0.0, 100.0, 102.0, 104.0])  # start; the first step compiles
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(seconds))
+    rates = logs.Rates(resume_step=5)
+    rates.add(6, examples=8, tokens=4000)
+    # alone, the first step is all there is to go by: 100 s for 1 step, 4 left
+    assert rates.describe(10, None) == "0.1 examples/s  40 tokens/s  0:06:40 left"
+    rates.add(7, examples=80, tokens=4000)
+    rates.add(8, examples=80, tokens=4000)
+    # 2 steps in 4 s; 2 left
+    assert rates.describe(10, 0.5) == "loss 0.5000  40 examples/s  2,000 tokens/s  0:00:04 left"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's always full device")
+def test_a_full_disk_is_an_error(tmp_path):
+    def run_on_a_full_disk():
+        with Logger(tmp_path, 10) as log:
+            log._file.close()
+            log._file = open("/dev/full", "w")  # noqa: SIM115
+            log.metrics(1, {"train/loss": 1.0})
+            pytest.fail("the error was swallowed")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_on_a_full_disk()
+
+
+def test_a_workdir_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        Logger(tmp_path / "file", 10)

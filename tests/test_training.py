@@ -1,0 +1,136 @@
+"""A whole run on the built-in data: what it leaves behind, and what it does when stopped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxclf import config as configs
+from jaxclf import losses as losses_room
+from jaxclf.checkpoints import resolve
+from jaxclf.classify import open_run
+from jaxclf.errors import InputError, NonFiniteError
+from jaxclf.evaluation import evaluate
+from jaxclf.storage import manifest_to_json
+from jaxclf.training import train
+
+ROOT = Path(__file__).parent.parent
+
+
+def tiny(*overrides: str):
+    """Six steps of a tiny model on 64 built-in utterances."""
+    return configs.load(
+        str(ROOT / "configs/quickstart.py:smoke"),
+        [
+            "train.steps=6",
+            "train.checkpoint_every=2",
+            "train.eval_every=3",
+            "train.log_every=1",
+            "data.limit=24",
+            "eval.max_new_tokens=24",
+            *overrides,
+        ],
+    )
+
+
+def leaves(workdir: Path) -> dict:
+    """Checksums of the last parameters."""
+    return manifest_to_json(resolve(workdir, "last").manifest)
+
+
+def losses(workdir: Path) -> list:
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    train(tiny(), workdir)
+    return workdir
+
+
+def test_run_leaves_the_contract_of_files(finished):
+    report = json.loads((finished / "report.json").read_text())
+    assert {"config", "data", "model", "train", "eval", "versions"} <= set(report)
+    assert 0 <= report["eval"]["intent"]["accuracy"] <= 1
+    assert 0 <= report["eval"]["slots"]["slot_f1"] <= 1
+    assert report["data"]["records"] == {"train": 24, "dev": 24, "test": 24}
+    rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    assert len({row["id"] for row in rows}) == 24
+    assert {"id", "gold", "predicted", "scores", "raw", "unparsed"} <= set(rows[0])
+    assert [step for step, _ in losses(finished)] == [1, 2, 3, 4, 5, 6]
+    assert "<script" not in (finished / "report.html").read_text()
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_evaluate_gives_the_same_numbers(finished, tmp_path):
+    result = evaluate(open_run(finished), tmp_path / "again")
+    assert result["eval"] == json.loads((finished / "report.json").read_text())["eval"]
+    assert (tmp_path / "again/predictions.jsonl").read_text() == (
+        finished / "predictions.jsonl"
+    ).read_text()
+
+
+def test_same_seed_same_run_other_seed_another(finished, tmp_path):
+    train(tiny(), tmp_path / "again")
+    train(tiny("seed=1"), tmp_path / "other")
+    assert leaves(tmp_path / "again") == leaves(finished)
+    assert losses(tmp_path / "again") == losses(finished)
+    assert leaves(tmp_path / "other") != leaves(finished)
+
+
+def test_longer_run_resumes_exactly(finished, tmp_path):
+    constant = ("train.schedule=constant", "train.pack=true")
+    train(tiny(*constant, "train.steps=6"), tmp_path / "whole")
+    train(tiny(*constant, "train.steps=3"), tmp_path / "parts")
+    train(tiny(*constant, "train.steps=6"), tmp_path / "parts")
+    assert leaves(tmp_path / "parts") == leaves(tmp_path / "whole")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_workdir_of_another_config_is_refused(finished):
+    before = (finished / "config.json").read_bytes()
+    with pytest.raises(InputError, match=r"train\.learning_rate.*another"):
+        train(tiny("train.learning_rate=0.5"), finished)
+    assert (finished / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("trained", ["last:1", "norms", r"layers/mlp/.*"])
+def test_partial_training_leaves_the_rest(trained, tmp_path):
+    train(tiny(f"train.trained={trained}", "train.eval_every=0"), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert 0 < report["model"]["trained_parameters"] < report["model"]["parameters"]
+
+
+def test_non_finite_training_stops_and_keeps_what_was_good(tmp_path, monkeypatch):
+    constant = "train.schedule=constant"
+    train(tiny(constant), tmp_path / "whole")
+    train(tiny(constant, "train.steps=2"), tmp_path / "broken")
+    good = leaves(tmp_path / "broken")
+
+    def infinite(module, batch, real=losses_room.generation_loss):
+        sums = real(module, batch)
+        return sums._replace(loss=sums.loss * np.inf)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses_room, "generation_loss", infinite)
+        with pytest.raises(NonFiniteError, match=r"step 3.*max_skipped"):
+            train(tiny(constant), tmp_path / "broken")
+    assert leaves(tmp_path / "broken") == good
+    train(tiny(constant), tmp_path / "broken")
+    assert leaves(tmp_path / "broken") == leaves(tmp_path / "whole")
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+
+
+def test_skipped_steps_are_allowed_up_to_n(tmp_path, monkeypatch):
+    def infinite(module, batch, real=losses_room.generation_loss):
+        sums = real(module, batch)
+        return sums._replace(loss=sums.loss * np.inf)
+
+    monkeypatch.setattr(losses_room, "generation_loss", infinite)
+    with pytest.raises(NonFiniteError, match=r"step 4.*4 step\(s\) in a row"):
+        train(tiny("train.max_skipped=3", "train.eval_every=0"), tmp_path)
+
