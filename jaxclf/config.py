@@ -170,7 +170,7 @@ def _message(error: Exception) -> str:
     """One line; ml_collections wraps a KeyError and prints the whole config into it."""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     inner: Any = error
-    while isinstance(inner, Exception) and not isinstance(inner, SyntaxError) and inner.args:
+    while isinstance(inner, KeyError | AttributeError) and inner.args:
         inner = inner.args[0]
     text = re.sub(r' Other fields present: ".*"(?=\n|$)', "", str(inner), flags=re.DOTALL)
     return kind + " ".join(text.split())
@@ -264,16 +264,16 @@ def read(path: str | Path) -> ml_collections.ConfigDict:
     Raises InputError if there is none, ArtifactError if the file is damaged.
     """
     try:
-        fields = json.loads(Path(path).read_bytes())
+        fields = _tuples(json.loads(Path(path).read_bytes()))
+        if not isinstance(fields, dict):
+            raise ValueError("expected an object of fields")
+        return ml_collections.ConfigDict(fields).lock()
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file. Expected the folder of a run that training has started"
         ) from None
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a config: {error}") from error
-    if not isinstance(fields, dict):
-        raise ArtifactError(f"{path}: not a config: expected an object of fields")
-    return ml_collections.ConfigDict(_tuples(fields)).lock()
 
 
 def _tuples(value: Any) -> Any:

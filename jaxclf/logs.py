@@ -135,7 +135,7 @@ def count(name: str, total: int, done: int = 0, bar: Any = None) -> Iterator[Cal
     try:
         yield advance
     finally:
-        if own:
+        if own and bar:
             bar.stop()
         elif bar:
             bar.remove_task(row)

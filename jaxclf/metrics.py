@@ -44,9 +44,8 @@ def compute(
             all(is_right(prediction, task, slot_format) for task in tasks)
             for prediction in complete
         ]
-        metrics["joint"] = {"support": len(complete)}
-        if complete:
-            metrics["joint"]["exact_match"] = float(np.mean(right))
+        joint: dict[str, float] = {"exact_match": float(np.mean(right))} if complete else {}
+        metrics["joint"] = joint | {"support": len(complete)}
     return metrics
 
 
@@ -55,7 +54,7 @@ def is_right(prediction: Prediction, task: Task, slot_format: SlotFormat = "name
     value = prediction.predicted.get(task.name)
     if task.kind == "class" or value is UNPARSED:
         return value == prediction.gold[task.name]
-    gold, predicted = _slot_names(prediction, task, slot_format)
+    gold, predicted = slot_names(prediction, task, slot_format)
     return gold == predicted
 
 
@@ -123,18 +122,17 @@ def _of_task(
 ) -> dict[str, float]:
     scored = _with_gold(predictions, task)
     unparsed = sum(task.name in prediction.unparsed for prediction in scored)
-    metrics: dict[str, float] = {"support": len(scored), "unparsed": unparsed}
+    metrics: dict[str, float] = {}
+    if scored and task.kind == "class":
+        metrics = _class_metrics(scored, task)
+    elif scored:
+        right = [is_right(prediction, task, slot_format) for prediction in scored]
+        metrics = _slot_metrics(scored, task, slot_format) | {"exact_match": float(np.mean(right))}
+    if scored:
+        metrics["unparsed_rate"] = unparsed / len(scored)
     if task.kind == "slots":
         metrics["unknown_slots"] = sum(prediction.unknown_slots for prediction in scored)
-    if not scored:
-        return metrics
-    metrics["unparsed_rate"] = unparsed / len(scored)
-    if task.kind == "class":
-        return metrics | _class_metrics(scored, task)
-    right = [is_right(prediction, task, slot_format) for prediction in scored]
-    return (
-        metrics | _slot_metrics(scored, task, slot_format) | {"exact_match": float(np.mean(right))}
-    )
+    return metrics | {"unparsed": unparsed, "support": len(scored)}
 
 
 def _class_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
@@ -200,11 +198,11 @@ def _slot_tags(
     scored: Sequence[Prediction], task: Task, slot_format: SlotFormat
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Gold and predicted tags, both grouped anew from plain names."""
-    pairs = [_slot_names(prediction, task, slot_format) for prediction in scored]
+    pairs = [slot_names(prediction, task, slot_format) for prediction in scored]
     return [[*bio_slots(gold)] for gold, _ in pairs], [[*bio_slots(found)] for _, found in pairs]
 
 
-def _slot_names(
+def slot_names(
     prediction: Prediction, task: Task, slot_format: SlotFormat
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Gold and predicted plain names, one per word."""

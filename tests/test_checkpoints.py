@@ -161,6 +161,7 @@ for step in range(1, 1000):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_whole_checkpoint(tmp_path):
     root = Path(__file__).parent.parent
     with subprocess.Popen(

@@ -109,6 +109,31 @@ def test_a_progress_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     assert "[bold]saved[/bold]" in text
 
 
+def test_counting_says_plain_lines_every_few_seconds(capsys, monkeypatch):
+    seconds = iter([0.0, 0.0, 1.0, 20.0, 21.0])
+    monkeypatch.setattr(logs.time, "monotonic", lambda: next(seconds))
+    with logs.count("labelling", total=100, done=20) as advance:
+        advance(1)
+        advance(39)
+        advance(40)
+    # 40 of the 80 left to do in 20 s: 2 a second
+    assert capsys.readouterr().out == "60/100  labelling  2.0 examples/s  0:00:20 left\n"
+
+
+def test_counting_is_a_line_of_the_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Logger(tmp_path, total_steps=4) as log, log.task("dev evaluation", 32) as advance:
+        advance(32)
+        log._bar.refresh()
+    assert "32/32" in capsys.readouterr().out
+    assert log._bar.task_ids == [0]  # it goes when it is done
+    with logs.count("labelling", total=7) as advance:
+        advance(7)
+    assert "7/7" in capsys.readouterr().out
+
+
 def test_speed_is_of_the_last_steps_without_the_first(monkeypatch):
     seconds = iter([0.0, 100.0, 102.0, 104.0])  # start; the first step compiles
     monkeypatch.setattr(logs.time, "monotonic", lambda: next(seconds))

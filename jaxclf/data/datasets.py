@@ -90,6 +90,8 @@ def load(config: Any) -> Dataset:
 
     defects = Defects(skip=skip)
     domain, tasks, splits = loader(config, defects)
+    if not splits.get("train"):
+        raise InputError(f"{config.train or config.name}: no usable record to train on")
     if config.check_counts:
         _check_counts(config.name, tasks, splits)
     if config.task != "both":
@@ -228,8 +230,8 @@ def _file(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Spli
         if path:
             splits |= {split: records.read(path, schema, defects, split).get(split, [])}
     defects.check()
-    for split in ("train", *splits):
-        if not splits.get(split):
+    for split, found in splits.items():
+        if not found:
             raise InputError(f"{config[split]}: no usable record")
     return "Text", tasks, splits
 

@@ -22,7 +22,7 @@ EXTENSIONS = (".jsonl", ".csv", ".txt", ".parquet")
 BYTE_ORDER_MARK = "starts with a byte order mark. Save the file as UTF-8 without one."
 
 
-class Defect(ValueError):
+class Defect(ValueError):  # noqa: N818 - a finding; a row may hold one as its value
     """Why one record cannot be used, and the field concerned; "" where it is the whole record."""
 
     def __init__(self, field: str, reason: str):

@@ -328,7 +328,8 @@ def _own_template(
     `$text` (exactly once) is the text to label; `$labels` the label list of the only task, or
     `$labels1`, `$labels2` … those of several; `$examples` the solved examples between their
     delimiters; `$$` a dollar sign. Space at the end of the file is dropped, so that the answer
-    follows the cue. Raises InputError with file and line for anything else.
+    follows the cue; best start a line with `$text`, as a space before it is a token by itself.
+    Raises InputError with file and line for anything else.
     """
     try:
         template = path.read_text(encoding="utf-8-sig").rstrip()

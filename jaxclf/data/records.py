@@ -127,8 +127,7 @@ def _record(where: str, fields: Mapping[str, Any], schema: Schema) -> Record:
             names = {tag[2:] for tag in label if tag != "O"}
         if target.known is not None and not names <= target.known:
             unknown = ", ".join(show(name) for name in sorted(names - target.known))
-            reason = f"{unknown} is none of the {len(target.known)} labels of the train split"
-            raise Defect(target.column, reason)
+            raise Defect(target.column, f"{unknown} is not a label of the train split")
         labels[target.task] = label
     return Record(identity, text, labels)
 

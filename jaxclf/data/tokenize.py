@@ -17,12 +17,20 @@ from pathlib import Path
 from typing import Any, SupportsInt
 
 import numpy as np
+from jaxtyping import Int32
 
 from jaxclf.data.prompts import Prompt, answer, has_gold
 from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import ArtifactError, InputError
 
 _BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"  # of a tokenizer trained here
+# What its merges never cross: a word with underscores and digits (`audio_volume_mute`), a number, a
+# contraction, a run of marks (`": ["`). GPT-2's pattern cuts label names and JSON into twice as many
+# tokens, and each of them is a step of decoding.
+_WORD = (
+    r"'\p{L}{1,2}(?![\p{L}\p{N}_])| ?[\p{L}_][\p{L}\p{N}_]*| ?\p{N}+"
+    r"|[^\p{L}\p{N}_]+?(?= ?[\p{L}\p{N}_])|[^\p{L}\p{N}_]+"
+)
 _CHUNK = 512  # texts encoded at a time: bounds the memory of the encodings
 
 
@@ -138,7 +146,12 @@ class Tokenizer:
         import transformers
 
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [
+                tokenizers.pre_tokenizers.Split(tokenizers.Regex(_WORD), "isolated"),
+                tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
         backend.decoder = tokenizers.decoders.ByteLevel()
         alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
         smallest = len(alphabet) + 3
@@ -176,15 +189,19 @@ def _piecewise(serialized: str) -> Any:
     fields = json.loads(serialized)
     fields["truncation"] = fields["padding"] = None
     pre_tokenizer = fields["pre_tokenizer"] or {}
-    if pre_tokenizer.get("type") == "Metaspace":
-        pre_tokenizer["prepend_scheme"] = "never"
-    elif pre_tokenizer.get("type") == "ByteLevel":
-        pre_tokenizer["add_prefix_space"] = False
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    for step in steps:
+        if step.get("type") == "ByteLevel":
+            step["add_prefix_space"] = False
+        elif step.get("type") == "Metaspace" and len(steps) == 1:
+            # After a split at white space (T5) "▁" marks every word and has to stay.
+            step["prepend_scheme"] = "never"
     normalizer = fields["normalizer"] or {}
-    if normalizer.get("type") == "Sequence":
-        normalizer["normalizers"] = [
-            step for step in normalizer["normalizers"] if step["type"] != "Prepend"
-        ]
+    if normalizer.get("type") == "Prepend":
+        fields["normalizer"] = None
+    elif normalizer.get("type") == "Sequence":
+        kept = [step for step in normalizer["normalizers"] if step["type"] != "Prepend"]
+        normalizer["normalizers"] = kept
     return tokenizers.Tokenizer.from_str(json.dumps(fields))
 
 
@@ -202,9 +219,9 @@ class Tokens:
     """
 
     id: str
-    prefix: np.ndarray
-    text: np.ndarray
-    label: np.ndarray
+    prefix: Int32[np.ndarray, "prefix"]
+    text: Int32[np.ndarray, "text"]
+    label: Int32[np.ndarray, "label"]
     cut: int
 
 

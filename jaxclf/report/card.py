@@ -22,7 +22,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     base = model.get("checkpoint") or ""
     split = report.get("eval_split", "test")
     tasks = data.get("tasks", {})
-    kinds = {"class": "one class", "slots": "a slot for every word"}
+    kinds = {"class": "one class out", "slots": "a slot for every word, out"}
     answers = "\n".join(
         f"- `{name}`: {kinds.get(task['kind'], task['kind'])} of {len(task['labels'])}"
         for name, task in tasks.items()
@@ -43,8 +43,8 @@ def model_card(report: Mapping[str, Any]) -> str:
 
 # {model_name} for {data_name}
 
-A language model that classifies by generating the label. {start} with jaxclf{amount} of
-{data_name} in {train.get("steps", "unknown")} steps. What it answers:
+A language model that classifies by generating the label. {start} with jaxclf{amount}
+of {data_name} in {train.get("steps", "unknown")} steps. What it answers:
 
 {answers}
 
@@ -83,6 +83,7 @@ def _front_matter(
             task_name=task,
             dataset_type=data_name,
             dataset_name=data_name,
+            dataset_config=task,  # else figures of several tasks run into one
             dataset_split=split,
             metric_type=name,
             metric_name=metric_name(name),

@@ -1,21 +1,19 @@
 """report.html: one file with everything about a run, which loads nothing and runs no script.
 
-Whatever a user or a model wrote (labels, texts, outputs, settings) goes through `_text`.
+Whatever a user or a model wrote (labels, texts, outputs, settings) goes through `markup.text`.
 """
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxclf import metrics
 from jaxclf.data.tasks import Task, words
-from jaxclf.fields import leaves
 from jaxclf.labels import UNPARSED, Prediction
 from jaxclf.report import plots
+from jaxclf.report.markup import number, table, text
 from jaxclf.report.names import COUNTS, metric_name, show
 from jaxclf.report.style import STYLE
 
@@ -42,25 +40,26 @@ def page(
     ]
     sections = [(title, body) for title, body in sections if body]
     links = "".join(
-        f'<a href="#s{number}">{_text(title)}</a>' for number, (title, _) in enumerate(sections)
+        f'<a href="#s{place}">{text(title)}</a>' for place, (title, _) in enumerate(sections)
     )
     bodies = "".join(
-        f'<section id="s{number}"><h2>{_text(title)}</h2>{body}</section>'
-        for number, (title, body) in enumerate(sections)
+        f'<section id="s{place}"><h2>{text(title)}</h2>{body}</section>'
+        for place, (title, body) in enumerate(sections)
     )
-    title = " · ".join(
-        str(name)
-        for name in (_get(report, "data", "name"), _get(report, "model", "name"))
-        if name
-    )
+    names = [
+        _get(report, part, "name") or _get(report, "config", part, "name")
+        for part in ("data", "model")
+    ]
+    title = " · ".join(str(name) for name in names if name) or "Report"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         # Belt and braces: even an escape that is missed loads and runs nothing.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; img-src data:\">"
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head><body>"
-        f"<header><h1>{_text(title)}</h1><p>{_summary(report, len(predictions), split)}</p>"
+        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>"
+        f"<header><h1>{text(title)}</h1><p>{_summary(report, len(predictions), split)}<br>"
+        f"{_main_settings(report['config'])}</p>"
         f"{_headline(report['eval'], tasks)}</header><nav>{links}</nav>{bodies}</body></html>\n"
     )
 
@@ -79,7 +78,23 @@ def _summary(report: Mapping[str, Any], count: int, split: str) -> str:
         facts.append(f"{seconds / 60:,.1f} minutes of training")
     if device := _get(report, "train", "device"):
         facts.append(str(device))
-    return _text(" · ".join(facts))
+    return text(" · ".join(facts))
+
+
+def _main_settings(config: Mapping[str, Any]) -> str:
+    """One line of the settings that one would ask for first."""
+    names = {
+        "task": ("data", "task"),
+        "shots": ("prompt", "shots"),
+        "trained": ("train", "trained"),
+        "learning rate": ("train", "learning_rate"),
+        "batch": ("train", "batch_size"),
+        "tokens": ("train", "max_length"),
+        "seed": ("seed",),
+    }
+    found = {name: _get(config, *path) for name, path in names.items()}
+    facts = [f"{name} {_fact(value)}" for name, value in found.items() if value is not None]
+    return text(" · ".join(facts))
 
 
 def _headline(values: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -> str:
@@ -89,7 +104,7 @@ def _headline(values: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) 
         shown.append(("joint", "exact_match"))
     cards = [
         f'<div class="card"><b>{show(name, values[task].get(name))}</b>'
-        f"<span>{_text(task)} {metric_name(name)}</span></div>"
+        f"<span>{text(task)} {metric_name(name)}</span></div>"
         for task, name in shown
         if task in values
     ]
@@ -101,11 +116,9 @@ def _results(values: Mapping[str, Mapping[str, float]], tasks: Sequence[Task]) -
     tables = []
     for task, figures in values.items():
         ordered = sorted(figures, key=lambda name: (name != main.get(task), name in COUNTS))
-        rows = [
-            [_text(metric_name(name)), _number(show(name, figures[name]))] for name in ordered
-        ]
-        tables.append(f"<div><h3>{_text(task)}</h3>{_table([], rows)}</div>")
-    note = "An output outside the label set counts as wrong in every figure."
+        rows = [[text(metric_name(name)), number(show(name, figures[name]))] for name in ordered]
+        tables.append(f"<div><h3>{text(task)}</h3>{table([], rows)}</div>")
+    note = "An output outside the label set counts as wrong, unless eval.fallback replaces it."
     return f'<div class="grid">{"".join(tables)}</div><p class="note">{note}</p>'
 
 
@@ -134,11 +147,11 @@ def _task(predictions: Sequence[Prediction], task: Task, slot_format: Any) -> st
     if confusions:
         unit = "records" if task.kind == "class" else "words"
         rows = [
-            [_text(each.gold), _text(each.predicted), _number(f"{each.count:,}"), each.texts]
+            [text(each.gold), text(each.predicted), number(f"{each.count:,}"), each.texts]
             for each in confusions[:_PAIRS]
         ]
         parts.append("<h3>Worst confusions</h3>")
-        parts.append(_table(["gold", "predicted", unit, "texts"], rows, "texts"))
+        parts.append(table(["gold", "predicted", unit, "texts"], rows, "texts"))
         if len(confusions) > _PAIRS:
             parts.append(f'<p class="note">The first {_PAIRS} of {len(confusions):,} pairs.</p>')
     thing = "Classes" if task.kind == "class" else "Slots"
@@ -149,13 +162,16 @@ def _task(predictions: Sequence[Prediction], task: Task, slot_format: Any) -> st
 def _per_class(per_class: Mapping[str, Mapping[str, float]]) -> str:
     rows = []
     for name, figures in sorted(per_class.items(), key=lambda item: (item[1]["f1"], item[0])):
-        shares = [_number(f"{100 * figures[key]:.1f}") for key in ("precision", "recall")]
-        bar = f'<i style="width:{100 * figures["f1"]:.1f}%"></i>'
+        shares = [  # of nothing predicted, of nothing in gold: no ratio
+            number(f"{100 * figures[key]:.1f}" if figures[of] else "-")
+            for key, of in (("precision", "predicted"), ("recall", "support"))
+        ]
+        bar = f'<i style="width:calc((100% - 84px) * {figures["f1"]:.3f})"></i>'
         f1 = f'<td class="bar">{bar}<span>{100 * figures["f1"]:.1f}</span></td>'
-        counts = [_number(f"{figures[key]:,.0f}") for key in ("support", "predicted")]
-        rows.append([_text(name), *shares, f1, *counts])
+        counts = [number(f"{figures[key]:,.0f}") for key in ("support", "predicted")]
+        rows.append([text(name), *shares, f1, *counts])
     head = ["", "precision %", "recall %", "F1 %", "gold", "predicted"]
-    return _table(head, rows, "classes")
+    return table(head, rows, "classes")
 
 
 class Confusion(NamedTuple):
@@ -199,17 +215,17 @@ def find_confusions(
 
 def _example(prediction: Prediction, place: int | None) -> str:
     """A record's id and text, the word at `place` marked and kept in sight."""
-    number = f"<small>{_text(prediction.id)}</small> "
+    id_ = f"<small>{text(prediction.id)}</small> "
     if place is None:
-        return number + _text(prediction.text, 300)
+        return id_ + text(prediction.text, 300)
     found = words(prediction.text)
     start, end = max(0, place - 15), place + 16
     before, after = " ".join(found[start:place]), " ".join(found[place + 1 : end])
     return (
-        number
+        id_
         + ("… " if start else "")
-        + f"{_text(before)} <mark>{_text(' '.join(found[place : place + 1]), 80)}</mark> "
-        + _text(after)
+        + f"{text(before)} <mark>{text(' '.join(found[place : place + 1]), 80)}</mark> "
+        + text(after)
         + (" …" if end < len(found) else "")
     )
 
@@ -224,10 +240,10 @@ def _unparsed(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> str:
         gold = "; ".join(f"{name}: {_label(each.gold.get(name))}" for name in each.unparsed)
         rows.append(
             [
-                f"<small>{_text(each.id)}</small>",
-                _text(gold, 200),
-                f"<td><code>{_text(each.raw, 400) or '<em>nothing</em>'}</code></td>",
-                _text(each.text, 200),
+                f"<small>{text(each.id)}</small>",
+                text(gold, 200),
+                f"<td><code>{text(each.raw, 400) or '<em>nothing</em>'}</code></td>",
+                text(each.text, 200),
             ]
         )
     note = f"{len(found):,} of {len(predictions):,} outputs"
@@ -236,11 +252,13 @@ def _unparsed(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> str:
     if len(found) > _UNPARSED:
         note += f"; the first {_UNPARSED}"
     head = ["id", "gold", "raw output", "text"]
-    return f'<p class="note">{note}.</p>{_table(head, rows, "texts")}'
+    return f'<p class="note">{note}.</p>{table(head, rows, "outputs")}'
 
 
 def _label(value: Any) -> str:
-    return " ".join(value) if isinstance(value, tuple) else "hidden" if value is None else str(value)
+    return (
+        " ".join(value) if isinstance(value, tuple) else "hidden" if value is None else str(value)
+    )
 
 
 def _settings(report: Mapping[str, Any]) -> str:
@@ -254,18 +272,26 @@ def _settings(report: Mapping[str, Any]) -> str:
         "training as it went": report["train"],
     }
     parts = [
-        f"<div><h3>{_text(name)}</h3>{_facts(group)}</div>"
+        f"<div><h3>{text(name)}</h3>{_facts(group)}</div>"
         for name, group in groups.items()
         if group
     ]
-    return f'<div class="grid">{"".join(parts)}</div>'
+    return f'<div class="columns">{"".join(parts)}</div>'
 
 
 def _facts(values: Mapping[str, Any], leave_out: Iterable[str] = ()) -> str:
     """Nested values as rows of dotted name and value."""
     kept = {name: value for name, value in values.items() if name not in leave_out}
-    rows = [[_text(name), _text(_fact(value), 300)] for name, value in leaves(kept)]
-    return _table([], rows, "facts")
+    rows = [[text(name), text(_fact(value), 300)] for name, value in _leaves(kept)]
+    return table([], rows, "facts") if rows else ""
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _fact(value: Any) -> str:
@@ -275,45 +301,9 @@ def _fact(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value) or "-"
-
-
-# HTML
-
-
-def _text(value: Any, limit: int = 0) -> str:
-    """Text that cannot be taken for markup: at most `limit` characters, control characters shown."""
-    text = str(value)
-    if limit and len(text) > limit:
-        text = text[:limit] + "…"
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", _visible, escape(text))
-
-
-def _visible(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code == 0x7F:
-        return "␡"
-    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
-
-
-def _number(shown: str) -> str:
-    return f'<td class="number">{shown}</td>'
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], style: str = "") -> str:
-    """A table of cells that are HTML already; a cell may bring its own <td>."""
-    top = "".join(f"<th>{name}</th>" for name in head)
-    body = "".join(
-        "<tr>"
-        + "".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row)
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<table class="{style}">'
-        + (f"<thead><tr>{top}</tr></thead>" if head else "")
-        + f"<tbody>{body}</tbody></table>"
-    )
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    return str(value) if value else "-"
 
 
 def _get(report: Mapping[str, Any], *names: str) -> Any:

@@ -3,13 +3,16 @@
 import base64
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
+from jaxclf.report.markup import text
+
 _BLUE, _GREY, _GRID = "#2f6db5", "#b9c6d6", "#e4e8ee"
+_LONGEST = 32  # characters of a label beside the heat map
 _SHOWN = ("accuracy", "slot_f1", "exact_match")  # of dev, what stands for a task
 _TITLES = {
     "train/loss": "Training loss (nats per label token)",
@@ -24,14 +27,12 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
 
     One panel for each train/ figure and one for the main metrics on dev.
     """
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for row in history for name in row))
-    panels = [
-        (_TITLES.get(name, name), [name])
-        for name in sorted(names, key=lambda name: (*_TITLES,).index(name) if name in _TITLES else 9)
-        if name.startswith("train/")
-    ]
+    train = [name for name in dict.fromkeys([*_TITLES, *names]) if name.startswith("train/")]
+    panels = [(_TITLES.get(name, name), [name]) for name in train if name in names]
     dev = [name for name in names if name.startswith("dev/") and name.endswith(_SHOWN)]
     if dev:
         panels.insert(1, ("Dev metrics", dev))
@@ -53,29 +54,38 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
             points = [(row["step"], row[name]) for row in history if name in row]
             steps = [step for step, _ in points]
             values = [math.nan if value is None else value for _, value in points]
-            _draw(axis, steps, values, name if len(drawn) > 1 else "")
+            _draw(axis, steps, values, name, name.removeprefix("dev/") if drawn == dev else "")
         if drawn == dev:
             axis.set_ylim(0, 1.02)
-        if len(drawn) > 1:
             legend = axis.legend(fontsize=8, frameon=False, loc="lower right")
-            for text in legend.get_texts():
-                text.set_parse_math(False)
+            for entry in legend.get_texts():
+                entry.set_parse_math(False)
     image = io.BytesIO()
-    figure.savefig(image, format="svg", metadata={"Date": None})
+    # The salt: the same curves give the same file. A name in a script that the font lacks is drawn
+    # as boxes, which is no reason for a warning in the middle of a run.
+    with mpl.rc_context({"svg.hashsalt": "jaxclf"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(image, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode()
 
 
-def _draw(axis: Any, steps: list[int], values: list[float], label: str) -> None:
-    """A line; one of many points is drawn pale with its running mean over it."""
-    if label or len(values) < 40:
-        name = label.removeprefix("dev/")
+def _draw(axis: Any, steps: list[int], values: list[float], name: str, label: str) -> None:
+    """A line; one of many points is drawn pale with its moving mean over it."""
+    if label or len(values) < 40 or name == "train/learning_rate":
+        marker = "o" if len(values) < 40 else ""
         color = None if label else _BLUE
-        axis.plot(steps, values, label=name, color=color, linewidth=1.6, marker="o", markersize=3)
+        axis.plot(
+            steps, values, label=label, color=color, linewidth=1.6, marker=marker, markersize=3
+        )
         return
     axis.plot(steps, values, color=_GREY, linewidth=0.8)
-    window = max(2, len(values) // 25)
     found = np.asarray(values, float)
-    means = [np.nanmean(found[max(0, i + 1 - window) : i + 1]) for i in range(len(found))]
+    known = np.isfinite(found)
+    around = np.ones(min(2 * (len(values) // 50) + 1, len(values)))
+    # At the ends the mean is over as many neighbours as there are.
+    sums = np.convolve(np.where(known, found, 0.0), around, mode="same")
+    counts = np.convolve(known, around, mode="same")
+    means = np.divide(sums, counts, out=np.full(len(found), np.nan), where=counts > 0)
     axis.plot(steps, means, color=_BLUE, linewidth=1.6)
 
 
@@ -87,10 +97,10 @@ def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
     needs names on hovering and letters of every script, which browsers have and plots have not.
     """
     count = len(labels)
-    cell = max(9, min(34, 960 // max(1, count + 1)))
+    cell = max(9, min(42, 960 // max(1, count + 1)))
     font = max(7.5, min(12, cell * 0.72))
-    longest = max([len(_short(label)) for label in labels] + [len("UNPARSED")])
-    margin = int(longest * font * 0.6) + 24
+    longest = max(len(label) for label in [*labels, "UNPARSED"])
+    margin = max(140, int(min(longest, _LONGEST) * font * 0.6) + 24)  # the axes' names need 140
     gap = cell // 3  # before the column UNPARSED
     width, height = margin + (count + 1) * cell + gap + 12, margin + count * cell + 8
     rows = matrix.sum(axis=1)
@@ -106,13 +116,11 @@ def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
     ]
     for place, label in enumerate([*labels, "UNPARSED"]):
         middle = margin + place * cell + cell / 2 + font * 0.35
-        name = f"{escape(_short(label))}<title>{escape(label)}</title>"
+        name = f"{text(label, _LONGEST)}<title>{text(label)}</title>"
         if place < count:
             parts.append(f'<text x="{margin - 5}" y="{middle:g}" text-anchor="end">{name}</text>')
         x = middle + (gap if place == count else 0)
-        parts.append(
-            f'<text transform="translate({x:g} {margin - 5}) rotate(-90)">{name}</text>'
-        )
+        parts.append(f'<text transform="translate({x:g} {margin - 5}) rotate(-90)">{name}</text>')
         if place < count:  # a hairline every five classes guides the eye
             style = "rule5" if place % 5 == 0 else "rule"
             offset = margin + place * cell
@@ -127,7 +135,7 @@ def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
         x = margin + column * cell + (gap if column == count else 0)
         y = margin + row * cell
         predicted = "UNPARSED" if column == count else labels[column]
-        hint = escape(f"{labels[row]} → {predicted}: {value} of {rows[row]}")
+        hint = text(f"{labels[row]} → {predicted}: {value} of {rows[row]}")
         parts.append(
             f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" '
             f'fill="rgba({hue},{0.12 + 0.88 * depth:.2f})"><title>{hint}</title></rect>'
@@ -141,7 +149,3 @@ def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
             )
     parts.append("</svg>")
     return "".join(parts)
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 32 else label[:31] + "…"

@@ -18,20 +18,23 @@ a { color: #2f6db5; text-decoration: none; } a:hover { text-decoration: underlin
 .card span { color: #5c6b7c; }
 .grid { display: grid; gap: 8px 36px; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr));
   align-items: start; }
+.columns { columns: 330px; column-gap: 36px; }
+.columns > div { break-inside: avoid; margin-bottom: 20px; } .columns h3 { margin-top: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: #5c6b7c; border-bottom: 2px solid #dfe4ea; }
 td, th { padding: 4px 14px 4px 0; vertical-align: top; }
 td { border-bottom: 1px solid #edf0f4; } tr:last-child td { border-bottom: 0; }
 .number { text-align: right; white-space: nowrap; }
-.facts td:first-child { color: #5c6b7c; width: 46%; }
+.facts { max-width: 640px; } .facts td:first-child { color: #5c6b7c; width: 58%; }
 .facts td:last-child { text-align: right; padding-right: 0; }
 .texts { table-layout: fixed; } .texts p { margin: 0 0 3px; }
 .texts td:nth-child(-n+2), .texts th:nth-child(-n+2) { width: 18%; }
-.texts td:nth-child(3), .texts th:nth-child(3) { width: 64px; text-align: right; }
+.texts td:nth-child(3), .texts th:nth-child(3) { width: 84px; text-align: right; }
+.outputs { table-layout: fixed; } .outputs td:first-child, .outputs th:first-child { width: 90px; }
 .classes th:not(:first-child) { text-align: right; }
 .bar { position: relative; width: 30%; text-align: right; }
 .bar i { position: absolute; left: 14px; top: 6px; bottom: 6px; background: #cfe0f3;
-  border-radius: 2px; max-width: calc(100% - 80px); }
+  border-radius: 2px; }
 small { color: #8794a3; } code { font: 12px/1.5 ui-monospace, Menlo, Consolas, monospace;
   white-space: pre-wrap; background: #f3f5f8; padding: 1px 4px; border-radius: 3px; }
 mark { background: #ffe08a; padding: 0 2px; border-radius: 2px; }

@@ -19,7 +19,7 @@ def table(report: Mapping[str, Any]) -> str:
     found.add_column(report.get("eval_split") or "value", justify="right")
     for task, metrics in report["eval"].items():
         rows = [name for name in metrics if name not in COUNTS or name == "support"]
-        for place, name in enumerate(sorted(rows, key=lambda name: name in COUNTS)):
+        for place, name in enumerate(rows):
             found.add_row(
                 Text(task if place == 0 else ""),
                 metric_name(name),

@@ -7,12 +7,11 @@ ROWS = builtin.rows()
 
 
 def test_sizes_and_fields():
-    rows = ROWS
-    assert Counter(row["partition"] for row in rows) == {"train": 3021, "dev": 399, "test": 609}
-    assert len({row["utt"] for row in rows}) == len({row["id"] for row in rows}) == len(rows)
+    assert Counter(row["partition"] for row in ROWS) == {"train": 3021, "dev": 399, "test": 609}
+    assert len({row["utt"] for row in ROWS}) == len({row["id"] for row in ROWS}) == len(ROWS)
     massive = {"id", "locale", "partition", "scenario", "intent", "utt", "annot_utt", "worker_id"}
-    assert all(set(row) == massive for row in rows)
-    assert all(len(words(row["utt"])) <= 16 for row in rows)
+    assert all(set(row) == massive for row in ROWS)
+    assert all(len(words(row["utt"])) <= 16 for row in ROWS)
 
 
 def test_the_same_utterances_everywhere():

@@ -324,7 +324,7 @@ def test_file_labels_come_from_train_and_defects_of_all_files_are_told_at_once(t
     with pytest.raises(InputError) as error:
         load("file", **files)
     assert f"{train}:2: text: empty" in str(error.value)
-    assert f"{dev}:1: label: 'y' is none of the 1 labels of the train split" in str(error.value)
+    assert f"{dev}:1: label: 'y' is not a label of the train split" in str(error.value)
     assert f"{test}:2: text: missing" in str(error.value)
     dataset = load("file", **files, on_defect="skip")
     assert dataset.skipped == {"train": 1, "dev": 1, "test": 1}
@@ -337,7 +337,7 @@ def test_file_config_that_lacks_something(tmp_path):
     for fields, message in (
         ({}, "data.train is empty; name the training file"),
         ({"train": train, "label": ""}, "data.label and data.slots are both empty"),
-        ({"train": empty}, "empty.jsonl: no usable record"),
+        ({"train": empty}, "empty.jsonl: no usable record to train on"),
         ({"train": train, "test": empty}, "empty.jsonl: no usable record"),
         ({"train": train, "dev": "none.jsonl"}, "none.jsonl: no such file"),
     ):

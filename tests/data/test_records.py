@@ -156,7 +156,7 @@ def test_without_an_id_column_the_id_is_file_and_line(tmp_path):
 def test_a_label_outside_the_known_ones(tmp_path):
     path = write_jsonl(tmp_path / "test.jsonl", GOOD, row(label="alarn"))
     schema = Schema("text", (Target("label", "class", "label", frozenset({"alarm", "x"})),), "id")
-    expected = "2: label: 'alarn' is none of the 2 labels of the train split"
+    expected = "2: label: 'alarn' is not a label of the train split"
     assert defect_of(path, schema) == expected
 
 
@@ -169,9 +169,7 @@ def test_slots_are_read_and_checked(tmp_path):
         {"id": "2", "text": "at five", "slots": ["Other", "date"]},
         {"id": "3", "text": "at five", "slots": ["Other", "time"]},
     )
-    assert defect_of(path, schema) == (
-        "2: slots: 'date' is none of the 1 labels of the train split"
-    )
+    assert defect_of(path, schema) == ("2: slots: 'date' is not a label of the train split")
     found = read(path, schema, Defects(), "train")["train"]
     assert [record.labels["slots"] for record in found] == [("O", "B-time")] * 2
 

@@ -137,6 +137,7 @@ def expected(trained: Tokenizer) -> list[Expected]:
     return [Expected(trained, prompt) for prompt in prompts]
 
 
+@pytest.mark.slow
 @settings(max_examples=10_000, derandomize=True, deadline=None, database=None)
 @given(text=TEXTS, which=st.integers(0, 2), room=st.integers(0, 60))
 def test_no_text_reaches_the_prompt(expected: list[Expected], text, which, room) -> None:
@@ -189,6 +190,34 @@ def test_vocabulary_that_spells_a_special_token() -> None:
     )
     assert tokenizer.encode("a</s>a?", is_data=False) == [2, 1, 2, 0]
     assert tokenizer.encode("a</s>a?", is_data=True) == [2, 0, 2, 0]
+
+
+@pytest.mark.parametrize("kind", ["Prepend", "Prepend in Sequence", "Metaspace", "ByteLevel"])
+def test_no_space_is_put_before_a_piece(kind: str) -> None:
+    """Nor is a piece padded or cut as the files of a tokenizer may ask."""
+    import tokenizers
+    import transformers
+    from tokenizers import normalizers, pre_tokenizers
+
+    space = "Ġ" if kind == "ByteLevel" else "▁"
+    words = {"a": 0, "b": 1, space: 2, "</s>": 3}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(words, []))
+    replace = normalizers.Replace(" ", "▁")
+    if kind == "Prepend":
+        backend.normalizer = normalizers.Prepend("▁")
+    elif kind == "Prepend in Sequence":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace])
+    elif kind == "Metaspace":
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    assert backend.encode("ab").ids[:3] == [2, 0, 1]
+    hf_tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    tokenizer = Tokenizer(hf_tokenizer)
+    assert tokenizer.encode("abba", is_data=False) == [0, 1, 1, 0]
+    assert tokenizer.encode("ab", is_data=True) == [0, 1]
 
 
 def test_ids_are_bos_prompt_text_cue_answer_eos(trained: Tokenizer) -> None:

@@ -6,6 +6,8 @@ error there cannot hide itself.
 
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.models.llama import LlamaConfig
@@ -32,7 +34,7 @@ def llama_tree(tensors: Mapping[str, np.ndarray], layers: int) -> Params:
     }
     if "lm_head.weight" in tensors:
         tree["unembed"] = {"kernel": tensors["lm_head.weight"].T}
-    return tree
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def hf_llama(config: LlamaConfig, seed: int):
@@ -43,6 +45,7 @@ def hf_llama(config: LlamaConfig, seed: int):
     import torch
     import transformers
 
+    torch.set_num_threads(1)  # faster for models this small
     scaling = config.rope_scaling
     rope: dict = {"rope_type": "default", "rope_theta": config.rope_theta}
     if scaling:

@@ -12,7 +12,7 @@ from jaxclf import losses
 from jaxclf.data import loader, pack
 from jaxclf.data.pack import Batch
 from jaxclf.data.tokenize import Tokens
-from jaxclf.models import zoo
+from jaxclf.models import layers, zoo
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
 from tests.parity import helpers
@@ -35,6 +35,7 @@ BASE = LlamaConfig(
     rope_theta=777.0,
     rms_norm_eps=1e-3,
     max_position=256,
+    initializer_std=0.2,
 )
 CASES = {
     "multi_head": dataclasses.replace(BASE, num_kv_heads=4, rms_norm_eps=1e-5, rope_theta=1e4),
@@ -201,30 +202,37 @@ def test_packed_rows_equal_each_example_alone(name):
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"rms_norm_eps": 1e-5},
-        {"rope_theta": 10_000.0},
-        {"rope_scaling": None},
-        {"rope_scaling": dataclasses.replace(SCALING, factor=8.0)},
-        {"rope_scaling": dataclasses.replace(SCALING, low_freq_factor=1.0)},
-        {"rope_scaling": dataclasses.replace(SCALING, high_freq_factor=4.0)},
-        {"rope_scaling": dataclasses.replace(SCALING, original_max_position=64)},
-    ],
+    [{"rms_norm_eps": 1e-5}, {"rope_theta": 10_000.0}, {"rope_scaling": None}],
     ids=lambda change: "-".join(change),
 )
 def test_every_constant_moves_the_logits(change):
     """So that the comparisons above would fail if a field were ignored."""
     config = CASES["scaled_rope"]
-    model, other = zoo.create(config), zoo.create(dataclasses.replace(config, **change))
-    params = helpers.llama_tree(
-        helpers.hf_tensors(helpers.hf_llama(config, seed=1)), config.num_layers
-    )
+    params = zoo.create(config).init(jax.random.key(0))
     tokens = jnp.asarray(whole(random_examples(2)[2]))[None]
 
-    def logits(model):
-        module = model.bind(params)
+    def logits(config):
+        module = zoo.create(config).bind(params)
         positions = jnp.arange(tokens.shape[1])[None]
         return module.logits(module.hidden(tokens, positions, jnp.ones_like(tokens)))
 
-    difference = jnp.max(jnp.abs(logits(model) - logits(other)))
-    assert difference > 100 * TOLERANCE
+    difference = jnp.abs(logits(config) - logits(dataclasses.replace(config, **change)))
+    assert jnp.max(difference) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"factor": 8.0},
+        {"low_freq_factor": 1.0},
+        {"high_freq_factor": 4.0},
+        {"original_max_position": 64},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_every_field_of_the_scaling_moves_the_angles(change):
+    def angles(scaling):
+        return 64 * layers.rope_frequencies(BASE.head_dim, BASE.rope_theta, scaling)
+
+    difference = jnp.abs(angles(SCALING) - angles(dataclasses.replace(SCALING, **change)))
+    assert jnp.max(difference) > 0.1

@@ -1,0 +1,56 @@
+"""The engine: rows become tensors, and every defect of a checkpoint is listed."""
+
+import pytest
+
+from conversion import llama, mapping
+from conversion.mapping import Row
+from jaxclf import storage
+from jaxclf.errors import ArtifactError
+from jaxclf.models import zoo
+
+ROWS = (
+    Row("embed.weight", "embed/embedding"),
+    Row("layers.{layer}.up.weight", "layers/up/kernel", transpose=True),
+    Row("head.weight", "unembed/kernel", transpose=True),
+)
+LEAVES = {"embed/embedding": (9, 4), "layers/up/kernel": (2, 4, 6)}
+
+
+def test_a_row_becomes_a_tensor_per_layer_transposed_where_it_says_so():
+    tensors = mapping.expand(ROWS, LEAVES)
+    assert [(t.name, t.shape, t.layer) for t in tensors] == [
+        ("embed.weight", (9, 4), None),
+        ("layers.0.up.weight", (6, 4), 0),
+        ("layers.1.up.weight", (6, 4), 1),
+    ]
+
+
+def test_a_leaf_without_a_row_is_a_defect_of_the_table():
+    with pytest.raises(ValueError, match=r"no row for \['norm/scale'\]"):
+        mapping.expand(ROWS, LEAVES | {"norm/scale": (4,)})
+
+
+def test_missing_unused_and_wrong_shaped_tensors_are_listed_together():
+    tensors = mapping.expand(ROWS, LEAVES)
+    found = {"embed.weight": (8, 4), "layers.0.up.weight": (6, 4), "x.bias": (3,), "y.freq": (1,)}
+    with pytest.raises(ArtifactError) as caught:
+        mapping.check(tensors, found, [r".*\.freq"], "checkpoint")
+    assert str(caught.value).splitlines()[1:] == [
+        "  missing: layers.1.up.weight (6, 4)",
+        "  wrong shape: embed.weight (8, 4), expected (9, 4) by config.json",
+        "  unused: x.bias (3,)",
+    ]
+
+
+def test_what_fits_passes():
+    tensors = mapping.expand(ROWS, LEAVES)
+    mapping.check(tensors, {t.name: t.shape for t in tensors}, [], "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["llama3_8b", "llama3.2_1b"])
+def test_the_llama_table_covers_the_model(name):
+    leaves = storage.flatten(zoo.create(name).abstract)
+    tensors = mapping.expand(llama.ROWS, {path: leaf.shape for path, leaf in leaves.items()})
+    config = zoo.CONFIGS[name]
+    assert len(tensors) == config.num_layers * 9 + (2 if config.tie_embeddings else 3)
+    assert len({tensor.name for tensor in tensors}) == len(tensors)
