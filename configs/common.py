@@ -114,20 +114,20 @@ def smoke(config: ml_collections.ConfigDict) -> None:
 
     Data set, tasks, prompt and everything after them stay those of the real run.
     """
-    config.data.limit = 64
+    config.data.limit = 24
     config.tokenizer.path = ""  # trained in the run
     config.model.name = "llama_smoke"
     config.model.checkpoint = ""
     config.model.param_dtype = "float32"
     config.train.steps = 4
-    config.train.batch_size = 4
-    # The longest prompts: 870 tokens with all labels listed, 3,300 with five news texts.
-    config.train.max_length = 4096 if config.prompt.shots else 1280
+    config.train.batch_size = 2
+    # The longest prompts: 600 tokens with all labels listed, 2,500 with five news texts.
+    config.train.max_length = 3072 if config.prompt.shots else 1024
     config.train.row_length = 0
     config.train.warmup_steps = 0
     config.train.log_every = 1
     config.train.eval_every = 0
-    config.eval.batch_size = 16
+    config.eval.batch_size = 8
 
 
 def zhao2025(

@@ -15,10 +15,20 @@ def get_config(argument: str = ""):
     config.data.task = chosen.task
     # A model that starts from nothing cannot use instructions or a list of labels.
     config.prompt.template = "plain"
-    config.train.batch_size = 32
-    config.train.max_length = 256
+    config.tokenizer.vocab_size = 1024
+    config.model.remat = False  # its activations are small
+    config.train.steps = 300
+    config.train.pack = True
+    # Rows as short as they can be: attention within a row grows with its square.
+    config.train.max_length = 128
+    config.train.batch_size = 16
+    config.train.learning_rate = 3e-3
     config.train.schedule = "cosine"
-    config.train.warmup_steps = 50
+    config.train.warmup_steps = 30
+    config.train.weight_decay = 0.1
+    config.train.b2 = 0.98
+    config.train.checkpoint_every = 150
+    config.eval.batch_size = 64
     if chosen.smoke:
         common.smoke(config)
     return config

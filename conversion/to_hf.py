@@ -74,7 +74,7 @@ def _blocks(params_dir: Path, tensor: mapping.Tensor) -> Iterator[np.ndarray]:
     part = part.T if tensor.transpose else part
     rows = storage.rows_per_block(part.shape, part.itemsize)
     for start in range(0, len(part), rows):
-        yield np.ascontiguousarray(part[start : start + rows])
+        yield storage.contiguous(part[start : start + rows], part.dtype.name)
 
 
 def _token_ids(source: ModelSource) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def make_train_step(
         (sums, gradient), _ = jax.lax.scan(add_micro_batch, (sums, gradient), batch)
 
         gradient = jax.tree.map(lambda leaf: leaf / sums.count.astype(leaf.dtype), gradient)
-        norm = optax.global_norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))
+        norm = optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))
         mean_loss = sums.loss / sums.count
         finite = jnp.isfinite(mean_loss) & jnp.isfinite(norm)
 

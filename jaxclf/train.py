@@ -30,9 +30,8 @@ def main(arguments: list[str]) -> None:
     base = None
     if config.model.checkpoint:
         from conversion import from_hf
-        from jaxclf import checkpoints
 
-        base = checkpoints.resolve(from_hf.cached(config.model.checkpoint))
+        base = from_hf.resolve(config.model.checkpoint)
     train(config, Path(options.workdir), base)
 
 

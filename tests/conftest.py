@@ -7,6 +7,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nothing in a test may depend on a network; the tests of the hub's readers use local files.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Programs compiled by one test, or an earlier run, serve the others.
+_COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_COMPILED))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import hypothesis
 import pytest

@@ -32,6 +32,12 @@ def write_config(folder: Path, body: str) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory) -> str:
+    """A config file that states nothing of its own."""
+    return write_config(tmp_path_factory.mktemp("plain"), "pass")
+
+
 def imported(errors: str) -> set[str]:
     """Top-level packages named in the output of `python -X importtime`."""
     lines = [line for line in errors.splitlines() if line.startswith("import time:")]
@@ -56,8 +62,8 @@ def imported(errors: str) -> set[str]:
         ("seed=7", 7),
     ],
 )
-def test_an_override_takes_the_type_of_the_field(text, value):
-    loaded = config.load(QUICKSTART, [text])
+def test_an_override_takes_the_type_of_the_field(plain, text, value):
+    loaded = config.load(plain, [text])
     field = text.removeprefix("--config.").partition("=")[0]
     found = dict(fields.leaves(loaded))[field]
     assert (found, type(found)) == (value, type(value))
@@ -71,8 +77,8 @@ def test_an_override_reads_a_tuple():
         config.override(mine, ["shape=3"])
 
 
-def test_the_last_override_of_a_field_counts():
-    assert config.load(QUICKSTART, ["seed=1", "seed=2"]).seed == 2
+def test_the_last_override_of_a_field_counts(plain):
+    assert config.load(plain, ["seed=1", "seed=2"]).seed == 2
 
 
 @pytest.mark.parametrize(
@@ -92,9 +98,9 @@ def test_the_last_override_of_a_field_counts():
         ("train.pack=yes", "=yes: expected true or false, such as False"),
     ],
 )
-def test_a_wrong_override_names_value_expectation_and_nearest(text, message):
+def test_a_wrong_override_names_value_expectation_and_nearest(plain, text, message):
     with pytest.raises(InputError) as caught:
-        config.load(QUICKSTART, [text])
+        config.load(plain, [text])
     assert message in str(caught.value)
 
 
@@ -240,9 +246,9 @@ def test_an_edit_of_the_file_is_seen_at_once(tmp_path):
         (["data.name=file", "data.train=a.csv"], "data.slots is empty, but data.task is 'both'"),
     ],
 )
-def test_a_value_that_cannot_be_meant_is_refused(overrides, message):
+def test_a_value_that_cannot_be_meant_is_refused(plain, overrides, message):
     with pytest.raises(InputError) as caught:
-        config.load(QUICKSTART, overrides)
+        config.load(plain, overrides)
     assert message in str(caught.value)
 
 
@@ -256,12 +262,12 @@ def test_a_value_that_cannot_be_meant_is_refused(overrides, message):
         ["data.name=file", "data.train=a.csv", "data.task=label"],
     ],
 )
-def test_an_unusual_value_that_can_be_meant_is_taken(overrides):
-    config.load(QUICKSTART, overrides)
+def test_an_unusual_value_that_can_be_meant_is_taken(plain, overrides):
+    config.load(plain, overrides)
 
 
-def test_every_rule_is_about_a_field_that_exists():
-    assert set(fields.RULES) <= set(dict(fields.leaves(config.load(QUICKSTART))))
+def test_every_rule_is_about_a_field_that_exists(plain):
+    assert set(fields.RULES) <= set(dict(fields.leaves(config.load(plain))))
 
 
 # -- config.json
@@ -292,8 +298,8 @@ def test_json_gives_back_the_same_config(tmp_path_factory, values):
     }
 
 
-def test_a_read_config_is_equal_and_locked(tmp_path):
-    loaded = config.load(QUICKSTART, ["train.learning_rate=1e-5"])
+def test_a_read_config_is_equal_and_locked(plain, tmp_path):
+    loaded = config.load(plain, ["train.learning_rate=1e-5"])
     config.write(loaded, tmp_path / "config.json")
     after = config.read(tmp_path / "config.json")
     assert after == loaded

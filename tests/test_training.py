@@ -28,7 +28,7 @@ def tiny(*overrides: str):
             "train.eval_every=3",
             "train.log_every=1",
             "data.limit=24",
-            "eval.max_new_tokens=24",
+            "eval.max_new_tokens=16",
             *overrides,
         ],
     )

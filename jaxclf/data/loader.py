@@ -8,6 +8,7 @@ import numpy as np
 from jaxclf.data import pack
 from jaxclf.data.pack import PromptBatch
 from jaxclf.data.tokenize import Tokens
+from jaxclf.errors import InputError
 
 # Rows filled side by side before any is emitted; more of them leave less padding.
 _PACKING_BINS = 64
@@ -39,7 +40,7 @@ def train_batches(
 
     Every epoch has an order of its own, drawn from `seed`, in which each example comes once over
     all shards. `batch_size` counts this shard's examples, or its rows when `row_length` > 0 packs
-    several examples into rows of that many tokens.
+    several examples into rows of that many tokens; an example that is longer raises InputError.
     """
     dataset = grain.MapDataset.source(_Rows(examples)).shuffle(seed).repeat()
     rows = dataset.slice(slice(shard, None, shards)).to_iter_dataset(
@@ -47,6 +48,12 @@ def train_batches(
     )
     if not row_length:
         return iter(rows.batch(batch_size, batch_fn=pack.padded))
+    for item in examples:
+        if (length := _length(item)) > row_length:
+            raise InputError(
+                f"record {item.id} has {length:,} tokens; a packed row holds {row_length:,}. "
+                "Raise train.row_length or lower train.max_length."
+            )
     lengths = {
         "tokens": row_length,
         "label_positions": label_budget(examples, row_length),
@@ -61,9 +68,13 @@ def train_batches(
 def label_budget(examples: Sequence[Tokens], row_length: int) -> int:
     """Label tokens J that a packed row may hold: its usual share and a quarter more."""
     labels = [len(item.label) for item in examples]
-    totals = [len(item.prefix) + len(item.text) + len(item.label) - 1 for item in examples]
-    share = 1.25 * row_length * sum(labels) / max(1, sum(totals))
+    share = 1.25 * row_length * sum(labels) / max(1, sum(map(_length, examples)))
     return min(row_length, pack.bucket(max(int(share), *labels), smallest=4))
+
+
+def _length(example: Tokens) -> int:
+    """Tokens read of an example: all but the last of its label."""
+    return len(example.prefix) + len(example.text) + len(example.label) - 1
 
 
 def prompt_batches(

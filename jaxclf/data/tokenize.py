@@ -24,8 +24,8 @@ from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import ArtifactError, InputError
 
 _BOS, _EOS, _PAD = "<s>", "</s>", "<pad>"  # of a tokenizer trained here
-# What its merges never cross: a word with underscores and digits (`audio_volume_mute`), a number, a
-# contraction, a run of marks (`": ["`). GPT-2's pattern cuts label names and JSON into twice as many
+# What its merges never cross: a word with underscores and digits (`audio_volume_mute`), a number,
+# a contraction, a run of marks (`": ["`). GPT-2's pattern cuts label names and JSON into more
 # tokens, and each of them is a step of decoding.
 _WORD = (
     r"'\p{L}{1,2}(?![\p{L}\p{N}_])| ?[\p{L}_][\p{L}\p{N}_]*| ?\p{N}+"

@@ -62,6 +62,7 @@ def _small(hidden, ffn, num_layers, heads, kv_heads, vocab_size=2048):
         head_dim=hidden // heads,
         max_position=16_384,
         tie_embeddings=True,
+        initializer_std=0.04,  # nearer to 1/sqrt(hidden) of these sizes than the 0.02 of large ones
     )
 
 
@@ -87,7 +88,7 @@ CONFIGS: dict[str, LlamaConfig] = {
         3072, 8192, 28, 24, rope_scaling=_LLAMA32, max_position=131_072, tie_embeddings=True
     ),
     # From scratch, for a laptop and for tests; the vocabulary follows the tokenizer.
-    "llama_10m": _small(320, 864, 6, 5, 5, vocab_size=4096),
+    "llama_2m": _small(192, 512, 4, 4, 4, vocab_size=4096),
     "llama_tiny": _small(128, 344, 4, 4, 2),
     "llama_smoke": _small(32, 64, 2, 4, 2),
 }

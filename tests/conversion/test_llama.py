@@ -127,8 +127,8 @@ def test_an_attribute_that_is_not_honoured_is_refused_by_name(attribute):
         llama.read_config(LLAMA32_1B | {"rope_scaling": None} | attribute, "config.json")
     name, value = next(iter(attribute.items()))
     inner = next(iter(value)) if isinstance(value, dict) else name
-    assert name in str(caught.value) or inner in str(caught.value) or "rope_type" in str(
-        caught.value
+    assert (
+        name in str(caught.value) or inner in str(caught.value) or "rope_type" in str(caught.value)
     )
 
 

@@ -26,9 +26,7 @@ def llama_tree(tensors: Mapping[str, np.ndarray], layers: int) -> Params:
             "attention_norm": {"scale": stack("input_layernorm")},
             "attention": {name: {"kernel": stack(f"self_attn.{name}_proj")} for name in "qkvo"},
             "mlp_norm": {"scale": stack("post_attention_layernorm")},
-            "mlp": {
-                name: {"kernel": stack(f"mlp.{name}_proj")} for name in ("gate", "up", "down")
-            },
+            "mlp": {name: {"kernel": stack(f"mlp.{name}_proj")} for name in ("gate", "up", "down")},
         },
         "norm": {"scale": tensors["model.norm.weight"]},
     }

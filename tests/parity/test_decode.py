@@ -14,6 +14,7 @@ from jaxclf.models import zoo
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
 from tests.parity import helpers
+from tests.tiny import examples
 
 NEW = 20
 GROUPED = LlamaConfig(
@@ -36,13 +37,8 @@ CASES = {
 }
 
 
-def random_prompts(lengths=(1, 9, 30, 4)) -> list[Tokens]:
-    random = np.random.default_rng(5)
-    empty = np.zeros(0, np.int32)
-    return [
-        Tokens(str(size), empty, random.integers(0, 67, size).astype(np.int32), empty, 0)
-        for size in lengths
-    ]
+def random_prompts() -> list[Tokens]:
+    return examples([(0, length, 0) for length in (1, 9, 30, 4)], 5, GROUPED.vocab_size)
 
 
 def hf_greedy(hf, prompts, eos_id: int | None) -> np.ndarray:

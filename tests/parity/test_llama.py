@@ -16,6 +16,7 @@ from jaxclf.models import layers, zoo
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
 from tests.parity import helpers
+from tests.tiny import examples, random_params
 
 torch = pytest.importorskip("torch")
 
@@ -35,29 +36,19 @@ BASE = LlamaConfig(
     rope_theta=777.0,
     rms_norm_eps=1e-3,
     max_position=256,
-    initializer_std=0.2,
 )
 CASES = {
     "multi_head": dataclasses.replace(BASE, num_kv_heads=4, rms_norm_eps=1e-5, rope_theta=1e4),
     "grouped": BASE,
-    "multi_query_tied": dataclasses.replace(
-        BASE, num_kv_heads=1, head_dim=20, tie_embeddings=True
-    ),
+    "multi_query_tied": dataclasses.replace(BASE, num_kv_heads=1, head_dim=20, tie_embeddings=True),
     "scaled_rope": dataclasses.replace(BASE, rope_scaling=SCALING, num_layers=3),
 }
 
 
-def random_examples(seed: int, sizes=((0, 3, 1), (3, 20, 4), (3, 64, 9), (3, 7, 2), (3, 31, 5))):
-    """Examples of (prefix, text, label) lengths; the longest goes far past SCALING's window."""
-    random = np.random.default_rng(seed)
-
-    def ids(count):
-        return random.integers(0, BASE.vocab_size, count).astype(np.int32)
-
-    return [
-        Tokens(str(index), ids(prefix), ids(text), ids(label), 0)
-        for index, (prefix, text, label) in enumerate(sizes)
-    ]
+def random_documents(seed: int) -> list[Tokens]:
+    """Examples of very different lengths; the longest goes far past SCALING's window."""
+    sizes = [(0, 3, 1), (3, 20, 4), (3, 64, 9), (3, 7, 2), (3, 31, 5)]
+    return examples(sizes, seed, BASE.vocab_size)
 
 
 def whole(example: Tokens) -> np.ndarray:
@@ -106,13 +97,13 @@ def ours(config: LlamaConfig, params, batch: Batch):
     return loss, gradient, logits
 
 
-def theirs(hf, examples, count: int, side: str):
+def theirs(hf, documents, count: int, side: str):
     """Mean loss over `count` label tokens with gradients left in `hf`, and each row's logits."""
-    width = max(len(whole(example)) for example in examples)
-    ids, labels, mask = (np.zeros((len(examples), width), np.int64) for _ in range(3))
+    width = max(len(whole(example)) for example in documents)
+    ids, labels, mask = (np.zeros((len(documents), width), np.int64) for _ in range(3))
     labels[:] = -100
     spans = []
-    for index, example in enumerate(examples):
+    for index, example in enumerate(documents):
         length = len(whole(example))
         start = width - length if side == "left" else 0
         ids[index, start : start + length] = whole(example)
@@ -142,9 +133,7 @@ def assert_close(actual, expected, what: str):
 
 def assert_same_gradients(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    pairs = zip(
-        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-    )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True)
     for (path, leaf), other in pairs:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         assert np.max(np.abs(other)) > 0.01, f"{name}: too small a gradient to compare"
@@ -157,13 +146,13 @@ def test_padded_rows(name, side):
     config = CASES[name]
     hf = helpers.hf_llama(config, seed=1)
     params = helpers.llama_tree(helpers.hf_tensors(hf), config.num_layers)
-    examples = random_examples(2)
-    batch = pack.padded([pack.row(example) for example in examples])
+    documents = random_documents(2)
+    batch = pack.padded([pack.row(example) for example in documents])
     if side == "left":
         batch = to_the_right(batch)
     loss, gradient, logits = ours(config, params, batch)
-    count = sum(len(example.label) for example in examples)
-    hf_loss, hf_logits = theirs(hf, examples, count, side)
+    count = sum(len(example.label) for example in documents)
+    hf_loss, hf_logits = theirs(hf, documents, count, side)
 
     assert_close(loss, hf_loss, "loss")
     assert max(np.abs(rows).max() for rows in hf_logits) > 1
@@ -178,8 +167,8 @@ def test_packed_rows_equal_each_example_alone(name):
     config = CASES[name]
     hf = helpers.hf_llama(config, seed=3)
     params = helpers.llama_tree(helpers.hf_tensors(hf), config.num_layers)
-    examples = random_examples(4)
-    batch = next(loader.train_batches(examples, batch_size=ROWS, seed=0, row_length=WIDTH))
+    documents = random_documents(4)
+    batch = next(loader.train_batches(documents, batch_size=ROWS, seed=0, row_length=WIDTH))
     loss, gradient, logits = ours(config, params, batch)
     count = int(batch.label_mask.sum())
 
@@ -188,16 +177,30 @@ def test_packed_rows_equal_each_example_alone(name):
         longest_row = max(longest_row, segments.max())
         for segment in range(1, segments.max() + 1):
             read = batch.tokens[index][segments == segment]
-            (example,) = (e for e in examples if np.array_equal(whole(e)[:-1], read))
+            (example,) = (e for e in documents if np.array_equal(whole(e)[:-1], read))
             hf_loss, (hf_logits,) = theirs(hf, [example], count, "right")
             total += hf_loss
             assert_close(
                 logits[index][segments == segment], hf_logits, f"row {index} segment {segment}"
             )
-    assert longest_row > 1, "no row holds several examples"
+    assert longest_row > 1, "no row holds several documents"
     assert_close(loss, total, "loss")
     expected = helpers.llama_tree(helpers.hf_tensors(hf, gradients=True), config.num_layers)
     assert_same_gradients(gradient, expected)
+
+
+@functools.cache
+def random_logits(config: LlamaConfig) -> np.ndarray:
+    model = zoo.create(config)
+    tokens = jnp.asarray(whole(random_documents(2)[2]))[None]
+
+    @jax.jit
+    def logits(params):
+        module = model.bind(params)
+        positions = jnp.arange(tokens.shape[1])[None]
+        return module.logits(module.hidden(tokens, positions, jnp.ones_like(tokens)))
+
+    return np.asarray(logits(random_params(model)))
 
 
 @pytest.mark.parametrize(
@@ -208,16 +211,8 @@ def test_packed_rows_equal_each_example_alone(name):
 def test_every_constant_moves_the_logits(change):
     """So that the comparisons above would fail if a field were ignored."""
     config = CASES["scaled_rope"]
-    params = zoo.create(config).init(jax.random.key(0))
-    tokens = jnp.asarray(whole(random_examples(2)[2]))[None]
-
-    def logits(config):
-        module = zoo.create(config).bind(params)
-        positions = jnp.arange(tokens.shape[1])[None]
-        return module.logits(module.hidden(tokens, positions, jnp.ones_like(tokens)))
-
-    difference = jnp.abs(logits(config) - logits(dataclasses.replace(config, **change)))
-    assert jnp.max(difference) > 100 * TOLERANCE
+    changed = dataclasses.replace(config, **change)
+    assert np.max(np.abs(random_logits(config) - random_logits(changed))) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize(

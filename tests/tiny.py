@@ -1,0 +1,72 @@
+"""A tiny model, random weights for it without compiling an initialiser, and random examples."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclf.data.tokenize import Tokens
+from jaxclf.models.layers import RopeScaling
+from jaxclf.models.llama import LlamaConfig
+from jaxclf.models.zoo import Model
+from jaxclf.shapes import Params
+
+CONFIG = LlamaConfig(
+    vocab_size=37,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    rope_scaling=RopeScaling(5.0, 1.5, 6.0, original_max_position=16),
+)
+
+
+def random_params(model: Model, seed: int = 0) -> Params:
+    """Weights large enough that attention is far from uniform and logits are of order 1."""
+    random = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        if path[-1].key == "scale":
+            values = random.uniform(0.5, 1.5, leaf.shape)
+        else:
+            deviation = leaf.shape[-2] ** -0.5 if path[-1].key == "kernel" else 1.0
+            values = random.normal(0, deviation, leaf.shape)
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, model.abstract)
+
+
+def examples(
+    sizes: Iterable[tuple[int, int, int]], seed: int = 0, vocab_size: int = CONFIG.vocab_size
+) -> list[Tokens]:
+    """Random examples of these (prefix, text, label) lengths; their ids count from "0"."""
+    random = np.random.default_rng(seed)
+
+    def ids(count):
+        return random.integers(0, vocab_size, count).astype(np.int32)
+
+    return [
+        Tokens(str(index), ids(prefix), ids(text), ids(label), cut=0)
+        for index, (prefix, text, label) in enumerate(sizes)
+    ]
+
+
+def shapes(function: Callable, *arguments) -> Iterator[tuple[int, ...]]:
+    """The shape of every array that tracing `function` computes, nested programs included."""
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (variable.aval.shape for variable in equation.outvars)
+            inner = jax.tree.leaves(
+                list(equation.params.values()),
+                is_leaf=lambda leaf: hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr"),
+            )
+            for leaf in inner:
+                leaf = getattr(leaf, "jaxpr", leaf)
+                if hasattr(leaf, "eqns"):
+                    yield from walk(leaf)
+
+    return walk(jax.make_jaxpr(function)(*arguments).jaxpr)
