@@ -14,7 +14,7 @@ import numpy as np
 
 from conversion import files, mapping
 from conversion.from_hf import FAMILIES, TOKENIZER_FILES
-from jaxclf import checkpoints, errors, storage
+from jaxclf import checkpoints, errors, report, storage
 from jaxclf.checkpoints import ModelSource, Which
 from jaxclf.models import zoo
 
@@ -27,12 +27,20 @@ A decoder fine-tuned to classify by generating the label, exported by jaxclf.
 """
 
 
+def run_card(source: ModelSource) -> str:
+    """The model card of the run's report; a short one where there is none."""
+    path = source.run_dir / "report.json" if source.run_dir else None
+    if path is None or not path.is_file():
+        return _CARD
+    return report.model_card(storage.read_json(path))
+
+
 def export(
     source: str | Path,
     destination: Path,
     *,
     step: Which = "best",
-    card: str | Callable[[ModelSource], str] = _CARD,
+    card: str | Callable[[ModelSource], str] = run_card,
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
     progress: Callable[[str], None] = print,
@@ -102,7 +110,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--step", type=_step, default="best", help="of a run: best (default), last or a number"
     )
-    parser.add_argument("--card", type=Path, help="file whose text becomes README.md")
+    parser.add_argument(
+        "--card", type=Path, help="text of README.md; default: made from the run's report"
+    )
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
     options = parser.parse_args(argv)
@@ -111,7 +121,7 @@ def main(argv: list[str]) -> None:
         options.source,
         options.destination,
         step=options.step,
-        card=options.card.read_text("utf-8") if options.card else _CARD,
+        card=options.card.read_text("utf-8") if options.card else run_card,
         max_shard_bytes=int(options.shard_gb * 10**9),
         overwrite=options.overwrite,
     )

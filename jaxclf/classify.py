@@ -20,7 +20,7 @@ from jaxclf.data.prompts import Piece, Prompt
 from jaxclf.data.tasks import Record, Task, words
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.errors import ArtifactError, InputError
-from jaxclf.labels import Prediction
+from jaxclf.labels import Fallback, Prediction, SlotFormat
 from jaxclf.models import zoo
 from jaxclf.models.llama import LlamaConfig
 from jaxclf.models.zoo import Model
@@ -38,10 +38,10 @@ class Recipe:
 
     tasks: tuple[Task, ...]
     prompt: Prompt
-    slot_format: str
+    slot_format: SlotFormat
     max_length: int
     max_new_tokens: int
-    fallback: str = "none"
+    fallback: Fallback = "none"
     seed: int = 0
 
     def save(self, path: Path) -> None:

@@ -7,7 +7,7 @@ import optax
 
 from jaxclf.data.pack import Batch
 from jaxclf.models.llama import Llama
-from jaxclf.shapes import Array, Float, Int
+from jaxclf.shapes import Array, Float
 
 
 class Sums(NamedTuple):
@@ -27,8 +27,8 @@ def label_logits(module: Llama, batch: Batch) -> Float[Array, "B J V"]:
 def generation_loss(module: Llama, batch: Batch) -> Sums:
     """Summed cross-entropy of the answer and its end of sequence, in nats, float32."""
     logits = label_logits(module, batch)
-    targets: Int[Array, "B J"] = batch.label_tokens
-    mask = batch.label_mask.astype(jnp.float32)
+    targets = jnp.asarray(batch.label_tokens)
+    mask = jnp.asarray(batch.label_mask, jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     correct = (jnp.argmax(logits, axis=-1) == targets).astype(jnp.float32)
     return Sums(jnp.sum(losses * mask), jnp.sum(correct * mask), jnp.sum(mask))

@@ -91,7 +91,9 @@ def make_train_step(
             (state.trained, state.opt_state),
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        metrics = Metrics(mean_loss, sums.correct / sums.count, norm, schedule(state.step), skipped)
+        metrics = Metrics(
+            mean_loss, sums.correct / sums.count, norm, jnp.asarray(schedule(state.step)), skipped
+        )
         return TrainState(state.step + 1, trained, opt_state, state.key, skipped), metrics
 
     return train_step

@@ -17,11 +17,12 @@ from jaxclf.checkpoints import Checkpoints, ModelSource, load_params, read_model
 from jaxclf.classify import Classifier, PromptSource, Recipe, create_model, prompt_source
 from jaxclf.data import datasets, loader, prompts
 from jaxclf.data.datasets import Dataset
-from jaxclf.data.tasks import Record
+from jaxclf.data.tasks import Label, Record, Task
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.errors import InputError, NonFiniteError, Preempted
-from jaxclf.fields import leaves
+from jaxclf.fields import did_you_mean, leaves
 from jaxclf.interrupts import Interrupts
+from jaxclf.labels import Prediction
 from jaxclf.logs import Logger, read_metrics
 from jaxclf.models import zoo
 from jaxclf.models.zoo import Model
@@ -63,6 +64,7 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
     with Interrupts() as interrupts:
         _claim(workdir, config)
         setup = prepare(config, workdir, base)
+        _check_best_metric(config, setup.dataset.tasks)
         main = config.train.best_metric or "score"
         with Checkpoints(workdir, config.train.keep, main) as checkpoints:
             run = _Run(config, workdir, setup, checkpoints, interrupts)
@@ -306,7 +308,7 @@ class _Run:
 
             evaluates = _due(self.step, train.eval_every, train.steps) and self.dev_records()
             if evaluates or _due(self.step, train.checkpoint_every, train.steps) or self.stopping():
-                self.read(late, self.step, logger)  # nothing that went wrong is ever saved
+                self.read(step_metrics, self.step, logger)  # nothing that went wrong is saved
                 late = None
                 self.seconds += time.perf_counter() - mark
                 scores = self.evaluate_dev(logger) if evaluates and not self.stopping() else {}
@@ -382,10 +384,6 @@ class _Run:
             )
         )
         logger.metrics(self.step, {f"dev/{name}": value for name, value in values.items()})
-        if (wanted := self.config.train.best_metric) and wanted not in values:
-            raise InputError(
-                f"train.best_metric {wanted!r} is not measured; possible: {', '.join(values)}"
-            )
         return values
 
     def predict(self, params: Params, records: Sequence[Record], split: str, logger: Logger):
@@ -476,6 +474,21 @@ class _Run:
             },
             "versions": report.versions(),
         }
+
+
+def _check_best_metric(config: ConfigDict, tasks: Sequence[Task]) -> None:
+    """Raise InputError where train.best_metric names nothing that an evaluation measures."""
+    perfect: dict[str, Label] = {
+        task.name: task.labels[0] if task.kind == "class" else (f"B-{task.labels[0]}",)
+        for task in tasks
+    }
+    one = Prediction("", "", gold=perfect, predicted=perfect)
+    measured = flat_metrics(metrics.compute([one], tasks, "bio"))
+    if (wanted := config.train.best_metric) and wanted not in measured:
+        raise InputError(
+            f"train.best_metric is {wanted!r}; expected one of {', '.join(measured)}"
+            f"{did_you_mean(wanted, measured)}"
+        )
 
 
 class _Stopped(Exception):  # noqa: N818 - a request, not an error

@@ -60,7 +60,8 @@ class Server:
 
     def start(self, workdir: Path) -> int:
         """Begin or resume the run; returns its process id."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         overrides = (
             f"train.steps={STEPS} train.checkpoint_every=3 train.log_every=1 data.limit=24 "
             "train.eval_every=0 eval.max_new_tokens=8 train.keep=2"
@@ -127,8 +128,9 @@ def same_end(workdir: Path, whole: Path) -> None:
         resolve(whole, "last").manifest
     )
     assert logged(workdir) == logged(whole)
-    assert json.loads((workdir / "report.json").read_text())["eval"] == (
-        json.loads((whole / "report.json").read_text())["eval"]
+    assert (
+        json.loads((workdir / "report.json").read_text())["eval"]
+        == (json.loads((whole / "report.json").read_text())["eval"])
     )
 
 
@@ -159,7 +161,8 @@ def test_sigterm_saves_and_exits_75(server, whole, tmp_path):
     assert server.wait() == Preempted.exit_code
     assert time.monotonic() - asked < 10
     saved = resolve(workdir, "last").step
-    assert saved is not None and saved >= 7
+    assert saved is not None
+    assert saved >= 7
     server.start(workdir)
     assert server.wait() == 0
     same_end(workdir, whole)

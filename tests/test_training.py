@@ -134,3 +134,8 @@ def test_skipped_steps_are_allowed_up_to_n(tmp_path, monkeypatch):
     with pytest.raises(NonFiniteError, match=r"step 4.*4 step\(s\) in a row"):
         train(tiny("train.max_skipped=3", "train.eval_every=0"), tmp_path)
 
+
+def test_unknown_best_metric_is_told_before_training(tmp_path):
+    with pytest.raises(InputError, match=r"Did you mean 'intent\.accuracy'"):
+        train(tiny("train.best_metric=intent.acuracy"), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()

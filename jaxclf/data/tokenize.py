@@ -11,6 +11,7 @@ tokens in data are plain text: nothing a document contains can close the prompt 
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ class Tokenizer:
         `vocab.json` with `merges.txt` as RoBERTa or GPT-2. Raises InputError where nothing is
         found and ArtifactError where files are there but cannot be read.
         """
-        import transformers
+        transformers = _transformers()
 
         directory = Path(path)
         if not directory.is_dir():
@@ -143,8 +144,8 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Train byte-level BPE with `<s>`, `</s>` and `<pad>`; the same texts give the same ids."""
         import tokenizers
-        import transformers
 
+        transformers = _transformers()
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
         backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
             [
@@ -180,6 +181,14 @@ class Tokenizer:
             return ids
         replacement = [] if self._unknown_id is None else [self._unknown_id]
         return [i for token in ids for i in (replacement if token in self.special_ids else [token])]
+
+
+def _transformers() -> Any:
+    """The library, without its advice that PyTorch is missing: only its tokenizers are used."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers
 
 
 def _piecewise(serialized: str) -> Any:

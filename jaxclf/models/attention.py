@@ -5,10 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclf.shapes import Array, Bool, Float, Int
+from jaxclf.shapes import AnyArray, Array, Bool, Float, Int
 
 
-def causal_mask(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B 1 T T"]:
+def causal_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
     """True where a query may look: its own segment, itself and earlier; segment 0 is padding."""
     count = segment_ids.shape[1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclf.shapes import Array, Float, Int, Params
+from jaxclf.shapes import AnyArray, Array, Float, Int, Params
 
 
 def matmul(x: Float[Array, "*batch D"], kernel: Float[Array, "D F"]) -> Float[Array, "*batch F"]:
@@ -39,7 +39,7 @@ class Embed(nnx.Module):
         table = jax.random.normal(rngs.params(), (vocab_size, size), jnp.float32) * std
         self.embedding = nnx.Param(table.astype(dtype))
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    def __call__(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
         return jnp.take(self.embedding.get_value(), tokens, axis=0)
 
     def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
@@ -92,7 +92,7 @@ def rope_frequencies(
 
 
 def rope_angles(
-    positions: Int[Array, "B T"], frequencies: Float[Array, "half_H"]
+    positions: Int[AnyArray, "B T"], frequencies: Float[Array, "half_H"]
 ) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
     """Cosine and sine for every position, float32, for `rotate`."""
     angles = positions[..., None].astype(jnp.float32) * frequencies

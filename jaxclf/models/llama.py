@@ -14,7 +14,7 @@ from jax.nn import silu
 from jaxclf.models import layers
 from jaxclf.models.attention import Cache, attend, causal_mask
 from jaxclf.models.layers import RopeScaling
-from jaxclf.shapes import Array, Bool, Float, Int
+from jaxclf.shapes import AnyArray, Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +156,9 @@ class Llama(nnx.Module):
 
     def hidden(
         self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
-        segment_ids: Int[Array, "B T"],
+        tokens: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
+        segment_ids: Int[AnyArray, "B T"],
     ) -> Float[Array, "B T D"]:
         """Normalised last hidden states. Tokens see earlier tokens of their own segment only."""
         x, cos, sin = self.start(tokens, positions)
@@ -171,8 +171,8 @@ class Llama(nnx.Module):
 
     def extend(
         self,
-        tokens: Int[Array, "B T"],
-        positions: Int[Array, "B T"],
+        tokens: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
         mask: Bool[Array, "B 1 T S"],
         cache: Cache,
         slot: Int[Array, ""] | int,
@@ -187,7 +187,7 @@ class Llama(nnx.Module):
         x, cache = layers.scan_layers(self.layers, body, (x, cache), remat=False)
         return self.norm(x), cache
 
-    def start(self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"]):
+    def start(self, tokens: Int[AnyArray, "B T"], positions: Int[AnyArray, "B T"]):
         config = self.config
         frequencies = layers.rope_frequencies(
             config.head_dim, config.rope_theta, config.rope_scaling

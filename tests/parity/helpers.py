@@ -66,7 +66,6 @@ def hf_llama(config: LlamaConfig, seed: int):
         max_position_embeddings=config.max_position,
         tie_word_embeddings=config.tie_embeddings,
         rope_parameters=rope,
-        attn_implementation="eager",
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
