@@ -73,11 +73,12 @@ def make_train_step(
                 state.trained, frozen, jax.tree.map(lambda leaf: leaf[0], batch)
             )
         )
-        (_, sums), gradient = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zeros)
+        # Sums in float32: bfloat16 gradients would lose the later micro-batches.
+        (_, sums), gradient = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), zeros)
         (sums, gradient), _ = jax.lax.scan(add_micro_batch, (sums, gradient), batch)
 
-        gradient = jax.tree.map(lambda leaf: leaf / sums.count.astype(leaf.dtype), gradient)
-        norm = optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient))
+        gradient = jax.tree.map(lambda leaf: leaf / sums.count, gradient)
+        norm = optax.tree.norm(gradient)
         mean_loss = sums.loss / sums.count
         finite = jnp.isfinite(mean_loss) & jnp.isfinite(norm)
 

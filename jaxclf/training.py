@@ -293,6 +293,7 @@ class _Run:
         train = self.config.train
         if self.step:
             logger.say(f"resumed at step {self.step:,}")
+        self.warn_of_long_texts(logger)
         late: Metrics | None = None  # the previous step's, read while the device computes this one
         mark = time.perf_counter()
         while self.step < train.steps:
@@ -321,6 +322,19 @@ class _Run:
                     )
                 mark = time.perf_counter()
         self.checkpoints.wait()
+
+    def warn_of_long_texts(self, logger: Logger) -> None:
+        """Say how many examples go beyond the positions that the model was made for."""
+        limit = self.setup.model.config.max_position
+        long = sum(
+            len(example.prefix) + len(example.text) + len(example.label) > limit
+            for example in self.setup.examples
+        )
+        if long:
+            logger.say(
+                f"warning: {long:,} training examples are longer than the {limit:,} positions of "
+                f"{self.config.model.name}; a lower train.max_length cuts them"
+            )
 
     def stopping(self) -> bool:
         return self.interrupts.requested

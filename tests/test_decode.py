@@ -11,7 +11,7 @@ from jaxclf.models import zoo
 from jaxclf.models.llama import Llama
 from tests.tiny import CONFIG, examples, random_params
 
-NEW = 6
+NEW = 12
 NEVER = CONFIG.vocab_size  # an end that no row reaches
 
 
@@ -27,7 +27,8 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def prompts():
-    return pack.prompts(examples([(0, 1, 2), (3, 13, 0), (2, 4, 1)]), rows=3)
+    sizes = [(0, 1, 2), (3, 13, 0), (2, 4, 1), (0, 2, 0), (0, 3, 0), (0, 6, 0), (0, 9, 0)]
+    return pack.prompts(examples(sizes), rows=len(sizes))
 
 
 @pytest.fixture(scope="module")

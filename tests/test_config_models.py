@@ -1,0 +1,59 @@
+"""Every config's model, optimizer and train step, by shape alone: nothing is allocated."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxclf import config as configs
+from jaxclf import optim, steps
+from jaxclf.classify import create_model
+from jaxclf.data.pack import Batch
+from jaxclf.models import zoo
+
+CONFIGS = sorted(
+    path
+    for path in (Path(__file__).parent.parent / "configs").glob("*.py")
+    if "def get_config" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_train_step_keeps_every_shape_and_dtype(path, variant):
+    config = configs.load(f"{path}{variant}")
+    model = create_model(config, zoo.find(config.model.name))
+    partition = optim.choose(model.abstract, config.train.trained)
+    optimizer = optim.optimizer(config.train)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    trained, frozen = jax.eval_shape(partition.split, model.abstract)
+    state = jax.eval_shape(lambda t, k: steps.init_state(t, optimizer, k), trained, key)
+    rows = jax.ShapeDtypeStruct((1, 2, 64), jnp.int32)
+    labels = jax.ShapeDtypeStruct((1, 2, 8), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 2, 8), jnp.bool_)
+    batch = Batch(rows, rows, rows, labels, labels, mask)
+    step = steps.make_train_step(model, partition, optimizer, optim.schedule(config.train))
+    new_state, metrics = jax.eval_shape(step, state, frozen, batch)
+    described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, new_state))
+    assert described[0] == described[1]
+    assert metrics.loss.shape == ()
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert {leaf.dtype for leaf in moments} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("llama2_7b", 6738.4),
+        ("llama2_13b", 13015.9),
+        ("llama2_70b", 68976.6),
+        ("llama3_8b", 8030.3),
+        ("llama3_70b", 70553.7),
+        ("llama3.2_1b", 1235.8),
+        ("llama3.2_3b", 3212.7),
+    ],
+)
+def test_zoo_has_as_many_parameters_as_the_released_checkpoints(name, millions):
+    sizes = (leaf.size for leaf in jax.tree.leaves(zoo.create(name).abstract))
+    assert round(sum(sizes) / 1e6, 1) == millions
