@@ -19,10 +19,13 @@ ROOT = Path(__file__).parent.parent
 STEPS = 60
 KILLS = 20
 
-# Imports once, then forks a process per run: JAX starts its threads only in the children.
+# Imports once what takes seconds, then forks a process per run: JAX starts its threads only in
+# the children.
 SERVER = """
 import os, sys
 from pathlib import Path
+import rich.progress, tensorboardX
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from jaxclf import config, errors
 from jaxclf.training import train
 

@@ -88,7 +88,7 @@ CONFIGS: dict[str, LlamaConfig] = {
         3072, 8192, 28, 24, rope_scaling=_LLAMA32, max_position=131_072, tie_embeddings=True
     ),
     # From scratch, for a laptop and for tests; the vocabulary follows the tokenizer.
-    "llama_2m": _small(192, 512, 4, 4, 4, vocab_size=4096),
+    "llama_2m": _small(192, 512, 4, 4, 4),
     "llama_tiny": _small(128, 344, 4, 4, 2),
     "llama_smoke": _small(32, 64, 2, 4, 2),
 }
