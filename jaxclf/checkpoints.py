@@ -24,12 +24,18 @@ import orbax.checkpoint as ocp
 
 from jaxclf import storage
 from jaxclf.errors import ArtifactError, InputError, StorageError
+from jaxclf.models import zoo
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.heads import HeadConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
+from jaxclf.models.zoo import ModelConfig
 from jaxclf.shapes import Params
 from jaxclf.storage import Manifest
 
-FAMILIES = {"llama": LlamaConfig}
+FAMILIES = {"llama": LlamaConfig} | dict.fromkeys(
+    ("bert", "roberta", "distilbert", "electra"), EncoderConfig
+)
 
 Which = int | Literal["best", "last"]
 
@@ -322,21 +328,25 @@ def _storage_errors(what: str) -> Iterator[None]:
 # model.json ---------------------------------------------------------------------------------------
 
 
-def write_model(path: Path, config: LlamaConfig, dtype: str, family: str = "llama") -> None:
+def write_model(path: Path, config: ModelConfig, dtype: str) -> None:
     """Write model.json; `dtype`: that of the stored parameters."""
-    fields = {"family": family, **dataclasses.asdict(config), "dtype": dtype}
+    fields = {"family": zoo.family_of(config), **dataclasses.asdict(config), "dtype": dtype}
     path.write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def read_model(path: Path) -> tuple[LlamaConfig, str]:
+def read_model(path: Path) -> tuple[ModelConfig, str]:
     """The dimensions and the dtype of the stored parameters; raises ArtifactError."""
     fields = storage.read_json(path)
     try:
-        family, dtype = fields.pop("family"), fields.pop("dtype")
+        family, dtype = fields["family"], fields.pop("dtype")
         if family not in FAMILIES:
             raise ValueError(f"family {family!r} is not known; known: {', '.join(FAMILIES)}")
-        if fields["rope_scaling"] is not None:
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        if family == "llama":
+            del fields["family"]
+            if fields["rope_scaling"] is not None:
+                fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        else:
+            fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
         return FAMILIES[family](**fields), dtype
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: describes no model of this version ({error})") from error

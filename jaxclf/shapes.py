@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key, Shaped
 
 Params = dict[str, Any]
 """A nested dict of arrays; layers are stacked on a leading L axis."""
 
 AnyArray = Array | np.ndarray
 
-__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "Params"]
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "Params", "Shaped"]

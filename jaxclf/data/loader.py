@@ -54,11 +54,11 @@ def train_batches(
                 f"record {item.id} has {length:,} tokens; a packed row holds {row_length:,}. "
                 "Raise train.row_length or lower train.max_length."
             )
-    lengths = {
-        "tokens": row_length,
-        "label_positions": label_budget(examples, row_length),
-        "label_tokens": label_budget(examples, row_length),
-    }
+    first = pack.row(examples[0])
+    lengths = dict.fromkeys(first, row_length)
+    for name in pack.target_names(first):
+        budget = label_budget(examples, name, row_length)
+        lengths |= {f"{name}/positions": budget, f"{name}/labels": budget}
     filled = grain.experimental.FirstFitPackIterDataset(
         rows, length_struct=lengths, num_packing_bins=_PACKING_BINS, seed=seed
     )

@@ -1,10 +1,13 @@
-"""Tokens → arrays of one shape: padded or packed rows for training, left-padded prompts to decode.
+"""Examples → arrays of one shape: padded or packed rows for training, left-padded prompts to decode.
 
 A row of the example with prefix+text `5 6 7` and answer `8 2` (2 ends the sequence) is
 
-    tokens           5 6 7 8      the last answer token is predicted, never read
-    label_positions      2 3      where a label token is predicted
-    label_tokens         8 2
+    tokens              5 6 7 8      the last answer token is predicted, never read
+    answer positions        2 3      where a label is predicted
+    answer labels           8 2
+
+An encoder's row has one such pair for every head: a class is predicted at the first token, a slot
+at the first token of each word.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,20 +16,35 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxclf.data.tokenize import Tokens
-from jaxclf.shapes import AnyArray, Bool, Int
+from jaxclf.shapes import AnyArray, Bool, Int, Shaped
 
 Row = dict[str, np.ndarray]
 
+ANSWER = "answer"  # the one target of generation
+
+
+class Targets(NamedTuple):
+    """Where labels are predicted in each row, and which; places beyond the last are masked.
+
+    `labels` are ids of tokens or classes, numbers (float32), or one flag a class (a third axis).
+    """
+
+    positions: Int[AnyArray, "*micro B J"]
+    labels: Shaped[AnyArray, "*micro B J *C"]
+    mask: Bool[AnyArray, "*micro B J"]
+
 
 class Batch(NamedTuple):
-    """What one train step reads. Padding has segment 0; positions start at 0 in each segment."""
+    """What one train step reads. Padding has segment 0; positions start at 0 in each segment.
+
+    `types`: 1 in the second text of a pair, else 0; None where a model has no such input.
+    """
 
     tokens: Int[AnyArray, "*micro B T"]
     segment_ids: Int[AnyArray, "*micro B T"]
     positions: Int[AnyArray, "*micro B T"]
-    label_positions: Int[AnyArray, "*micro B J"]
-    label_tokens: Int[AnyArray, "*micro B J"]
-    label_mask: Bool[AnyArray, "*micro B J"]
+    types: Int[AnyArray, "*micro B T"] | None
+    targets: dict[str, Targets]
 
 
 class PromptBatch(NamedTuple):
@@ -48,37 +66,50 @@ def bucket(length: int, smallest: int = 16) -> int:
 
 
 def row(tokens: Tokens) -> Row:
-    """One example's arrays; label positions count from its own first token."""
+    """One example's arrays; positions count from its own first token."""
     read = np.concatenate([tokens.prefix, tokens.text, tokens.label[:-1]]).astype(np.int32)
     first = len(tokens.prefix) + len(tokens.text) - 1
     return {
         "tokens": read,
-        "label_positions": np.arange(first, len(read), dtype=np.int32),
-        "label_tokens": tokens.label.astype(np.int32),
+        f"{ANSWER}/positions": np.arange(first, len(read), dtype=np.int32),
+        f"{ANSWER}/labels": tokens.label.astype(np.int32),
     }
 
 
 def padded(rows: Sequence[Row]) -> Batch:
     """One example a row, padded on the right to the bucket of the longest."""
-    width = bucket(max(len(item["tokens"]) for item in rows))
-    labels = bucket(max(len(item["label_tokens"]) for item in rows), smallest=4)
-    shapes = {
-        "tokens": width,
-        "segment_ids": width,
-        "positions": width,
-        "label_positions": labels,
-        "label_tokens": labels,
+    widths: dict[str, int] = {}
+    for name in rows[0]:
+        longest = max(len(item[name]) for item in rows)
+        is_target = "/" in name
+        # One label a text is the rule for classes, and any padding would be computed too.
+        widths[name] = 1 if is_target and longest <= 1 else bucket(longest, 4 if is_target else 16)
+    arrays = {
+        name: np.zeros((len(rows), widths[name], *values.shape[1:]), values.dtype)
+        for name, values in rows[0].items()
     }
-    arrays = {name: np.zeros((len(rows), size), np.int32) for name, size in shapes.items()}
-    mask = np.zeros((len(rows), labels), bool)
+    segments = {name: np.zeros((len(rows), width), np.int32) for name, width in widths.items()}
+    positions = np.zeros_like(segments["tokens"])
     for index, item in enumerate(rows):
         for name, values in item.items():
             arrays[name][index, : len(values)] = values
+            segments[name][index, : len(values)] = 1
         count = len(item["tokens"])
-        arrays["segment_ids"][index, :count] = 1
-        arrays["positions"][index, :count] = np.arange(count)
-        mask[index, : len(item["label_tokens"])] = True
-    return Batch(**arrays, label_mask=mask)
+        positions[index, :count] = np.arange(count)
+    return Batch(
+        arrays["tokens"],
+        segments["tokens"],
+        positions,
+        arrays.get("types"),
+        {
+            name: Targets(
+                arrays[f"{name}/positions"],
+                arrays[f"{name}/labels"],
+                segments[f"{name}/labels"] > 0,
+            )
+            for name in target_names(arrays)
+        },
+    )
 
 
 def packed(rows: Mapping[str, np.ndarray]) -> Batch:
@@ -87,22 +118,31 @@ def packed(rows: Mapping[str, np.ndarray]) -> Batch:
     The packer only lays examples side by side: label positions are moved by where their example
     starts in the row.
     """
-    segment_ids, label_segments = rows["tokens_segment_ids"], rows["label_tokens_segment_ids"]
-    starts = np.stack(
-        [
-            np.searchsorted(_filled(segments), of_labels)
-            for segments, of_labels in zip(segment_ids, label_segments, strict=True)
-        ]
-    )
-    mask = label_segments > 0
+    segment_ids = rows["tokens_segment_ids"]
+    targets = {}
+    for name in target_names(rows):
+        of_labels = rows[f"{name}/labels_segment_ids"]
+        starts = np.stack(
+            [
+                np.searchsorted(_filled(segments), wanted)
+                for segments, wanted in zip(segment_ids, of_labels, strict=True)
+            ]
+        )
+        mask = of_labels > 0
+        positions = np.where(mask, rows[f"{name}/positions"] + starts, 0)
+        targets[name] = Targets(positions.astype(np.int32), rows[f"{name}/labels"], mask)
     return Batch(
-        tokens=rows["tokens"].astype(np.int32),
-        segment_ids=segment_ids.astype(np.int32),
-        positions=rows["tokens_positions"].astype(np.int32),
-        label_positions=np.where(mask, rows["label_positions"] + starts, 0).astype(np.int32),
-        label_tokens=rows["label_tokens"].astype(np.int32),
-        label_mask=mask,
+        rows["tokens"].astype(np.int32),
+        segment_ids.astype(np.int32),
+        rows["tokens_positions"].astype(np.int32),
+        rows.get("types"),
+        targets,
     )
+
+
+def target_names(row: Mapping[str, np.ndarray]) -> list[str]:
+    """The heads that a row has labels for."""
+    return [name.removesuffix("/labels") for name in row if name.endswith("/labels")]
 
 
 def _filled(segments: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxclf.shapes import AnyArray, Array, Bool, Float, Int
+from jaxclf.models.layers import dropout
+from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 
 
 def causal_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
@@ -14,6 +15,12 @@ def causal_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     earlier = jnp.tril(jnp.ones((count, count), bool))
     return (same & earlier & (segment_ids[:, None, :] > 0))[:, None]
+
+
+def full_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
+    """True where a query may look: anywhere in its own segment; segment 0 is padding."""
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return jnp.asarray(same & (segment_ids[:, None, :] > 0))[:, None]
 
 
 def attend(
@@ -28,6 +35,21 @@ def attend(
     nothing.
     """
     return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
+def attend_with_dropout(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S N H"],
+    value: Float[Array, "B S N H"],
+    mask: Bool[Array, "B 1 T S"],
+    rate: float,
+    random_key: Key[Array, ""],
+) -> Float[Array, "B T N H"]:
+    """`attend` with dropout of the attention weights, which no fused kernel of jax.nn has."""
+    scores = jnp.einsum("btnh,bsnh->bnts", query, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, random_key)
+    return jnp.einsum("bnts,bsnh->btnh", weights.astype(value.dtype), value)
 
 
 class Cache(NamedTuple):

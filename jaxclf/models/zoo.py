@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxclf.errors import InputError
 from jaxclf.models import layers
+from jaxclf.models.encoder import Encoder, EncoderConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import Llama, LlamaConfig
 from jaxclf.shapes import Array, Key, Params
@@ -66,7 +67,39 @@ def _small(hidden, ffn, num_layers, heads, kv_heads, vocab_size=2048):
     )
 
 
-CONFIGS: dict[str, LlamaConfig] = {
+def _bert(hidden, ffn, num_layers, heads, **rest):
+    return EncoderConfig(
+        **{
+            "family": "bert",
+            "vocab_size": 30_522,
+            "hidden_size": hidden,
+            "intermediate_size": ffn,
+            "num_layers": num_layers,
+            "num_heads": heads,
+            "embedding_size": hidden,
+            **rest,
+        }
+    )
+
+
+def _roberta(hidden, ffn, num_layers, heads, vocab_size=50_265, **rest):
+    return _bert(
+        hidden,
+        ffn,
+        num_layers,
+        heads,
+        family="roberta",
+        vocab_size=vocab_size,
+        position_offset=2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        **rest,
+    )
+
+
+ModelConfig = LlamaConfig | EncoderConfig
+
+CONFIGS: dict[str, ModelConfig] = {
     "llama2_7b": _llama2(4096, 11_008, 32, 32, 32),
     "llama2_13b": _llama2(5120, 13_824, 40, 40, 40),
     "llama2_70b": _llama2(8192, 28_672, 80, 64, 8),
@@ -87,10 +120,21 @@ CONFIGS: dict[str, LlamaConfig] = {
     "llama3.2_3b": _llama3(
         3072, 8192, 28, 24, rope_scaling=_LLAMA32, max_position=131_072, tie_embeddings=True
     ),
+    "bert_base": _bert(768, 3072, 12, 12),
+    "bert_large": _bert(1024, 4096, 24, 16),
+    "minilm_l6": _bert(384, 1536, 6, 12),
+    "roberta_base": _roberta(768, 3072, 12, 12),
+    "roberta_large": _roberta(1024, 4096, 24, 16),
+    "distilbert": _bert(
+        768, 3072, 6, 12, family="distilbert", type_vocab_size=0, head_dropout=0.2
+    ),
+    "electra_small": _bert(256, 1024, 12, 4, family="electra", embedding_size=128),
+    "electra_base": _bert(768, 3072, 12, 12, family="electra"),
     # From scratch, for a laptop and for tests; the vocabulary follows the tokenizer.
     "llama_2m": _small(192, 512, 4, 4, 4),
     "llama_tiny": _small(128, 344, 4, 4, 2),
     "llama_smoke": _small(32, 64, 2, 4, 2),
+    "encoder_smoke": _roberta(32, 64, 2, 4, vocab_size=2048, max_position=4096),
 }
 
 
@@ -98,18 +142,27 @@ CONFIGS: dict[str, LlamaConfig] = {
 class Model:
     """A module definition and pure functions over its parameter tree."""
 
-    config: LlamaConfig
-    family: str
+    config: ModelConfig
     graphdef: nnx.GraphDef
     abstract: Params  # shapes and dtypes
     init: Callable[[Key[Array, ""]], Params]
 
-    def bind(self, params: Params) -> Llama:
-        """The module over these parameters; call it inside a traced function."""
+    @property
+    def family(self) -> str:
+        """`llama`, or which encoder it is."""
+        return family_of(self.config)
+
+    def bind(self, params: Params) -> Any:
+        """The Llama or Encoder over these parameters; call it inside a traced function."""
         return nnx.merge(self.graphdef, params)
 
 
-def find(name: str) -> LlamaConfig:
+def family_of(config: ModelConfig) -> str:
+    """`llama`, or the family of an encoder."""
+    return config.family if isinstance(config, EncoderConfig) else "llama"
+
+
+def find(name: str) -> ModelConfig:
     """The dimensions behind a zoo name; raises InputError with the nearest names."""
     if name in CONFIGS:
         return CONFIGS[name]
@@ -120,7 +173,7 @@ def find(name: str) -> LlamaConfig:
 
 
 def create(
-    config: str | LlamaConfig,
+    config: str | ModelConfig,
     *,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
@@ -131,13 +184,15 @@ def create(
         config = find(config)
 
     def make(key):
-        return Llama(
-            config, dtype=dtype, param_dtype=param_dtype, remat=remat, rngs=nnx.Rngs(params=key)
-        )
+        options = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+        rngs = nnx.Rngs(params=key)
+        if isinstance(config, EncoderConfig):
+            return Encoder(config, **options, rngs=rngs)
+        return Llama(config, **options, rngs=rngs)
 
     def init(key):
         return layers.pure_params(make(key))
 
     key = jax.eval_shape(functools.partial(jax.random.key, 0))
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0))))
-    return Model(config, "llama", graphdef, jax.eval_shape(init, key), init)
+    return Model(config, graphdef, jax.eval_shape(init, key), init)

@@ -1,0 +1,215 @@
+"""BERT, RoBERTa, DistilBERT and ELECTRA: one post-norm encoder with four sets of dimensions.
+
+Source: Devlin et al. 2019, Liu et al. 2019, Sanh et al. 2019, Clark et al. 2020; checked against
+the models of transformers.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxclf.models import layers
+from jaxclf.models.attention import attend, attend_with_dropout, full_mask
+from jaxclf.models.heads import Head, HeadConfig
+from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
+
+EncoderFamily = Literal["bert", "roberta", "distilbert", "electra"]
+
+_ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Dimensions and constants of one encoder with its heads.
+
+    `embedding_size` other than `hidden_size` adds a projection (ELECTRA). `max_position` counts
+    the tokens of a text; the table of positions has `position_offset` more rows before them
+    (RoBERTa). `type_vocab_size` 0: no token types (DistilBERT). `pooler`: BERT's layer between the
+    first token and its sequence heads.
+    """
+
+    family: EncoderFamily
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    embedding_size: int
+    max_position: int = 512
+    position_offset: int = 0
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    activation: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    head_dropout: float = 0.1
+    initializer_std: float = 0.02
+    pooler: bool = False
+    heads: tuple[HeadConfig, ...] = ()
+
+
+class Embeddings(nnx.Module):
+    """Token, position and type embeddings, normalised."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+        def embed(count):
+            return layers.Embed(
+                count, config.embedding_size, std=config.initializer_std, dtype=dtype, rngs=rngs
+            )
+
+        self.tokens = embed(config.vocab_size)
+        self.positions = embed(config.max_position + config.position_offset)
+        self.types = embed(config.type_vocab_size) if config.type_vocab_size else None
+        self.norm = layers.LayerNorm(config.embedding_size, eps=config.layer_norm_eps, dtype=dtype)
+        self.offset = config.position_offset
+
+    def __call__(
+        self,
+        tokens: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
+        types: Int[AnyArray, "B T"] | None,
+        dtype: Any,
+    ) -> Float[Array, "B T E"]:
+        x = self.tokens(tokens) + self.positions(positions + self.offset)
+        if self.types is not None:
+            x = x + self.types(jnp.zeros_like(tokens) if types is None else types)
+        return self.norm(x.astype(dtype))
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each added to its input and then normalised."""
+
+    def __init__(self, config: EncoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+        def linear(size_in, size_out):
+            std = config.initializer_std
+            return layers.Linear(size_in, size_out, std=std, dtype=dtype, rngs=rngs, bias=True)
+
+        def norm():
+            return layers.LayerNorm(config.hidden_size, eps=config.layer_norm_eps, dtype=dtype)
+
+        hidden = config.hidden_size
+        self.attention = nnx.Dict({name: linear(hidden, hidden) for name in "qkvo"})
+        self.attention_norm = norm()
+        self.mlp = nnx.Dict(
+            {
+                "up": linear(hidden, config.intermediate_size),
+                "down": linear(config.intermediate_size, hidden),
+            }
+        )
+        self.mlp_norm = norm()
+        self.config = config
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B 1 T S"],
+        key: Key[Array, ""] | None,
+    ) -> Float[Array, "B T D"]:
+        config = self.config
+        keys = jax.random.split(key, 3) if key is not None else (None, None, None)
+        query, key_heads, value = (
+            self.attention[name](x).reshape(*x.shape[:2], config.num_heads, -1) for name in "qkv"
+        )
+        if keys[0] is not None and config.attention_dropout:
+            rate = config.attention_dropout
+            heads = attend_with_dropout(query, key_heads, value, mask, rate, keys[0])
+        else:
+            heads = attend(query, key_heads, value, mask)
+        heads = self.attention["o"](heads.reshape(x.shape))
+        x = self.attention_norm(x + layers.dropout(heads, config.dropout, keys[1]))
+        inner = _ACTIVATIONS[config.activation](self.mlp["up"](x))
+        return self.mlp_norm(x + layers.dropout(self.mlp["down"](inner), config.dropout, keys[2]))
+
+
+class Encoder(nnx.Module):
+    """Tokens to hidden states, and chosen ones of these to the scores of a head.
+
+    `dtype` is that of the matmuls, `param_dtype` that of the stored parameters. A key turns
+    dropout on.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        def linear(size_in):
+            return layers.Linear(
+                size_in,
+                config.hidden_size,
+                std=config.initializer_std,
+                dtype=param_dtype,
+                rngs=rngs,
+                bias=True,
+            )
+
+        self.embed = Embeddings(config, dtype=param_dtype, rngs=rngs)
+        projects = config.embedding_size != config.hidden_size
+        self.project = linear(config.embedding_size) if projects else None
+        self.layers = layers.stacked(
+            lambda rngs: Block(config, dtype=param_dtype, rngs=rngs), config.num_layers, rngs
+        )
+        self.pooler = linear(config.hidden_size) if config.pooler else None
+        self.heads = nnx.Dict(
+            {
+                head.name: Head(
+                    config.family,
+                    head.kind,
+                    config.hidden_size,
+                    head.size,
+                    dropout=config.head_dropout,
+                    std=config.initializer_std,
+                    dtype=param_dtype,
+                    rngs=rngs,
+                )
+                for head in config.heads
+            }
+        )
+        self.config, self.dtype, self.remat = config, dtype, remat
+
+    def hidden(
+        self,
+        tokens: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
+        segment_ids: Int[AnyArray, "B T"],
+        types: Int[AnyArray, "B T"] | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Last hidden states. Tokens see all tokens of their own segment and nothing else."""
+        config = self.config
+        mask = full_mask(segment_ids)
+        x = self.embed(tokens, positions, types, self.dtype)
+        start = None
+        if key is not None:
+            key, start = jax.random.split(key)
+        x = layers.dropout(x, config.dropout, start)
+        if self.project is not None:
+            x = self.project(x)
+
+        def body(block, x, index):
+            return block(x, mask, None if key is None else jax.random.fold_in(key, index))
+
+        return layers.scan_layers(self.layers, body, x, self.remat)
+
+    def scores(
+        self, name: str, hidden: Float[Array, "*batch D"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*batch C"]:
+        """The head's float32 scores for hidden states chosen for it."""
+        if self.pooler is not None and self._kind(name) == "sequence":
+            hidden = jnp.tanh(self.pooler(hidden))
+        return self.heads[name](hidden, key)
+
+    def _kind(self, name: str) -> str:
+        return next(head.kind for head in self.config.heads if head.name == name)
