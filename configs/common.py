@@ -30,6 +30,8 @@ def default() -> ml_collections.ConfigDict:
     data.label = "label"
     data.slots = ""
     data.id = ""
+    data.pair = ""  # column of a second text (encoders)
+    data.kind = "class"  # of the label: class | multilabel | regression
 
     config.prompt = prompt = ml_collections.ConfigDict()
     prompt.template = "listing"  # listing (Zhao et al. 2025) | plain (text and cue only)
@@ -49,6 +51,8 @@ def default() -> ml_collections.ConfigDict:
     model.dtype = "auto"  # of matmuls: float32 on CPU, bfloat16 on TPU and GPU
     model.param_dtype = "float32"
     model.remat = True
+    model.dropout = -1.0  # of every kind the model has; below 0: the model's own
+    model.heads = "keep"  # keep | new: what becomes of the checkpoint's own heads (encoders)
 
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000
@@ -72,6 +76,12 @@ def default() -> ml_collections.ConfigDict:
     train.checkpoint_every = 500
     train.keep = 1  # latest checkpoints kept, beside the best
     train.best_metric = ""  # e.g. intent.accuracy; empty: the mean of the tasks' main metrics
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.label_smoothing = 0.0
+    loss.balanced = False  # class weights inverse to the classes' counts (encoders)
+    loss.class_weights = ()  # (("spam", 3.0), …), beside or instead of these
+    loss.task_weights = ()  # one a task; empty: all the same
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 32
@@ -109,20 +119,21 @@ def parse(argument: str, tasks: tuple[str, ...], shots: bool = True) -> ml_colle
     return chosen
 
 
-def smoke(config: ml_collections.ConfigDict) -> None:
+def smoke(config: ml_collections.ConfigDict, encoder: bool = False) -> None:
     """Shrink a run to a few steps of a tiny random model on a few records, in place.
 
     Data set, tasks, prompt and everything after them stay those of the real run.
     """
     config.data.limit = 24
     config.tokenizer.path = ""  # trained in the run
-    config.model.name = "llama_smoke"
+    config.model.name = "encoder_smoke" if encoder else "llama_smoke"
     config.model.checkpoint = ""
     config.model.param_dtype = "float32"
     config.train.steps = 4
     config.train.batch_size = 2
-    # The longest prompts: 600 tokens with all labels listed, 2,500 with five news texts.
-    config.train.max_length = 3072 if config.prompt.shots else 1024
+    if not encoder:
+        # The longest prompts: 600 tokens with all labels listed, 2,500 with five news texts.
+        config.train.max_length = 3072 if config.prompt.shots else 1024
     config.train.row_length = 0
     config.train.warmup_steps = 0
     config.train.log_every = 1
@@ -156,4 +167,38 @@ def zhao2025(
     config.eval.batch_size = 8
     if chosen.smoke:
         smoke(config)
+    return config
+
+
+def encoder(
+    argument: str, *, data: str, model: str, checkpoint: str
+) -> tuple[ml_collections.ConfigDict, bool]:
+    """An encoder with one head a task, and whether `:smoke` is asked for.
+
+    `data`: "20ng" (default task 20class) or "massive" (default: both). The caller states the
+    training and ends with `smoke(config, encoder=True)`.
+    """
+    tasks = {"20ng": ("20class", "7class", "both"), "massive": ("both", "intent", "slots")}[data]
+    chosen = parse(argument, tasks, shots=False)
+    config = default()
+    config.data.name = data
+    config.data.task = chosen.task
+    config.model.name = model
+    config.model.checkpoint = checkpoint
+    config.model.remat = False
+    config.eval.batch_size = 64
+    return config, chosen.smoke
+
+
+def zhao2025_roberta(argument: str, *, data: str, model: str, checkpoint: str):
+    """A RoBERTa baseline of Zhao et al. 2025: batch 32, Adam at 1e-5, 10 or 20 epochs."""
+    config, is_smoke = encoder(argument, data=data, model=model, checkpoint=checkpoint)
+    config.train.batch_size = 32
+    config.train.learning_rate = 1e-5
+    # Steps of 32 in 10 epochs of 11,314 posts, and in 20 epochs of 11,514 utterances.
+    config.train.steps = {"20ng": 3_536, "massive": 7_197}[data]
+    config.train.max_length = {"20ng": 512, "massive": 128}[data]
+    config.train.eval_every = {"20ng": 0, "massive": 720}[data]
+    if is_smoke:
+        smoke(config, encoder=True)
     return config

@@ -3,9 +3,10 @@
 import contextlib
 import json
 import math
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +26,50 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 class Weights:
     """The tensors of a Hugging Face directory; only headers are read until one is asked for.
 
-    Raises InputError where the weights are pickled or quantised, ArtifactError where a file is
-    missing or corrupt.
+    `ignored`: patterns of names to leave out. `renamed`: pattern and replacement, for names that
+    are to be known as others. Raises InputError where the weights are pickled or quantised,
+    ArtifactError where a file is missing or corrupt.
     """
 
-    def __init__(self, directory: Path):
-        self._files, self.shapes, self.dtypes = {}, {}, {}
+    def __init__(
+        self,
+        directory: Path,
+        ignored: Sequence[str] = (),
+        renamed: Sequence[tuple[str, str]] = (),
+    ):
+        self._places, self.shapes, self.dtypes = {}, {}, {}
         for path in _weight_files(directory):
             try:
                 # Reading, not mapping: mapped pages would count as this process's memory.
                 file = safe_open(path, framework="numpy", backend="pread")
-                for name in file.keys():  # noqa: SIM118 - it is no dict
-                    view = file.get_slice(name)
-                    self._add(path, file, name, tuple(view.get_shape()), view.get_dtype())
+                for stored in file.keys():  # noqa: SIM118 - it is no dict
+                    if any(re.fullmatch(pattern, stored) for pattern in ignored):
+                        continue
+                    name = stored
+                    for pattern, replacement in renamed:
+                        name = re.sub(pattern, replacement, name)
+                    self._add(path, file, stored, name)
             except SafetensorError as error:
                 raise ArtifactError(f"{path}: corrupt ({error}). Copy it again.") from error
             except FileNotFoundError as error:
                 raise ArtifactError(f"{path}: missing, though {_INDEX} lists it") from error
 
-    def _add(self, path: Path, file, name: str, shape: tuple[int, ...], code: str) -> None:
+    def _add(self, path: Path, file, stored: str, name: str) -> None:
         if name in self.shapes:
-            raise ArtifactError(f"{path}: {name} is also in another file")
+            raise ArtifactError(f"{path}: {name} is there twice, or also in another file")
+        view = file.get_slice(stored)
+        code = view.get_dtype()
         if code not in DTYPES:
             raise InputError(
                 f"{path}: {name} is {code}; only {', '.join(DTYPES)} are read. "
                 "Convert the unquantised checkpoint."
             )
-        self._files[name], self.shapes[name], self.dtypes[name] = file, shape, DTYPES[code]
+        self._places[name] = file, stored
+        self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), DTYPES[code]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._files[name].get_tensor(name)
+        file, stored = self._places[name]
+        return file.get_tensor(stored)
 
 
 def _weight_files(directory: Path) -> list[Path]:

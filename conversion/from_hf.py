@@ -2,26 +2,31 @@
 
     python -m conversion.from_hf SRC DST [--dtype bfloat16|float32|keep] [--overwrite]
 
-SRC is a directory with config.json and safetensors, or a hub id such as meta-llama/Llama-3.2-1B.
+SRC is a directory with config.json and safetensors, a hub id such as meta-llama/Llama-3.2-1B, or
+package:NAME/FOLDER, a directory in an installed Python package.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from conversion import files, llama, mapping
+from conversion import attributes, encoders, files, llama, mapping
 from jaxclf import checkpoints, errors, storage
 from jaxclf.errors import ArtifactError, InputError, StorageError
 from jaxclf.models import zoo
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.zoo import ModelConfig
 
-FAMILIES = {"llama": llama}  # model_type → its table
+FAMILIES = {"llama": llama.FAMILY, **encoders.FAMILIES}  # by model_type
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,7 +42,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 
-_LAYOUT = "1"  # of a model directory; another one makes old cache entries unused
+_LAYOUT = "2"  # of a model directory; another one makes old cache entries unused
 
 
 def convert(
@@ -50,9 +55,10 @@ def convert(
 ) -> None:
     """Write `destination` from the Hugging Face directory `source`.
 
-    `dtype`: "keep", or what all parameters are cast to. Memory peaks at the largest tensor of
-    the source plus a few blocks. Raises InputError for a checkpoint that we cannot honour,
-    ArtifactError for a corrupt or incomplete one.
+    `dtype`: "keep", or what all parameters are cast to. Tensors of heads that we do not have are
+    left behind; `conversion.json` lists them and the labels of the head that was taken. Memory
+    peaks at the largest tensor of the source plus a few blocks. Raises InputError for a checkpoint
+    that we cannot honour, ArtifactError for a corrupt or incomplete one.
     """
     theirs = storage.read_json(source / "config.json")
     family = FAMILIES.get(str(theirs.get("model_type"))) if isinstance(theirs, dict) else None
@@ -60,12 +66,16 @@ def convert(
         raise InputError(
             f"{source / 'config.json'}: model_type must be one of {', '.join(FAMILIES)}"
         )
-    config = family.read_config(theirs, source / "config.json")
-    weights = files.Weights(source)
+    weights = files.Weights(source, family.ignored, family.renamed)
+    config = family.read_config(theirs, source / "config.json", weights.shapes)
     leaves = storage.flatten(zoo.create(config).abstract)
-    tensors = mapping.expand(family.ROWS, {path: leaf.shape for path, leaf in leaves.items()})
-    copies = _tied_copies(weights, family.TIED, tensors)
-    mapping.check(tensors, weights.shapes, [*family.IGNORED, *copies], source)
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    tensors = mapping.expand(family.rows(config), shapes)
+    copies = _tied_copies(weights, family.tied, tensors)
+    mapping.check(tensors, weights.shapes, [*family.unused, *copies], source)
+    unused = [name for name in weights.shapes if mapping.matches(name, family.unused)]
+    if unused:
+        progress(f"unused: {', '.join(unused)}")
 
     with files.new_directory(destination, overwrite) as new:
         with storage.TreeWriter(new / "params") as writer:
@@ -77,8 +87,11 @@ def convert(
                 progress(f"{count} {path} {stored}{list(leaf.shape)} from {parts[0].name}")
         manifest = storage.manifest_to_json(writer.manifest)
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        stored = writer.manifest["embed/embedding"].dtype
-        checkpoints.write_model(new / "model.json", config, stored)
+        largest = max(writer.manifest.values(), key=lambda leaf: math.prod(leaf.shape))
+        checkpoints.write_model(new / "model.json", config, largest.dtype)
+        labels = attributes.labels(theirs, source / "config.json") if _has_head(config) else None
+        origin = {"source": source.absolute().name, "unused": unused, "labels": labels}
+        (new / "conversion.json").write_text(json.dumps(origin, indent=1, ensure_ascii=False))
         files.copy_files(source, new / "tokenizer", TOKENIZER_FILES)
         files.copy_files(source, new, ["generation_config.json"])
 
@@ -111,7 +124,12 @@ def resolve(source: str) -> checkpoints.ModelSource:
 
 
 def locate(source: str) -> Path:
-    """The local directory of `source`, downloaded from the hub where it is a hub id."""
+    """The local directory of `source`, downloaded from the hub where it is a hub id.
+
+    `package:NAME/FOLDER` is a folder of an installed Python package, which is not imported.
+    """
+    if source.startswith("package:"):
+        return _locate_in_package(source)
     path = Path(source).expanduser()
     if path.is_dir():
         return path.absolute()
@@ -131,7 +149,23 @@ def locate(source: str) -> Path:
     return Path(found)
 
 
-def _tied_copies(weights: files.Weights, tied: dict, tensors: list[mapping.Tensor]) -> list[str]:
+def _locate_in_package(source: str) -> Path:
+    name, _, folder = source.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None:
+        raise InputError(
+            f"{source}: no package {name!r} is installed here (package:NAME/FOLDER); "
+            "pip install 'jaxclf[demo]' brings those that the examples use"
+        )
+    for root in spec.submodule_search_locations or ():
+        if (Path(root) / folder).is_dir():
+            return Path(root) / folder
+    raise InputError(f"{source}: the package {name} has no folder {folder!r}")
+
+
+def _tied_copies(
+    weights: files.Weights, tied: Mapping[str, str], tensors: list[mapping.Tensor]
+) -> list[str]:
     """Patterns of tensors that repeat another one; raises ArtifactError where they differ."""
     used = {tensor.name for tensor in tensors}
     copies = [name for name in tied if name in weights.shapes and name not in used]
@@ -143,6 +177,10 @@ def _tied_copies(weights: files.Weights, tied: dict, tensors: list[mapping.Tenso
                 "set tie_word_embeddings to false there if the weights are right"
             )
     return [re.escape(name) for name in copies]
+
+
+def _has_head(config: ModelConfig) -> bool:
+    return isinstance(config, EncoderConfig) and bool(config.heads)
 
 
 def _one_dtype(weights: files.Weights, parts: list[mapping.Tensor]) -> str:

@@ -1,9 +1,11 @@
 """Llama 2 and 3: tensors and configuration of transformers' LlamaForCausalLM."""
 
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
-from conversion.mapping import Row
+from conversion import attributes
+from conversion.attributes import is_size, refuse
+from conversion.mapping import Family, Row
 from jaxclf.errors import ArtifactError, InputError
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
@@ -65,35 +67,14 @@ _DEFAULTS = {
 }
 
 # Attributes that would change the computation, with the one value under which they do not.
-_FIXED = {
+_FIXED = attributes.FIXED | {
     "model_type": "llama",
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
     "attention_dropout": 0.0,
     "pretraining_tp": 1,
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
-    "pruned_heads": {},
-    "chunk_size_feed_forward": 0,
 }
-
-# Attributes that name things, or steer text generation, training or output formats elsewhere.
-_HARMLESS = set(
-    """
-    _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation
-    bad_words_ids begin_suppress_tokens bos_token_id cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id id2label is_decoder label2id length_penalty max_length
-    min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_scores pad_token_id prefix problem_type
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
-    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-    unsloth_fixed unsloth_version use_bfloat16 use_cache use_return_dict
-    """.split()
-)
 
 
 def read_config(theirs: Mapping[str, Any], source: object) -> LlamaConfig:
@@ -103,26 +84,14 @@ def read_config(theirs: Mapping[str, Any], source: object) -> LlamaConfig:
     or impossible value.
     """
     theirs = {name: value for name, value in theirs.items() if value is not None}
-    known = _SIZES.keys() | _OTHERS.keys() | _ROPE | _HARMLESS
-    unknown = theirs.keys() - known
-    _refuse(
-        [
-            f"{name}={theirs[name]!r}" + (f" (only {_FIXED[name]!r})" if name in _FIXED else "")
-            for name in sorted(unknown)
-            if name not in _FIXED or theirs[name] != _FIXED[name]
-        ],
-        source,
-    )
+    known = _SIZES.keys() | _OTHERS.keys() | _ROPE | attributes.HARMLESS | {"is_decoder"}
+    attributes.refuse_unknown(theirs, known, _FIXED, source)
     values = _DEFAULTS | theirs
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
     values.setdefault("num_key_value_heads", heads)  # files from before grouped queries
-    if "head_dim" not in values and _is_size(heads) and _is_size(hidden):
+    if "head_dim" not in values and is_size(heads) and is_size(hidden):
         values["head_dim"] = hidden // heads
-    wrong = [name for name in _SIZES if not _is_size(values.get(name))]
-    wrong += [name for name in _OTHERS if not isinstance(values[name], int | float)]
-    if wrong:
-        shown = ", ".join(f"{name}={values.get(name)!r}" for name in wrong)
-        raise ArtifactError(f"{source}: missing or impossible: {shown}")
+    attributes.check_numbers(values, _SIZES, _OTHERS, source)
     rope_theta, rope_scaling = _read_rope(theirs, source)
     return LlamaConfig(
         **{ours: values[name] for name, ours in (_SIZES | _OTHERS).items()},
@@ -173,8 +142,8 @@ def _read_rope(theirs: Mapping[str, Any], source: object) -> tuple[float, RopeSc
         del rope["partial_rotary_factor"]
     expected = {"default": set(), "llama3": set(_LLAMA3_SCALING)}
     if kind not in expected:
-        _refuse([f"rope_type={kind!r} (only 'default' and 'llama3')"], source)
-    _refuse(
+        refuse([f"rope_type={kind!r} (only 'default' and 'llama3')"], source)
+    refuse(
         [f"{name}={rope[name]!r} of rope_type {kind!r}" for name in rope.keys() - expected[kind]],
         source,
     )
@@ -186,13 +155,10 @@ def _read_rope(theirs: Mapping[str, Any], source: object) -> tuple[float, RopeSc
     return float(theta), RopeScaling(**{ours: rope[name] for name, ours in _LLAMA3_SCALING.items()})
 
 
-def _refuse(attributes: list[str], source: object) -> None:
-    if attributes:
-        raise InputError(
-            f"{source}: not supported, and the model would compute something else without it: "
-            + ", ".join(attributes)
-        )
-
-
-def _is_size(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+FAMILY = Family(
+    rows=lambda config: ROWS,
+    read_config=lambda theirs, source, tensors: read_config(theirs, source),
+    write_config=lambda config, labels: write_config(config),
+    ignored=IGNORED,
+    tied=TIED,
+)

@@ -3,12 +3,13 @@
     Row("model.layers.{layer}.mlp.up_proj.weight", "layers/mlp/up/kernel", transpose=True)
 
 says that layer i of our stacked leaf `layers/mlp/up/kernel` is the transpose of
-`model.layers.i.mlp.up_proj.weight`. A family is a module with such a table (see `llama`).
+`model.layers.i.mlp.up_proj.weight`. A `Family` has such a table (see `llama`).
 """
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from jaxclf.errors import ArtifactError
 
@@ -22,6 +23,30 @@ class Row:
     theirs: str
     ours: str
     transpose: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How models of one `model_type` are read and written.
+
+    `rows(config)`: the table for a model of these dimensions. `read_config(theirs, source,
+    tensors)`: our dimensions from the content of a config.json beside tensors of these names.
+    `write_config(config, labels)`: the content of a config.json; `labels` name the head's scores.
+
+    `renamed`: pattern and replacement for names that only some files use. `prefix` stands before
+    every name but in files of a model without a head. Patterns of names that carry no parameter
+    (`ignored`) or what we have no place for (`unused`). `tied`: copies that some files hold, name →
+    the tensor they must equal.
+    """
+
+    rows: Callable[[Any], Sequence[Row]]
+    read_config: Callable[[Mapping[str, Any], object, Collection[str]], Any]
+    write_config: Callable[[Any, Sequence[str]], dict[str, Any]]
+    prefix: str = ""
+    renamed: Sequence[tuple[str, str]] = ()
+    ignored: Sequence[str] = ()
+    unused: Sequence[str] = ()
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +93,18 @@ def check(
 ) -> None:
     """Raise one ArtifactError that lists all missing, unused and wrong-shaped tensors.
 
-    `ignored`: regular expressions of names that are known to carry no parameter of ours.
+    `ignored`: regular expressions of names that are known to be no parameter of ours.
     """
     wanted = {tensor.name: tensor.shape for tensor in tensors}
     defects = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
     for name, shape in found.items():
-        if name not in wanted and not any(re.fullmatch(pattern, name) for pattern in ignored):
+        if name not in wanted and not matches(name, ignored):
             defects.append(f"unused: {name} {shape}")
         elif name in wanted and wanted[name] != shape:
             defects.append(f"wrong shape: {name} {shape}, expected {wanted[name]} by config.json")
     if defects:
         raise ArtifactError("\n  ".join([f"{source}: the tensors do not fit the model:", *defects]))
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -1,29 +1,42 @@
 """Export a run or model directory of ours as a Hugging Face checkpoint.
 
-python -m conversion.to_hf SRC DST [--step best|last|N] [--overwrite]
+python -m conversion.to_hf SRC DST [--step best|last|N] [--task NAME] [--overwrite]
 """
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from conversion import files, mapping
+from conversion import attributes, files, mapping
 from conversion.from_hf import FAMILIES, TOKENIZER_FILES
 from jaxclf import checkpoints, errors, report, storage
 from jaxclf.checkpoints import ModelSource, Which
+from jaxclf.data.tasks import head_labels
+from jaxclf.errors import InputError
 from jaxclf.models import zoo
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.heads import HeadConfig
+from jaxclf.models.zoo import ModelConfig
+from jaxclf.recipe import Recipe
+
+# transformers' name for a kind of task: it chooses how its pipelines turn scores to probabilities.
+_PROBLEMS = {
+    "class": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
 
 _CARD = """---
 library_name: transformers
-pipeline_tag: text-generation
 ---
 
-A decoder fine-tuned to classify by generating the label, exported by jaxclf.
+A text classifier fine-tuned and exported by jaxclf.
 """
 
 
@@ -40,6 +53,7 @@ def export(
     destination: Path,
     *,
     step: Which = "best",
+    task: str | None = None,
     card: str | Callable[[ModelSource], str] = run_card,
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
@@ -47,33 +61,86 @@ def export(
 ) -> None:
     """Write `destination` from what `source` resolves to; parameters keep their dtype.
 
-    `card`: the text of README.md, or a function that makes it. Memory peaks at the largest
+    `task`: which head goes along; needed where a model has several, as one of transformers has
+    one. `card`: the text of README.md, or a function that makes it. Memory peaks at the largest
     tensor plus a few blocks. Raises ArtifactError where the source is corrupt or incomplete.
     """
     found = checkpoints.resolve(source, step)
     config, dtype = checkpoints.read_model(found.model_json)
-    family = FAMILIES["llama"]
+    family = FAMILIES[zoo.family_of(config)]
     abstract = zoo.create(config).abstract
     storage.check_tree(found.params_dir, found.manifest, abstract, cast=True)
     storage.verify(found.params_dir, found.manifest)
 
-    shapes = {path: leaf.shape for path, leaf in found.manifest.items()}
-    tensors = mapping.expand(family.ROWS, shapes)
+    config, head = _with_one_head(config, task)
+    labels, problem = _labels(found, head) if head else ((), None)
+    theirs = _token_ids(found)
+    written = family.write_config(config, labels) | {"dtype": dtype}
+    if problem:
+        written["problem_type"] = problem
+    _check_padding(theirs, written)
+    leaves = storage.flatten(zoo.create(config).abstract)
+    tensors = mapping.expand(family.rows(config), {p: leaf.shape for p, leaf in leaves.items()})
     tensors.sort(key=lambda tensor: -1 if tensor.layer is None else tensor.layer)
-    places = {tensor.name: tensor for tensor in tensors}
+    prefix = "" if head else family.prefix
+    places = {tensor.name.removeprefix(prefix): tensor for tensor in tensors}
 
     def blocks(name: str) -> Iterator[np.ndarray]:
         progress(f"{list(places).index(name) + 1}/{len(places)} {name}")
         return _blocks(found.params_dir, places[name])
 
     with files.new_directory(destination, overwrite) as new:
-        described = {t.name: (t.shape, found.manifest[t.ours].dtype) for t in tensors}
+        described = {n: (t.shape, found.manifest[t.ours].dtype) for n, t in places.items()}
         files.write_weights(new, described, blocks, max_shard_bytes)
-        theirs = family.write_config(config) | {"dtype": dtype} | _token_ids(found)
-        (new / "config.json").write_text(json.dumps(theirs, indent=2) + "\n")
+        text = json.dumps(theirs | written, indent=2, ensure_ascii=False)
+        (new / "config.json").write_text(text + "\n", "utf-8")
         files.copy_files(found.tokenizer_dir, new, TOKENIZER_FILES)
         files.copy_files(found.model_json.parent, new, ["generation_config.json"])
         (new / "README.md").write_text(card if isinstance(card, str) else card(found))
+
+
+def _with_one_head(config: ModelConfig, task: str | None) -> tuple[ModelConfig, HeadConfig | None]:
+    """The model that is left with the head of `task` alone, and that head."""
+    if not isinstance(config, EncoderConfig) or not config.heads:
+        if task is not None:
+            raise InputError(f"--task {task}: the model has no heads")
+        return config, None
+    chosen = [head for head in config.heads if task in (None, head.name)]
+    if len(chosen) != 1:
+        names = ", ".join(head.name for head in config.heads)
+        raise InputError(
+            f"--task is {task!r}; a model of transformers has one head, this one has {names}. "
+            "Name one of them"
+        )
+    # BERT's pooler belongs to its sequence heads.
+    pooler = config.pooler and chosen[0].kind == "sequence"
+    return dataclasses.replace(config, heads=tuple(chosen), pooler=pooler), chosen[0]
+
+
+def _labels(source: ModelSource, head: HeadConfig) -> tuple[Sequence[str], str | None]:
+    """What a head's scores stand for, and transformers' name for the kind of task."""
+    labels, problem = (), None
+    if source.run_dir is not None:
+        recipe = Recipe.load(source.run_dir / "task.json")
+        task = next((task for task in recipe.tasks if task.name == head.name), None)
+        if task is not None:
+            labels, problem = head_labels(task, recipe.slot_format), _PROBLEMS.get(task.kind)
+    elif (origin := source.model_json.parent / "conversion.json").is_file():
+        labels = storage.read_json(origin).get("labels") or ()
+    if len(labels) != head.size:
+        labels = attributes.default_labels(head.size)
+    return labels, problem
+
+
+def _check_padding(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """RoBERTa of transformers tells positions by the padding id."""
+    found, needed = tokenizer["pad_token_id"], model.get("pad_token_id")
+    if None not in (found, needed) and found != needed:
+        raise InputError(
+            f"the tokenizer pads with id {found}; in transformers the model's first position "
+            f"makes that {needed}, and it would count positions wrongly. Give the tokenizer that "
+            "padding id"
+        )
 
 
 def _blocks(params_dir: Path, tensor: mapping.Tensor) -> Iterator[np.ndarray]:
@@ -110,6 +177,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--step", type=_step, default="best", help="of a run: best (default), last or a number"
     )
+    parser.add_argument("--task", help="which head goes along, where there are several")
     parser.add_argument(
         "--card", type=Path, help="text of README.md; default: made from the run's report"
     )
@@ -121,6 +189,7 @@ def main(argv: list[str]) -> None:
         options.source,
         options.destination,
         step=options.step,
+        task=options.task,
         card=options.card.read_text("utf-8") if options.card else run_card,
         max_shard_bytes=int(options.shard_gb * 10**9),
         overwrite=options.overwrite,

@@ -34,7 +34,7 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
             opened.params,
             records,
             config.eval.batch_size,
-            prompt=prompt_source(config, dataset)[1],
+            prompt=prompt_source(config, dataset)[1] if recipe.prompt else None,
             progress=advance,
         )
     result = _run_report(opened)

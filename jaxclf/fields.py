@@ -66,12 +66,28 @@ def _is_trained(value: Any) -> bool:
     return True
 
 
+def _are_weights(values: Any) -> bool:
+    weight = real(0, above=True)
+    return type(values) is tuple and all(map(weight.holds, values))
+
+
+def _are_label_weights(values: Any) -> bool:
+    return type(values) is tuple and all(
+        type(pair) is tuple
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and real(0).holds(pair[1])
+        for pair in values
+    )
+
+
 RULES: dict[str, Rule] = {
     "seed": whole(0),
     "data.name": one_of(*TASKS),
     "data.on_defect": one_of("fail", "skip"),
     "data.limit": whole(0),
     "data.dev_fraction": real(0, 1),
+    "data.kind": one_of("class", "multilabel", "regression"),
     "prompt.template": one_of("listing", "plain"),
     "prompt.wrapper": one_of("none", "llama2", "llama3"),
     "prompt.shots": whole(0),
@@ -80,6 +96,14 @@ RULES: dict[str, Rule] = {
     "tokenizer.vocab_size": whole(260),
     "model.dtype": one_of("auto", "float32", "bfloat16"),
     "model.param_dtype": one_of("float32", "bfloat16"),
+    "model.dropout": Rule(
+        "-1 (the model's own) or a number of at least 0 and below 1",
+        lambda value: value == -1 or real(0, 1).holds(value),
+    ),
+    "model.heads": one_of("keep", "new"),
+    "loss.label_smoothing": real(0, 1),
+    "loss.class_weights": Rule('pairs such as (("spam", 3.0), ("ham", 1.0))', _are_label_weights),
+    "loss.task_weights": Rule("positive numbers, one a task", _are_weights),
     "train.steps": whole(0),
     "train.batch_size": whole(1),
     "train.max_length": whole(1),

@@ -73,7 +73,7 @@ def label_file(
 def _header(opened: Opened, records: Sequence[Record]) -> dict[str, Any]:
     texts = hashlib.sha256()
     for record in records:
-        texts.update(json.dumps([record.id, record.text]).encode())
+        texts.update(json.dumps([record.id, record.text, record.pair]).encode())
     manifest = storage.manifest_to_json(opened.source.manifest)
     model = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
     return {"model": model.hexdigest(), "texts": texts.hexdigest()}

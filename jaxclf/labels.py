@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from jaxclf.data.tasks import OTHER, Label, Task
+from jaxclf.data.tasks import Label, SlotFormat, Task, head_labels
 
 UNPARSED = None  # the prediction for an output outside the label set
 
 Fallback = Literal["none", "first", "nearest", "random"]
-SlotFormat = Literal["names", "bio"]  # plain slot names, or BIO tags
 Value = str | list[str | None] | None  # of a JSON field; None: neither a string nor a list
 
 
@@ -117,10 +116,8 @@ def parse(
 @lru_cache
 def slot_items(task: Task, slot_format: SlotFormat) -> tuple[frozenset[str], str]:
     """What an item of a slots answer may be, and which of these stands for no slot."""
-    if slot_format == "bio":
-        tags = [f"{prefix}-{name}" for name in task.labels for prefix in "BI"]
-        return frozenset(["O", *tags]), "O"
-    return frozenset([OTHER, *task.labels]), OTHER
+    items = head_labels(task, slot_format)
+    return frozenset(items), items[0]
 
 
 # Fallbacks

@@ -8,16 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from jaxclf.data.tasks import Label, Task, bio_slots, plain_slots
-from jaxclf.labels import UNPARSED, Prediction, SlotFormat, slot_items
+from jaxclf.data.tasks import Kind, Label, SlotFormat, Task, bio_slots, plain_slots
+from jaxclf.labels import UNPARSED, Prediction, slot_items
 
 _ZERO: Any = 0  # what a ratio of nothing is, without a warning
-_MAIN = {"class": "accuracy", "slots": "slot_f1"}
+_MEASURED: dict[Kind, tuple[str, ...]] = {
+    "class": ("accuracy", "macro_f1", "micro_f1", "unparsed_rate", "unparsed", "support"),
+    "slots": (
+        *("slot_f1", "slot_precision", "slot_recall", "slot_f1_iob2", "exact_match"),
+        *("unparsed_rate", "unknown_slots", "unparsed", "support"),
+    ),
+    "multilabel": ("micro_f1", "macro_f1", "exact_match", "unparsed", "support"),
+    "regression": ("pearson", "spearman", "mse", "unparsed", "support"),
+}
 
 
 def main_metric(task: Task) -> str:
-    """The metric that stands for a task where one must: accuracy for classes, slot_f1 for slots."""
-    return _MAIN[task.kind]
+    """The metric that stands for a task where one must: accuracy for classes, slot_f1 for slots,
+    micro_f1 for several labels, Pearson's correlation for numbers."""
+    return _MEASURED[task.kind][0]
+
+
+def names(tasks: Sequence[Task]) -> list[str]:
+    """Every metric that `compute` may give, as `intent.accuracy`."""
+    found = [f"{task.name}.{name}" for task in tasks for name in _MEASURED[task.kind]]
+    return found + (["joint.exact_match", "joint.support"] if len(tasks) > 1 else [])
 
 
 def compute(
@@ -28,10 +43,12 @@ def compute(
     Class: `accuracy`; `macro_f1`, the mean over the classes that occur in gold; `micro_f1` over
     all classes, an unparsed output predicting none. Slots: `slot_f1`, `slot_precision` and
     `slot_recall` of spans as the paper counts them, `slot_f1_iob2` in strict IOB2, `exact_match`
-    of whole texts, the number `unknown_slots` of words labelled with no slot of the task. Both:
+    of whole texts, the number `unknown_slots` of words labelled with no slot of the task. Several
+    labels: `micro_f1` over all, `macro_f1` over those in gold, `exact_match` of whole sets. Numbers:
+    `pearson` and `spearman` correlation (in [-1, 1]) and mean squared error `mse`. All:
     `support`, the number of records with gold, and `unparsed` of them, `unparsed_rate`. With
-    several tasks, "joint" has the `exact_match` of all and its `support`. A metric without
-    support is left out.
+    several tasks, "joint" has the `exact_match` of all but numbers and its `support`. A metric
+    without support is left out, and so is the correlation with a constant.
     """
     metrics = {task.name: _of_task(predictions, task, slot_format) for task in tasks}
     if len(tasks) > 1:
@@ -41,7 +58,11 @@ def compute(
             if all(prediction.gold.get(task.name) is not None for task in tasks)
         ]
         right = [
-            all(is_right(prediction, task, slot_format) for task in tasks)
+            all(
+                is_right(prediction, task, slot_format)
+                for task in tasks
+                if task.kind != "regression"
+            )
             for prediction in complete
         ]
         joint: dict[str, float] = {"exact_match": float(np.mean(right))} if complete else {}
@@ -52,7 +73,7 @@ def compute(
 def is_right(prediction: Prediction, task: Task, slot_format: SlotFormat = "names") -> bool:
     """Whether the predicted value is the gold one; slots: the same plain name for every word."""
     value = prediction.predicted.get(task.name)
-    if task.kind == "class" or value is UNPARSED:
+    if task.kind != "slots" or value is UNPARSED:
         return value == prediction.gold[task.name]
     gold, predicted = slot_names(prediction, task, slot_format)
     return gold == predicted
@@ -64,13 +85,20 @@ def per_class_report(
     """Label → precision, recall, f1, support (gold) and predicted (their numbers).
 
     Slots are counted in spans grouped as for `slot_f1`. Labels neither in gold nor predicted are
-    left out; a ratio of nothing is 0.
+    left out; a ratio of nothing is 0. Numbers have no classes.
     """
     scored = _with_gold(predictions, task)
-    if not scored:
+    if not scored or task.kind == "regression":
         return {}
     columns: Any
-    if task.kind == "class":
+    if task.kind == "multilabel":
+        from sklearn.metrics import precision_recall_fscore_support
+
+        names = list(task.labels)
+        gold, predicted = _flags(scored, task)
+        columns = precision_recall_fscore_support(gold, predicted, zero_division=_ZERO)
+        counts = predicted.sum(axis=0)
+    elif task.kind == "class":
         from sklearn.metrics import precision_recall_fscore_support
 
         gold, predicted = _class_indices(scored, task)
@@ -125,10 +153,14 @@ def _of_task(
     metrics: dict[str, float] = {}
     if scored and task.kind == "class":
         metrics = _class_metrics(scored, task)
+    elif scored and task.kind == "multilabel":
+        metrics = _flag_metrics(scored, task)
+    elif scored and task.kind == "regression":
+        metrics = _number_metrics(scored, task)
     elif scored:
         right = [is_right(prediction, task, slot_format) for prediction in scored]
         metrics = _slot_metrics(scored, task, slot_format) | {"exact_match": float(np.mean(right))}
-    if scored:
+    if scored and task.kind in ("class", "slots"):
         metrics["unparsed_rate"] = unparsed / len(scored)
     if task.kind == "slots":
         metrics["unknown_slots"] = sum(prediction.unknown_slots for prediction in scored)
@@ -148,6 +180,48 @@ def _class_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]
         "macro_f1": float(macro),
         "micro_f1": float(micro),
     }
+
+
+def _flag_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
+    from sklearn.metrics import f1_score
+
+    gold, predicted = _flags(scored, task)
+    in_gold = gold.any(axis=0)
+    micro = f1_score(gold, predicted, average="micro", zero_division=_ZERO)
+    metrics = {"micro_f1": float(micro)}
+    if in_gold.any():
+        each: Any = f1_score(gold, predicted, average=None, zero_division=_ZERO)
+        metrics["macro_f1"] = float(np.mean(each[in_gold]))
+    return metrics | {"exact_match": float(np.mean((gold == predicted).all(axis=1)))}
+
+
+def _flags(scored: Sequence[Prediction], task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Gold and predicted labels as flags [records, C]; an unparsed output has none."""
+
+    def flags(values: Sequence[Label]) -> np.ndarray:
+        sets = [value if isinstance(value, tuple) else () for value in values]
+        return np.array([[label in found for label in task.labels] for found in sets], int)
+
+    gold = flags([prediction.gold[task.name] for prediction in scored])
+    return gold, flags([prediction.predicted.get(task.name) for prediction in scored])
+
+
+def _number_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
+    """Over the records with a predicted number; correlations need two different ones."""
+    from scipy.stats import pearsonr, spearmanr
+
+    pairs: Any = [
+        (prediction.gold[task.name], prediction.predicted.get(task.name)) for prediction in scored
+    ]
+    pairs = [pair for pair in pairs if pair[1] is not UNPARSED]
+    if not pairs:
+        return {}
+    gold, predicted = (np.array(column, float) for column in zip(*pairs, strict=True))
+    metrics: dict[str, float] = {}
+    if np.ptp(gold) > 0 and np.ptp(predicted) > 0:
+        metrics["pearson"] = float(pearsonr(gold, predicted)[0])
+        metrics["spearman"] = float(spearmanr(gold, predicted)[0])
+    return metrics | {"mse": float(np.mean(np.square(gold - predicted)))}
 
 
 def _slot_metrics(

@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", required=True, metavar="FILE.jsonl")
     parser.add_argument("--step", default="best", help="best (default), last or a step's number")
     parser.add_argument("--text", default="text", help="the input's text column (default: text)")
+    parser.add_argument("--pair", default="", help="its column of a second text, for pairs")
     parser.add_argument("--id", default="", help="its id column; default: a record's file:line")
     parser.add_argument("--batch-size", type=int, default=0, help="default: the run's")
     parser.add_argument(
@@ -44,7 +45,9 @@ def main(arguments: list[str]) -> None:
     from jaxclf.data.records import Schema
 
     records = labelling.read_texts(
-        Path(options.input), Schema(options.text, id=options.id), skip=options.on_defect == "skip"
+        Path(options.input),
+        Schema(options.text, id=options.id, pair=options.pair),
+        skip=options.on_defect == "skip",
     )
     opened = open_run(options.checkpoint, which(options.step), options.overrides)
     labelling.label_file(

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclf import losses
 from jaxclf.data.pack import Batch
+from jaxclf.losses import Objective, Sums
 from jaxclf.models.zoo import Model
 from jaxclf.optim import Partition
 from jaxclf.shapes import Array, Float, Int, Key, Params
@@ -25,10 +25,13 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """One step's figures: loss is the mean over label tokens, in nats."""
+    """One step's figures; `accuracy` is of single labels (tokens, for an answer that is generated).
+
+    It is NaN where no label is a class.
+    """
 
     loss: Float[Array, ""]
-    token_accuracy: Float[Array, ""]
+    accuracy: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
     skipped: Int[Array, ""]
@@ -49,38 +52,41 @@ def make_train_step(
     partition: Partition,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    objective: Objective,
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """A function (state, frozen parameters, batch) → (state, metrics), to be jitted.
 
-    The batch has a leading micro-batch axis; gradients are summed over it and divided by the
-    step's label tokens, so that accumulation changes memory only. A step whose loss or gradient
-    is not finite leaves parameters and optimizer as they were and raises `skipped` by one.
+    The batch has a leading micro-batch axis; losses and gradients are summed over it, each divided
+    by the totals of the whole step, so that accumulation changes memory only. A step whose loss or
+    gradient is not finite leaves parameters and optimizer as they were and raises `skipped` by one.
     """
 
-    def loss(trained: Params, frozen: Params, batch: Batch):
-        sums = losses.generation_loss(model.bind(partition.join(trained, frozen)), batch)
+    def loss(trained: Params, frozen: Params, batch: Batch, totals, key):
+        sums = objective.sums(model.bind(partition.join(trained, frozen)), batch, totals, key)
         return sums.loss, sums
 
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
     def train_step(state: TrainState, frozen: Params, batch: Batch):
-        def add_micro_batch(total, micro):
-            (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(
-                state.trained, frozen, micro
+        totals = objective.totals(batch)
+        key = jax.random.fold_in(state.key, state.step)
+
+        def add_micro_batch(total, item):
+            micro, index = item
+            (_, sums), gradient = value_and_grad(
+                state.trained, frozen, micro, totals, jax.random.fold_in(key, index)
             )
             return jax.tree.map(jnp.add, total, (sums, gradient)), None
 
-        zeros = jax.eval_shape(
-            lambda: jax.value_and_grad(loss, has_aux=True)(
-                state.trained, frozen, jax.tree.map(lambda leaf: leaf[0], batch)
-            )
-        )
         # Sums in float32: bfloat16 gradients would lose the later micro-batches.
-        (_, sums), gradient = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), zeros)
-        (sums, gradient), _ = jax.lax.scan(add_micro_batch, (sums, gradient), batch)
+        zeros = Sums(*jnp.zeros(3)), jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, jnp.float32), state.trained
+        )
+        count = len(batch.tokens)
+        (sums, gradient), _ = jax.lax.scan(add_micro_batch, zeros, (batch, jnp.arange(count)))
 
-        gradient = jax.tree.map(lambda leaf: leaf / sums.count, gradient)
         norm = optax.tree.norm(gradient)
-        mean_loss = sums.loss / sums.count
-        finite = jnp.isfinite(mean_loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
         trained = jax.tree.map(
@@ -93,7 +99,7 @@ def make_train_step(
         )
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics = Metrics(
-            mean_loss, sums.correct / sums.count, norm, jnp.asarray(schedule(state.step)), skipped
+            sums.loss, sums.correct / sums.count, norm, jnp.asarray(schedule(state.step)), skipped
         )
         return TrainState(state.step + 1, trained, opt_state, state.key, skipped), metrics
 

@@ -12,20 +12,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf import config as configs
-from jaxclf import metrics, optim, report
-from jaxclf.checkpoints import Checkpoints, ModelSource, load_params, read_model, write_model
-from jaxclf.classify import Classifier, PromptSource, Recipe, create_model, prompt_source
-from jaxclf.data import datasets, loader, prompts
-from jaxclf.data.datasets import Dataset
+from jaxclf import metrics, optim, report, transfer
+from jaxclf.checkpoints import Checkpoints, ModelSource
+from jaxclf.classify import make_classifier
+from jaxclf.data import datasets, loader, pack
 from jaxclf.data.tasks import Label, Record, Task
-from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.errors import InputError, NonFiniteError, Preempted
 from jaxclf.fields import did_you_mean, leaves
 from jaxclf.interrupts import Interrupts
 from jaxclf.labels import Prediction
 from jaxclf.logs import Logger, read_metrics
-from jaxclf.models import zoo
-from jaxclf.models.zoo import Model
+from jaxclf.preparation import Setup, prepare
 from jaxclf.shapes import Params
 from jaxclf.steps import Metrics, TrainState, init_state, make_train_step
 
@@ -39,18 +36,6 @@ _FREE_FIELDS = (
     "train.steps",
 )
 _CONSTANT_STEPS = ("constant",)  # schedules that do not depend on train.steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """All that is fixed before the first step."""
-
-    dataset: Dataset
-    tokenizer: Tokenizer
-    model: Model
-    recipe: Recipe
-    prompt: PromptSource  # the recipe's, or a function that draws fresh examples
-    examples: list[Tokens]  # the training split
 
 
 def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) -> dict[str, Any]:
@@ -99,127 +84,6 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
     configs.write(config, path)
 
 
-def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setup:
-    """Read the data, then the tokenizer, prompt and model that fit it; nothing is allocated."""
-    dataset = datasets.load(config.data)
-    train_records = dataset.splits.get("train", [])
-    if not train_records:
-        raise InputError(f"data set {dataset.name} has no training records")
-    prompt, source = prompt_source(config, dataset)
-    tokenizer = _tokenizer(config, workdir, base, train_records, dataset, prompt)
-    examples = tokenize(
-        train_records,
-        dataset.tasks,
-        source,
-        tokenizer,
-        config.prompt.slots,
-        config.train.max_length,
-        truncate=config.data.truncate,
-    )
-    recipe = Recipe(
-        tasks=dataset.tasks,
-        prompt=prompt,
-        slot_format=config.prompt.slots,
-        max_length=config.train.max_length,
-        max_new_tokens=config.eval.max_new_tokens
-        or longest_answer(examples, dataset, tokenizer, config.prompt.slots, prompt.lead),
-        fallback=config.eval.fallback,
-        seed=config.seed,
-    )
-    model = _model(config, tokenizer, base)
-    recipe.save(workdir / "task.json")
-    write_model(workdir / "model.json", model.config, config.model.param_dtype)
-    return Setup(dataset, tokenizer, model, recipe, source, examples)
-
-
-def _tokenizer(
-    config: ConfigDict,
-    workdir: Path,
-    base: ModelSource | None,
-    train_records: Sequence[Record],
-    dataset: Dataset,
-    prompt: prompts.Prompt,
-) -> Tokenizer:
-    """The run's own if it resumes, else the named one, the checkpoint's, or one trained now."""
-    own = workdir / "tokenizer"
-    if own.is_dir():
-        return Tokenizer.load(own)
-    if config.tokenizer.path:
-        tokenizer = Tokenizer.load(config.tokenizer.path)
-    elif base is not None:
-        tokenizer = Tokenizer.load(base.tokenizer_dir)
-    else:
-        answers = (
-            prompt.lead + prompts.answer(record, dataset.tasks, config.prompt.slots)
-            for record in train_records
-            if prompts.has_gold(record, dataset.tasks)
-        )
-        pieces = (piece.text for piece in (*prompt.before, *prompt.after))
-        texts = [*pieces, *(record.text for record in train_records), *answers]
-        tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
-    partial = workdir / "tokenizer.partial"
-    tokenizer.save(partial)
-    partial.rename(own)
-    return tokenizer
-
-
-def longest_answer(
-    examples: Sequence[Tokens],
-    dataset: Dataset,
-    tokenizer: Tokenizer,
-    slot_format: str,
-    lead: str,
-) -> int:
-    """Tokens of the longest answer with its end of sequence, as far as it can be known.
-
-    Classes are all known beforehand. A slots answer grows with its text, so the training split's
-    longest gets a quarter more room.
-    """
-    longest = max(len(example.label) for example in examples)
-    if any(task.kind == "slots" for task in dataset.tasks):
-        return math.ceil(1.25 * longest)
-
-    def tokens_of(label: str) -> int:
-        return len(tokenizer.encode(label, is_data=True))
-
-    worst = Record("", "", {task.name: max(task.labels, key=tokens_of) for task in dataset.tasks})
-    answer = prompts.answer(worst, dataset.tasks, slot_format)
-    return max(longest, len(tokenizer.encode_answer(answer, lead)) + 1)
-
-
-def _model(config: ConfigDict, tokenizer: Tokenizer, base: ModelSource | None) -> Model:
-    """The checkpoint's dimensions, or the zoo's with a vocabulary to fit the tokenizer."""
-    if base is not None:
-        dimensions, _ = read_model(base.model_json)
-        if config.model.name:
-            _check_same(dimensions, zoo.find(config.model.name), config)
-        if tokenizer.vocab_size > dimensions.vocab_size:
-            raise InputError(
-                f"the tokenizer has {tokenizer.vocab_size:,} ids, the checkpoint's embedding "
-                f"{dimensions.vocab_size:,} rows; they do not belong together"
-            )
-    else:
-        # A multiple of 64 keeps matmuls aligned and splits over devices.
-        vocab_size = math.ceil(tokenizer.vocab_size / 64) * 64
-        dimensions = dataclasses.replace(zoo.find(config.model.name), vocab_size=vocab_size)
-    return create_model(config, dimensions)
-
-
-def _check_same(found: zoo.LlamaConfig, named: zoo.LlamaConfig, config: ConfigDict) -> None:
-    """Raise InputError where a checkpoint is not the model that the config names."""
-    differences = [
-        f"{field.name} is {getattr(found, field.name)}, not {getattr(named, field.name)}"
-        for field in dataclasses.fields(named)
-        if getattr(found, field.name) != getattr(named, field.name)
-        and field.name not in ("initializer_std", "max_position")
-    ]
-    if differences:
-        raise InputError(
-            f"model.checkpoint {config.model.checkpoint} is not {config.model.name}: "
-            f"{'; '.join(differences)}. Name the model it is, or set model.name to ''"
-        )
-
-
 class _Run:
     """The loop's state between its parts: start, fit, finish."""
 
@@ -233,11 +97,15 @@ class _Run:
     ):
         self.config, self.workdir, self.setup = config, workdir, setup
         self.checkpoints, self.interrupts = checkpoints, interrupts
-        self.classifier = Classifier(setup.model, setup.tokenizer, setup.recipe)
+        self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe)
         self.partition = optim.choose(setup.model.abstract, config.train.trained)
         self.optimizer = optim.optimizer(config.train)
         step = make_train_step(
-            setup.model, self.partition, self.optimizer, optim.schedule(config.train)
+            setup.model,
+            self.partition,
+            self.optimizer,
+            optim.schedule(config.train),
+            setup.objective,
         )
         self.train_step = jax.jit(step, donate_argnums=0)
         self.batches = loader.train_batches(
@@ -256,8 +124,9 @@ class _Run:
     def start(self, base: ModelSource | None) -> None:
         """Parameters and optimizer from the run's last checkpoint, the base, or a random start."""
         model, key = self.setup.model, jax.random.key(self.config.seed)
+        self.plan = transfer.plan(model, base, self.config.model.heads)
         if (latest := self.checkpoints.latest_step()) is None:
-            params = load_params(base, model.abstract) if base else jax.jit(model.init)(key)
+            params = transfer.load(model, base, self.plan, key)
             trained, self.frozen = self.partition.split(params)
             self.state = jax.jit(init_state, static_argnums=1)(trained, self.optimizer, key)
             self.step = 0
@@ -293,6 +162,7 @@ class _Run:
         train = self.config.train
         if self.step:
             logger.say(f"resumed at step {self.step:,}")
+        self.say_what_was_loaded(logger)
         self.warn_of_long_texts(logger)
         late: Metrics | None = None  # the previous step's, read while the device computes this one
         mark = time.perf_counter()
@@ -323,13 +193,17 @@ class _Run:
                 mark = time.perf_counter()
         self.checkpoints.wait()
 
+    def say_what_was_loaded(self, logger: Logger) -> None:
+        """Name what the checkpoint does not have, and what it has in vain."""
+        if self.plan.new:
+            logger.say(f"started at random: {', '.join(self.plan.new)}")
+        if self.plan.unused:
+            logger.say(f"unused in the checkpoint: {', '.join(self.plan.unused)}")
+
     def warn_of_long_texts(self, logger: Logger) -> None:
         """Say how many examples go beyond the positions that the model was made for."""
         limit = self.setup.model.config.max_position
-        long = sum(
-            len(example.prefix) + len(example.text) + len(example.label) > limit
-            for example in self.setup.examples
-        )
+        long = sum(len(pack.row(example)["tokens"]) > limit for example in self.setup.examples)
         if long:
             logger.say(
                 f"warning: {long:,} training examples are longer than the {limit:,} positions of "
@@ -362,15 +236,15 @@ class _Run:
                 )
             logger.say(f"step {step:,} skipped: loss {values.loss}")
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-            logger.metrics(
-                step,
-                {
-                    "train/loss": float(values.loss),
-                    "train/token_accuracy": float(values.token_accuracy),
-                    "train/gradient_norm": float(values.gradient_norm),
-                    "train/learning_rate": float(values.learning_rate),
-                },
-            )
+            shown = {
+                "train/loss": float(values.loss),
+                "train/accuracy": float(values.accuracy),
+                "train/gradient_norm": float(values.gradient_norm),
+                "train/learning_rate": float(values.learning_rate),
+            }
+            if math.isnan(values.accuracy):  # of numbers there is none
+                del shown["train/accuracy"]
+            logger.metrics(step, shown)
 
     # -- evaluation
 
@@ -392,7 +266,7 @@ class _Run:
         values["score"] = float(
             np.mean(
                 [
-                    values[f"{task.name}.{metrics.main_metric(task)}"]
+                    values.get(f"{task.name}.{metrics.main_metric(task)}", math.nan)
                     for task in self.setup.dataset.tasks
                 ]
             )
@@ -474,6 +348,8 @@ class _Run:
                 "dimensions": dataclasses.asdict(setup.model.config),
                 "parameters": count,
                 "trained_parameters": _size(self.state.trained),
+                "new_parameters": list(self.plan.new),
+                "unused_tensors": list(self.plan.unused),
                 "tokenizer": setup.tokenizer.fingerprint,
                 "vocabulary": setup.tokenizer.vocab_size,
             },
@@ -492,12 +368,7 @@ class _Run:
 
 def _check_best_metric(config: ConfigDict, tasks: Sequence[Task]) -> None:
     """Raise InputError where train.best_metric names nothing that an evaluation measures."""
-    perfect: dict[str, Label] = {
-        task.name: task.labels[0] if task.kind == "class" else (f"B-{task.labels[0]}",)
-        for task in tasks
-    }
-    one = Prediction("", "", gold=perfect, predicted=perfect)
-    measured = flat_metrics(metrics.compute([one], tasks, "bio"))
+    measured = metrics.names(tasks)
     if (wanted := config.train.best_metric) and wanted not in measured:
         raise InputError(
             f"train.best_metric is {wanted!r}; expected one of {', '.join(measured)}"

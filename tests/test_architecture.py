@@ -16,7 +16,8 @@ LEVELS = (
     {"data", "models"},
     {"attens", "checkpoints", "decode", "labels", "logs", "lora", "losses", "metrics", "optim"}
     | {"report"},
-    {"classify", "steps"},
+    {"classify", "generation", "objectives", "recipe", "scoring", "steps", "transfer"},
+    {"preparation"},
     {"evaluation", "labelling", "training"},
     {"evaluate", "plan", "predict", "reproduce", "train"},
 )

@@ -1,5 +1,6 @@
 """Every config's model, optimizer and train step, by shape alone: nothing is allocated."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -7,10 +8,13 @@ import jax.numpy as jnp
 import pytest
 
 from jaxclf import config as configs
-from jaxclf import optim, steps
+from jaxclf import losses, optim, steps
 from jaxclf.classify import create_model
-from jaxclf.data.pack import Batch
+from jaxclf.data.pack import ANSWER, Batch, Targets
+from jaxclf.losses import Objective, Term
 from jaxclf.models import zoo
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.heads import HeadConfig
 
 CONFIGS = sorted(
     path
@@ -23,7 +27,14 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_train_step_keeps_every_shape_and_dtype(path, variant):
     config = configs.load(f"{path}{variant}")
-    model = create_model(config, zoo.find(config.model.name))
+    dimensions = zoo.find(config.model.name)
+    names, objective = [ANSWER], losses.GENERATION
+    if isinstance(dimensions, EncoderConfig):
+        names = ["intent", "slots"]
+        heads = HeadConfig("intent", "sequence", 60), HeadConfig("slots", "token", 56)
+        dimensions = dataclasses.replace(dimensions, heads=heads)
+        objective = Objective(losses.head_scores, dict.fromkeys(names, Term()))
+    model = create_model(config, dimensions)
     partition = optim.choose(model.abstract, config.train.trained)
     optimizer = optim.optimizer(config.train)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -32,8 +43,9 @@ def test_train_step_keeps_every_shape_and_dtype(path, variant):
     rows = jax.ShapeDtypeStruct((1, 2, 64), jnp.int32)
     labels = jax.ShapeDtypeStruct((1, 2, 8), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 2, 8), jnp.bool_)
-    batch = Batch(rows, rows, rows, labels, labels, mask)
-    step = steps.make_train_step(model, partition, optimizer, optim.schedule(config.train))
+    batch = Batch(rows, rows, rows, rows, dict.fromkeys(names, Targets(labels, labels, mask)))
+    schedule = optim.schedule(config.train)
+    step = steps.make_train_step(model, partition, optimizer, schedule, objective)
     new_state, metrics = jax.eval_shape(step, state, frozen, batch)
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, new_state))
     assert described[0] == described[1]

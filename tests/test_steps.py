@@ -14,6 +14,7 @@ import pytest
 from configs import common
 from jaxclf import losses, optim, steps
 from jaxclf.data import pack
+from jaxclf.data.pack import ANSWER
 from jaxclf.models import zoo
 from tests.tiny import CONFIG, examples, random_params, shapes
 
@@ -53,11 +54,15 @@ def filled(batch: pack.Batch) -> pack.Batch:
 class Steps:
     """A partition, an optimizer and the compiled step over them."""
 
-    def __init__(self, model, trained="all", optimizer=None, schedule=None):
+    def __init__(
+        self, model, trained="all", optimizer=None, schedule=None, objective=losses.GENERATION
+    ):
         self.partition = optim.choose(model.abstract, trained)
         self.optimizer = optimizer or optax.sgd(1.0)
         schedule = schedule or optax.constant_schedule(1.0)
-        self.function = steps.make_train_step(model, self.partition, self.optimizer, schedule)
+        self.function = steps.make_train_step(
+            model, self.partition, self.optimizer, schedule, objective
+        )
         self.run = jax.jit(self.function)
 
     def start(self, params):
@@ -87,7 +92,7 @@ def test_accumulating_equals_one_batch(plain, params):
     state, frozen = plain.start(params)
     whole, whole_metrics = plain.run(state, frozen, filled(batch_of(1)))
     parts, parts_metrics = plain.run(state, frozen, filled(batch_of(4)))
-    counts = batch_of(4).label_mask.sum(axis=(1, 2))
+    counts = batch_of(4).targets[ANSWER].mask.sum(axis=(1, 2))
     assert len(set(counts.tolist())) == 4
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
@@ -106,13 +111,13 @@ def test_metrics_are_means_over_label_tokens(plain, model, params):
     after, metrics = plain.run(state, frozen, filled(batch_of(1)))
     batch = jax.tree.map(lambda rows: rows[0], batch_of(1))
     logits = jax.jit(lambda: losses.label_logits(model.bind(params), batch))()
-    logits, mask = np.asarray(logits, np.float64), np.asarray(batch.label_mask)
-    picked = np.take_along_axis(logits, np.asarray(batch.label_tokens)[..., None], axis=-1)[..., 0]
+    logits, mask = np.asarray(logits, np.float64), np.asarray(batch.targets[ANSWER].mask)
+    picked = np.take_along_axis(logits, np.asarray(batch.targets[ANSWER].labels)[..., None], axis=-1)[..., 0]
     loss = np.log(np.exp(logits).sum(axis=-1)) - picked
-    correct = logits.argmax(axis=-1) == batch.label_tokens
+    correct = logits.argmax(axis=-1) == batch.targets[ANSWER].labels
     assert mask.sum() == sum(label for _, _, label in SIZES)
     np.testing.assert_allclose(metrics.loss, loss[mask].mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics.token_accuracy, correct[mask].mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics.accuracy, correct[mask].mean(), rtol=1e-6)
     change = jax.tree.map(lambda new, old: new - old, after.trained, params)
     np.testing.assert_allclose(metrics.gradient_norm, optax.tree.norm(change), rtol=1e-5)
     assert int(after.step) == 1
@@ -139,14 +144,17 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(last, params):
     assert last.run._cache_size() == 1, "compiled again on the way"
 
 
-def test_a_gradient_that_is_not_finite_is_skipped_although_the_loss_is(monkeypatch, model, params):
-    def steep(module, batch):  # sqrt has an infinite slope at 0
-        sums = original(module, batch)
+class _Steep(losses.Objective):
+    """A square root has an infinite slope at 0."""
+
+    def sums(self, *arguments):
+        sums = super().sums(*arguments)
         return sums._replace(loss=sums.loss + jnp.sqrt(0.0 * sums.loss))
 
-    original = losses.generation_loss
-    monkeypatch.setattr(losses, "generation_loss", steep)
-    some = Steps(model, "norm/scale")
+
+def test_a_gradient_that_is_not_finite_is_skipped_although_the_loss_is(model, params):
+    steep = _Steep(losses.GENERATION.scores, losses.GENERATION.terms)
+    some = Steps(model, "norm/scale", objective=steep)
     state, frozen = some.start(params)
     after, metrics = some.run(state, frozen, batch_of(1))
     assert math.isfinite(metrics.loss)
@@ -189,17 +197,24 @@ def test_bfloat16_parameters_keep_their_dtype(params):
         assert (new.shape, new.dtype) == (old.shape, old.dtype)
 
 
+class _Summed(losses.Objective):
+    """The loss summed, not averaged: a micro-batch's gradient is the same with and without others."""
+
+    def totals(self, batch):
+        return dict.fromkeys(self.terms, jnp.ones(()))
+
+
 def test_bfloat16_gradients_are_summed_in_float32(params):
     """In bfloat16 the sum of four would be off by some 1e-3 of its size."""
     model = zoo.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     keep = optax.trace(decay=0.0)  # its state is the last gradient
-    some = Steps(model, "norm/scale", keep)
+    summed = _Summed(losses.GENERATION.scores, losses.GENERATION.terms)
+    some = Steps(model, "norm/scale", keep, objective=summed)
     state, frozen = some.start(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
 
     def gradient(batch):
-        """Summed over label tokens."""
         after, _ = some.run(state, frozen, filled(batch))
-        return np.asarray(after.opt_state.trace["norm"]["scale"]) * int(batch.label_mask.sum())
+        return np.asarray(after.opt_state.trace["norm"]["scale"])
 
     batch = batch_of(4)
     alone = [gradient(jax.tree.map(lambda rows, i=i: rows[i : i + 1], batch)) for i in range(4)]

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclf import losses
+from jaxclf.data.pack import ANSWER, Batch
 from jaxclf.data.tokenize import Tokens
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
@@ -52,6 +54,11 @@ def examples(
         Tokens(str(index), ids(prefix), ids(text), ids(label), cut=0)
         for index, (prefix, text, label) in enumerate(sizes)
     ]
+
+
+def summed_loss(module, batch: Batch) -> losses.Sums:
+    """Loss, right ones and count of a batch's label tokens, all summed."""
+    return losses.GENERATION.sums(module, batch, {ANSWER: jnp.ones(())})
 
 
 def shapes(function: Callable, *arguments) -> Iterator[tuple[int, ...]]:

@@ -209,20 +209,20 @@ def fetch_newsgroups(split: str) -> list[Row]:
 def _file(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
     targets = []
     if config.label:
-        targets.append(Target("label", "class", config.label))
+        targets.append(Target("label", config.kind, config.label))
     if config.slots:
         targets.append(Target("slots", "slots", config.slots))
     if not targets:
         raise InputError("data.label and data.slots are both empty; name a column with labels")
     if not config.train:
         raise InputError("data.name is 'file' and data.train is empty; name the training file")
-    schema = Schema(text=config.text, id=config.id, targets=tuple(targets))
+    schema = Schema(text=config.text, id=config.id, pair=config.pair, targets=tuple(targets))
     splits = records.read(config.train, schema, defects, "train")
     tasks = _tasks(schema, splits.values())
     schema = dataclasses.replace(
         schema,
         targets=tuple(
-            dataclasses.replace(target, known=frozenset(task.labels))
+            dataclasses.replace(target, known=frozenset(task.labels) if task.labels else None)
             for target, task in zip(targets, tasks, strict=True)
         ),
     )
@@ -264,13 +264,16 @@ def _unreachable(source: str, error: Exception) -> StorageError:
 def _tasks(schema: Schema, splits: Iterable[Iterable[Record]]) -> tuple[Task, ...]:
     """The tasks of a schema with the labels that occur in the records, sorted."""
     labels: dict[str, set[str]] = {target.task: set() for target in schema.targets}
+    kinds = {target.task: target.kind for target in schema.targets}
     for found in splits:
         for record in found:
             for task, label in record.labels.items():
                 if isinstance(label, str):
                     labels[task].add(label)
-                elif isinstance(label, tuple):
+                elif isinstance(label, tuple) and kinds[task] == "slots":
                     labels[task].update(tag[2:] for tag in label if tag != "O")
+                elif isinstance(label, tuple):
+                    labels[task].update(label)
     return tuple(
         Task(target.task, target.kind, tuple(sorted(labels[target.task])))
         for target in schema.targets
@@ -293,7 +296,7 @@ def _check_counts(name: str, tasks: Sequence[Task], splits: Splits) -> None:
 
 def _with_labels(found: Iterable[Record], names: Sequence[str]) -> list[Record]:
     return [
-        Record(record.id, record.text, {name: record.labels[name] for name in names})
+        dataclasses.replace(record, labels={name: record.labels[name] for name in names})
         for record in found
     ]
 
@@ -323,7 +326,8 @@ def _fingerprint(splits: Splits) -> str:
     for split in sorted(splits):
         for record in splits[split]:
             labels = sorted(record.labels.items())
-            digest.update(json.dumps([split, record.id, record.text, labels]).encode() + b"\n")
+            fields = [split, record.id, record.text, labels, *filter(None, [record.pair])]
+            digest.update(json.dumps(fields).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -6,7 +6,8 @@ import grain
 import numpy as np
 
 from jaxclf.data import pack
-from jaxclf.data.pack import PromptBatch
+from jaxclf.data.encode import Encoded
+from jaxclf.data.pack import Batch, PromptBatch
 from jaxclf.data.tokenize import Tokens
 from jaxclf.errors import InputError
 
@@ -14,10 +15,13 @@ from jaxclf.errors import InputError
 _PACKING_BINS = 64
 
 
+Examples = Sequence[Tokens] | Sequence[Encoded]
+
+
 class _Rows:
     """Random access to the examples' arrays, as grain reads a source."""
 
-    def __init__(self, examples: Sequence[Tokens]):
+    def __init__(self, examples: Examples):
         self.examples = examples
 
     def __len__(self) -> int:
@@ -28,7 +32,7 @@ class _Rows:
 
 
 def train_batches(
-    examples: Sequence[Tokens],
+    examples: Examples,
     *,
     batch_size: int,
     seed: int,
@@ -49,7 +53,7 @@ def train_batches(
     if not row_length:
         return iter(rows.batch(batch_size, batch_fn=pack.padded))
     for item in examples:
-        if (length := _length(item)) > row_length:
+        if (length := len(pack.row(item)["tokens"])) > row_length:
             raise InputError(
                 f"record {item.id} has {length:,} tokens; a packed row holds {row_length:,}. "
                 "Raise train.row_length or lower train.max_length."
@@ -65,16 +69,15 @@ def train_batches(
     return iter(filled.batch(batch_size).map(pack.packed))
 
 
-def label_budget(examples: Sequence[Tokens], row_length: int) -> int:
-    """Label tokens J that a packed row may hold: its usual share and a quarter more."""
-    labels = [len(item.label) for item in examples]
-    share = 1.25 * row_length * sum(labels) / max(1, sum(map(_length, examples)))
-    return min(row_length, pack.bucket(max(int(share), *labels), smallest=4))
-
-
-def _length(example: Tokens) -> int:
-    """Tokens read of an example: all but the last of its label."""
-    return len(example.prefix) + len(example.text) + len(example.label) - 1
+def label_budget(examples: Examples, name: str, row_length: int) -> int:
+    """Labels J of a target that a packed row may hold: its usual share and a quarter more."""
+    sizes = [
+        (len(row[f"{name}/labels"]), len(row["tokens"])) for row in map(pack.row, examples)
+    ]
+    labels, tokens = (sum(column) for column in zip(*sizes, strict=True))
+    share = 1.25 * row_length * labels / max(1, tokens)
+    longest = max(count for count, _ in sizes)
+    return min(row_length, pack.bucket(max(int(share), longest), smallest=4))
 
 
 def prompt_batches(
@@ -89,3 +92,14 @@ def prompt_batches(
     for start in range(0, len(order), batch_size):
         indices = [int(index) for index in order[start : start + batch_size]]
         yield indices, pack.prompts([examples[index] for index in indices], batch_size)
+
+
+def score_batches(
+    examples: Sequence[Encoded], batch_size: int
+) -> Iterator[tuple[list[int], Batch]]:
+    """Every example once, by length, as (indices, batch); missing rows repeat the last example."""
+    order = np.argsort([len(item.tokens) for item in examples], kind="stable")
+    for start in range(0, len(order), batch_size):
+        indices = [int(index) for index in order[start : start + batch_size]]
+        filled = indices + indices[-1:] * (batch_size - len(indices))
+        yield indices, pack.padded([pack.row(examples[index]) for index in filled])

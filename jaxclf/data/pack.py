@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxclf.data.encode import Encoded
 from jaxclf.data.tokenize import Tokens
 from jaxclf.shapes import AnyArray, Bool, Int, Shaped
 
@@ -26,11 +27,12 @@ ANSWER = "answer"  # the one target of generation
 class Targets(NamedTuple):
     """Where labels are predicted in each row, and which; places beyond the last are masked.
 
-    `labels` are ids of tokens or classes, numbers (float32), or one flag a class (a third axis).
+    `labels` [*micro B J] are ids of tokens or classes, or numbers (float32); or [*micro B J C] flags,
+    one a class.
     """
 
     positions: Int[AnyArray, "*micro B J"]
-    labels: Shaped[AnyArray, "*micro B J *C"]
+    labels: Shaped[AnyArray, "..."]
     mask: Bool[AnyArray, "*micro B J"]
 
 
@@ -65,14 +67,19 @@ def bucket(length: int, smallest: int = 16) -> int:
     return size
 
 
-def row(tokens: Tokens) -> Row:
+def row(example: Tokens | Encoded) -> Row:
     """One example's arrays; positions count from its own first token."""
-    read = np.concatenate([tokens.prefix, tokens.text, tokens.label[:-1]]).astype(np.int32)
-    first = len(tokens.prefix) + len(tokens.text) - 1
+    if isinstance(example, Encoded):
+        arrays = {"tokens": example.tokens, "types": example.types}
+        for name, (positions, labels) in example.targets.items():
+            arrays |= {f"{name}/positions": positions, f"{name}/labels": labels}
+        return arrays
+    read = np.concatenate([example.prefix, example.text, example.label[:-1]]).astype(np.int32)
+    first = len(example.prefix) + len(example.text) - 1
     return {
         "tokens": read,
         f"{ANSWER}/positions": np.arange(first, len(read), dtype=np.int32),
-        f"{ANSWER}/labels": tokens.label.astype(np.int32),
+        f"{ANSWER}/labels": example.label.astype(np.int32),
     }
 
 

@@ -6,15 +6,16 @@ text, a NUL character, half of a surrogate pair, an id that an earlier record of
 label that is not known, slots that do not fit the words of the text.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxclf.data import files
 from jaxclf.data.files import Defect, Row, kind_of, show
 from jaxclf.data.slots import slot_tags
-from jaxclf.data.tasks import Label, Record, words
+from jaxclf.data.tasks import Kind, Label, Record, words
 from jaxclf.errors import InputError
 
 SHOWN_DEFECTS = 10
@@ -25,29 +26,34 @@ SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"}
 class Target:
     """The column with a task's gold labels. `known`: the labels that may occur; None: any.
 
-    A class label is text or a whole number (taken as its digits); how slots may be written is
-    said in `slots`.
+    A class label is text or a whole number (taken as its digits); several labels are a list of
+    such, or text with commas between them; a number may be written as text. How slots may be
+    written is said in `slots`.
     """
 
     task: str
-    kind: Literal["class", "slots"]
+    kind: Kind
     column: str
     known: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Which column holds what. Without an id column a record's id is its `file:line`."""
+    """Which column holds what. Without an id column a record's id is its `file:line`.
+
+    `pair`: the column of a second text.
+    """
 
     text: str
     targets: tuple[Target, ...] = ()
     id: str = ""
     split: str = ""
+    pair: str = ""
 
     @property
     def columns(self) -> list[str]:
         """Every column that is read, once; the text first."""
-        names = [self.text, self.id, self.split, *(target.column for target in self.targets)]
+        names = [self.text, self.pair, self.id, self.split, *(target.column for target in self.targets)]
         return list(dict.fromkeys(filter(None, names)))
 
 
@@ -113,15 +119,20 @@ def parse(
 
 
 def _record(where: str, fields: Mapping[str, Any], schema: Schema) -> Record:
-    text = _text(fields, schema.text)
-    if not words(text):
-        raise Defect(schema.text, "empty; a record needs at least one word")
+    text = _words(fields, schema.text)
+    pair = _words(fields, schema.pair) if schema.pair else ""
     identity = _name(fields, schema.id) if schema.id else Path(where).name
     labels: dict[str, Label] = {}
     for target in schema.targets:
+        names: set[str] = set()
         if target.kind == "class":
             label = _name(fields, target.column)
             names = {label}
+        elif target.kind == "multilabel":
+            label = _names(fields, target.column)
+            names = {*label}
+        elif target.kind == "regression":
+            label = _number(fields, target.column)
         else:
             label = _slots(fields, target.column, text)
             names = {tag[2:] for tag in label if tag != "O"}
@@ -129,7 +140,7 @@ def _record(where: str, fields: Mapping[str, Any], schema: Schema) -> Record:
             unknown = ", ".join(show(name) for name in sorted(names - target.known))
             raise Defect(target.column, f"{unknown} is not a label of the train split")
         labels[target.task] = label
-    return Record(identity, text, labels)
+    return Record(identity, text, labels, pair)
 
 
 def _field(fields: Mapping[str, Any], column: str) -> Any:
@@ -139,6 +150,13 @@ def _field(fields: Mapping[str, Any], column: str) -> Any:
         reason = "null" if column in fields else f"the record has {found}"
         raise Defect(column, f"missing ({reason})")
     return value
+
+
+def _words(fields: Mapping[str, Any], column: str) -> str:
+    text = _text(fields, column)
+    if not words(text):
+        raise Defect(column, "empty; a record needs at least one word")
+    return text
 
 
 def _text(fields: Mapping[str, Any], column: str) -> str:
@@ -160,6 +178,31 @@ def _name(fields: Mapping[str, Any], column: str) -> str:
     if value != value.strip() or len(value.splitlines()) > 1:
         raise Defect(column, f"{show(value)} has space around it or a line break in it")
     return value
+
+
+def _names(fields: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    value = _field(fields, column)
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",") if name.strip()]
+    if not isinstance(value, list | tuple):
+        raise Defect(column, f"expected a list of labels, found {kind_of(value)}")
+    names = [_name({column: name}, column) for name in value]
+    if len({*names}) < len(names):
+        raise Defect(column, f"{show(value)} holds a label twice")
+    return tuple(sorted(names))
+
+
+def _number(fields: Mapping[str, Any], column: str) -> float:
+    value = _field(fields, column)
+    try:
+        if type(value) not in (int, float, str):
+            raise ValueError
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise Defect(column, f"expected a number, found {show(value)}") from None
+    if not math.isfinite(number):
+        raise Defect(column, f"{show(value)} is no finite number")
+    return number
 
 
 def _slots(fields: Mapping[str, Any], column: str, text: str) -> tuple[str, ...]:

@@ -9,11 +9,13 @@ selected task. A record carrying two tasks' labels *is* the multi-task example:
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 OTHER = "Other"  # what a word outside every slot is called in prompts and answers
 
-Kind = Literal["class", "slots", "regression"]
+Kind = Literal["class", "slots", "multilabel", "regression"]
+SlotFormat = Literal["names", "bio"]  # plain slot names, or BIO tags
 Label = str | tuple[str, ...] | float | None
 
 
@@ -21,8 +23,9 @@ Label = str | tuple[str, ...] | float | None
 class Task:
     """One question asked of a text.
 
-    `labels` are the values an answer may take, sorted: class names for kind "class"; slot type
-    names, without OTHER, for kind "slots"; empty for kind "regression".
+    `labels` are the values an answer may take, sorted: class names for the kinds "class" (one of
+    them) and "multilabel" (any number of them); slot type names, without OTHER, for kind "slots";
+    empty for kind "regression".
     """
 
     name: str
@@ -32,15 +35,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Record:
-    """One text with its gold label per task name.
+    """One text, or a pair of texts, with its gold label per task name.
 
     A label is a class name, a tuple of BIO tags with one tag per word of `text` ("O", "B-time",
-    "I-time"), a number, or None where the data set hides it.
+    "I-time"), a sorted tuple of class names (multilabel), a number, or None where the data set
+    hides it.
     """
 
     id: str
     text: str
     labels: Mapping[str, Label]
+    pair: str = ""
 
 
 def words(text: str) -> list[str]:
@@ -68,3 +73,16 @@ def bio_slots(plain: Sequence[str]) -> tuple[str, ...]:
             tags.append(f"I-{name}" if name == previous else f"B-{name}")
         previous = name
     return tuple(tags)
+
+
+@lru_cache
+def head_labels(task: Task, slot_format: SlotFormat) -> tuple[str, ...]:
+    """What the scores of a head stand for, in their order; empty for a number.
+
+    Slots: no slot first, then the slots' names, or the two BIO tags of each.
+    """
+    if task.kind != "slots":
+        return task.labels
+    if slot_format == "bio":
+        return ("O", *(f"{prefix}-{name}" for name in task.labels for prefix in "BI"))
+    return (OTHER, *task.labels)

@@ -8,6 +8,7 @@ Every piece is encoded by itself, so the ids of the prompt do not depend on the 
 tokens in data are plain text: nothing a document contains can close the prompt or end a turn.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -50,17 +51,21 @@ class Tokenizer:
 
     def __init__(self, hf_tokenizer: Any):
         self.hf = hf_tokenizer
-        if hf_tokenizer.eos_token_id is None:
+        eos_id = hf_tokenizer.eos_token_id
+        if eos_id is None:
+            eos_id = hf_tokenizer.sep_token_id  # what ends a text of BERT
+        if eos_id is None:
             raise InputError(
                 f"tokenizer {hf_tokenizer.name_or_path or ''} has no end-of-sequence token. "
                 "Name it as eos_token in its tokenizer_config.json."
             )
         self.bos_id: int | None = hf_tokenizer.bos_token_id
-        self.eos_id: int = hf_tokenizer.eos_token_id
+        self.eos_id: int = eos_id
         pad_id = hf_tokenizer.pad_token_id
         self.pad_id: int = self.eos_id if pad_id is None else pad_id
 
         serialized = hf_tokenizer.backend_tokenizer.to_str()
+        self._serialized = serialized
         self._backend = _piecewise(serialized)
         self.vocab_size: int = max(self._backend.get_vocab().values()) + 1
         self.fingerprint: str = hashlib.sha256(
@@ -87,6 +92,43 @@ class Tokenizer:
             for encoding in self._backend.encode_batch_fast(chunk, add_special_tokens=False):
                 yield self._without_special(encoding.ids) if is_data else encoding.ids
 
+    def encode_inputs(
+        self, texts: Sequence[str], pairs: Sequence[str], max_length: int
+    ) -> Iterator[tuple[Any, int]]:
+        """Whole inputs of an encoder: (a `tokenizers.Encoding` with the family's marks, ids cut).
+
+        A text without a pair has an empty one. What does not fit is cut from the longer text's
+        end; special tokens in texts are plain text. Raises InputError where not even the marks fit.
+        """
+        backend = self._whole
+        backend.encode_special_tokens = True
+        for start in range(0, len(texts), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            firsts = backend.encode_batch(list(texts[chunk]), add_special_tokens=False)
+            seconds = backend.encode_batch(list(pairs[chunk]), add_special_tokens=False)
+            for first, second, pair in zip(firsts, seconds, pairs[chunk], strict=True):
+                room = max_length - backend.num_special_tokens_to_add(bool(pair))
+                if room < (2 if pair else 1):
+                    raise InputError(
+                        f"max_length is {max_length}, which leaves no room beside the special "
+                        "tokens; raise train.max_length"
+                    )
+                whole = len(first) + len(second)
+                first_room, second_room = _longest_first(len(first), len(second), room)
+                first.truncate(first_room)
+                second.truncate(second_room)
+                yield backend.post_process(first, second if pair else None), max(0, whole - room)
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        """The tokenizer as its files have it, but for padding and truncation."""
+        import tokenizers
+
+        backend = tokenizers.Tokenizer.from_str(self._serialized)
+        backend.no_padding()
+        backend.no_truncation()
+        return backend
+
     def encode_answer(self, text: str, lead: str = " ") -> list[int]:
         """The ids of an answer after the prompt's `lead` (the space after a cue), without eos."""
         return self.encode(lead + text, is_data=True)
@@ -104,7 +146,7 @@ class Tokenizer:
         """Read a directory of tokenizer files, or a hub id.
 
         Files without a config are taken by their names: `tokenizer.model` as Llama 2,
-        `vocab.json` with `merges.txt` as RoBERTa or GPT-2. Raises InputError where nothing is
+        `vocab.txt` as BERT, `vocab.json` with `merges.txt` as RoBERTa or GPT-2. Raises InputError where nothing is
         found and ArtifactError where files are there but cannot be read.
         """
         transformers = _transformers()
@@ -119,16 +161,18 @@ class Tokenizer:
                     f"{_first_line(error)}"
                 ) from error
         names = {file.name for file in directory.iterdir()}
-        if not names & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+        if not names & {"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
             raise InputError(
-                f"{path} holds no tokenizer; expected tokenizer.json, tokenizer.model, or "
-                "vocab.json with merges.txt"
+                f"{path} holds no tokenizer; expected tokenizer.json, tokenizer.model, "
+                "vocab.txt, or vocab.json with merges.txt"
             )
         try:
             hf_class: Any = transformers.AutoTokenizer
             if not names & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
                 if "tokenizer.model" in names:
                     hf_class = transformers.LlamaTokenizer
+                elif "vocab.txt" in names:
+                    hf_class = transformers.BertTokenizerFast
                 elif "<s>" in json.loads((directory / "vocab.json").read_text(encoding="utf-8")):
                     hf_class = transformers.RobertaTokenizer
                 else:
@@ -169,6 +213,10 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        ids = [(token, backend.token_to_id(token)) for token in (_BOS, _EOS)]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{_BOS} $A {_EOS}", pair=f"{_BOS} $A {_EOS} {_EOS} $B {_EOS}", special_tokens=ids
+        )
         return cls(
             transformers.PreTrainedTokenizerFast(
                 tokenizer_object=backend, bos_token=_BOS, eos_token=_EOS, pad_token=_PAD
@@ -212,6 +260,18 @@ def _piecewise(serialized: str) -> Any:
         kept = [step for step in normalizer["normalizers"] if step["type"] != "Prepend"]
         normalizer["normalizers"] = kept
     return tokenizers.Tokenizer.from_str(json.dumps(fields))
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Lengths of two texts that fit into `room` together, the longer one cut first.
+
+    >>> _longest_first(9, 3, 8)            # (5, 3)
+    """
+    excess = max(0, first + second - room)
+    one = min(excess, max(0, first - second))
+    two = min(excess, max(0, second - first))
+    rest = excess - one - two
+    return first - one - rest // 2, second - two - (rest - rest // 2)
 
 
 def _first_line(error: Exception) -> str:

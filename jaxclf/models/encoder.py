@@ -18,7 +18,7 @@ from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 
 EncoderFamily = Literal["bert", "roberta", "distilbert", "electra"]
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
@@ -114,7 +114,7 @@ class Block(nnx.Module):
         key: Key[Array, ""] | None,
     ) -> Float[Array, "B T D"]:
         config = self.config
-        keys = jax.random.split(key, 3) if key is not None else (None, None, None)
+        keys = layers.split_key(key, 3)
         query, key_heads, value = (
             self.attention[name](x).reshape(*x.shape[:2], config.num_heads, -1) for name in "qkv"
         )
@@ -124,8 +124,10 @@ class Block(nnx.Module):
         else:
             heads = attend(query, key_heads, value, mask)
         heads = self.attention["o"](heads.reshape(x.shape))
-        x = self.attention_norm(x + layers.dropout(heads, config.dropout, keys[1]))
-        inner = _ACTIVATIONS[config.activation](self.mlp["up"](x))
+        if config.family != "distilbert":  # which drops only what feed-forward adds
+            heads = layers.dropout(heads, config.dropout, keys[1])
+        x = self.attention_norm(x + heads)
+        inner = ACTIVATIONS[config.activation](self.mlp["up"](x))
         return self.mlp_norm(x + layers.dropout(self.mlp["down"](inner), config.dropout, keys[2]))
 
 
@@ -191,15 +193,13 @@ class Encoder(nnx.Module):
         config = self.config
         mask = full_mask(segment_ids)
         x = self.embed(tokens, positions, types, self.dtype)
-        start = None
-        if key is not None:
-            key, start = jax.random.split(key)
-        x = layers.dropout(x, config.dropout, start)
+        first, key = layers.split_key(key, 2)
+        x = layers.dropout(x, config.dropout, first)
         if self.project is not None:
             x = self.project(x)
 
         def body(block, x, index):
-            return block(x, mask, None if key is None else jax.random.fold_in(key, index))
+            return block(x, mask, layers.fold_key(key, index))
 
         return layers.scan_layers(self.layers, body, x, self.remat)
 

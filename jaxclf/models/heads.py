@@ -64,7 +64,7 @@ class Head(nnx.Module):
         self, x: Float[Array, "*batch D"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "*batch C"]:
         """Scores in float32, so that a loss over them stays exact."""
-        first, last = jax.random.split(key) if key is not None else (None, None)
+        first, last = layers.split_key(key, 2)
         if self.dense is not None:
             if self.drops_first:
                 x = layers.dropout(x, self.dropout, first)

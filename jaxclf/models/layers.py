@@ -6,7 +6,7 @@ nested dict of arrays that `pure_params` returns.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -104,6 +104,16 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
         return x
     kept = jax.random.bits(key, x.shape, jnp.uint16) >= round(rate * 2**16)
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
+
+
+def split_key(key: Key[Array, ""] | None, count: int) -> Sequence[Key[Array, ""] | None]:
+    """`count` keys of one; None stays None, and dropout off."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def fold_key(key: Key[Array, ""] | None, index: Int[Array, ""]) -> Key[Array, ""] | None:
+    """The key of a layer; None stays None."""
+    return None if key is None else jax.random.fold_in(key, index)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,15 @@ from jax.nn import silu
 from jaxclf.models import layers
 from jaxclf.models.attention import Cache, attend, causal_mask
 from jaxclf.models.layers import RopeScaling
-from jaxclf.shapes import AnyArray, Array, Bool, Float, Int
+from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Dimensions and constants of one decoder."""
+    """Dimensions and constants of one decoder.
+
+    `dropout`: of embeddings and of what each layer adds; the released models have none.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -34,6 +37,7 @@ class LlamaConfig:
     max_position: int = 2048
     tie_embeddings: bool = False
     initializer_std: float = 0.02
+    dropout: float = 0.0
 
 
 class Attention(nnx.Module):
@@ -90,6 +94,7 @@ class Block(nnx.Module):
         self.attention_norm, self.mlp_norm = norm(), norm()
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.dropout = config.dropout
 
     def __call__(
         self,
@@ -97,9 +102,10 @@ class Block(nnx.Module):
         cos: Float[Array, "B T 1 H"],
         sin: Float[Array, "B T 1 H"],
         mask: Bool[Array, "B 1 T S"],
+        random_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         query, key, value = self.attention.project(self.attention_norm(x), cos, sin)
-        return self.finish(x, attend(query, key, value, mask))
+        return self.finish(x, attend(query, key, value, mask), random_key)
 
     def cached(
         self,
@@ -119,10 +125,16 @@ class Block(nnx.Module):
         )
         return self.finish(x, heads), cache
 
-    def finish(self, x: Float[Array, "B T D"], heads: Float[Array, "B T N H"]):
+    def finish(
+        self,
+        x: Float[Array, "B T D"],
+        heads: Float[Array, "B T N H"],
+        random_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
         """Residuals and feed-forward after the heads' outputs."""
-        x = x + self.attention.combine(heads)
-        return x + self.mlp(self.mlp_norm(x))
+        first, second = layers.split_key(random_key, 2)
+        x = x + layers.dropout(self.attention.combine(heads), self.dropout, first)
+        return x + layers.dropout(self.mlp(self.mlp_norm(x)), self.dropout, second)
 
 
 class Llama(nnx.Module):
@@ -159,13 +171,19 @@ class Llama(nnx.Module):
         tokens: Int[AnyArray, "B T"],
         positions: Int[AnyArray, "B T"],
         segment_ids: Int[AnyArray, "B T"],
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
-        """Normalised last hidden states. Tokens see earlier tokens of their own segment only."""
+        """Normalised last hidden states. Tokens see earlier tokens of their own segment only.
+
+        A key turns dropout on.
+        """
         x, cos, sin = self.start(tokens, positions)
         mask = causal_mask(segment_ids)
+        first, key = layers.split_key(key, 2)
+        x = layers.dropout(x, self.config.dropout, first)
 
-        def body(block, x, _):
-            return block(x, cos, sin, mask)
+        def body(block, x, index):
+            return block(x, cos, sin, mask, layers.fold_key(key, index))
 
         return self.norm(layers.scan_layers(self.layers, body, x, self.remat))
 

@@ -152,6 +152,10 @@ class Model:
         """`llama`, or which encoder it is."""
         return family_of(self.config)
 
+    @property
+    def is_encoder(self) -> bool:
+        return isinstance(self.config, EncoderConfig)
+
     def bind(self, params: Params) -> Any:
         """The Llama or Encoder over these parameters; call it inside a traced function."""
         return nnx.merge(self.graphdef, params)

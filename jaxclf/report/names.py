@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# Counts of records or words; every other metric is a share in [0, 1].
+# Counts of records or words; every other metric is a share in [0, 1] or stands in _NUMBERS.
 COUNTS = {
     "support": "records",
     "unparsed": "unparsed outputs",
@@ -19,15 +19,18 @@ _SHARES = {
     "exact_match": "exact match",
     "unparsed_rate": "unparsed rate",
 }
+_NUMBERS = {"pearson": "Pearson", "spearman": "Spearman", "mse": "mean squared error"}
 
 
 def metric_name(name: str) -> str:
     """`slot_f1_iob2 → slot F1, strict IOB2`."""
-    return COUNTS.get(name) or _SHARES.get(name) or name.replace("_", " ")
+    return (COUNTS | _SHARES | _NUMBERS).get(name) or name.replace("_", " ")
 
 
 def show(name: str, value: Any) -> str:
     """A metric's value: `0.95319 → 95.32 %`, a count as it is."""
     if value is None:
         return "-"
+    if name in _NUMBERS:
+        return f"{value:.4f}"
     return f"{value:,.0f}" if name in COUNTS else f"{100 * value:.2f} %"

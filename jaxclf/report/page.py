@@ -143,7 +143,9 @@ def _task(predictions: Sequence[Prediction], task: Task, slot_format: Any) -> st
             )
         else:
             parts.append(f"<p>Not drawn: {len(task.labels)} classes, more than {_CELLS}.</p>")
-    confusions = find_confusions(predictions, task, slot_format)
+    confusions = (
+        find_confusions(predictions, task, slot_format) if task.kind != "multilabel" else []
+    )
     if confusions:
         unit = "records" if task.kind == "class" else "words"
         rows = [
@@ -154,7 +156,7 @@ def _task(predictions: Sequence[Prediction], task: Task, slot_format: Any) -> st
         parts.append(table(["gold", "predicted", unit, "texts"], rows, "texts"))
         if len(confusions) > _PAIRS:
             parts.append(f'<p class="note">The first {_PAIRS} of {len(confusions):,} pairs.</p>')
-    thing = "Classes" if task.kind == "class" else "Slots"
+    thing = "Slots" if task.kind == "slots" else "Classes"
     parts.append(f"<h3>{thing}, weakest first</h3>{_per_class(per_class)}")
     return "".join(parts)
 

@@ -18,7 +18,7 @@ _TITLES = {
     "train/loss": "Training loss (nats per label token)",
     "train/learning_rate": "Learning rate",
     "train/gradient_norm": "Gradient norm",
-    "train/token_accuracy": "Training accuracy (label tokens)",
+    "train/accuracy": "Training accuracy (single labels)",
 }
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxclf.data import loader, pack
-from jaxclf.data.pack import Batch
+from jaxclf.data.pack import ANSWER, Batch
 from jaxclf.data.tokenize import Tokens
 from jaxclf.errors import InputError
 from tests.tiny import examples as random_examples
@@ -40,19 +40,19 @@ def one_epoch(examples, **options) -> list[Batch]:
 def segments(batch: Batch) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(tokens read, label tokens) of each example in a batch, checked for its layout."""
     for row in range(len(batch.tokens)):
-        ids, mask = batch.segment_ids[row], batch.label_mask[row]
+        ids, mask = batch.segment_ids[row], batch.targets[ANSWER].mask[row]
         count = ids.max()
         filled = ids[ids > 0]
         assert filled.tolist() == sorted(filled), "segments are out of order"
         assert not ids[len(filled) :].any(), "padding inside a row"
         assert not batch.tokens[row][ids == 0].any()
         assert sorted(set(filled.tolist())) == list(range(1, count + 1))
-        owners = ids[batch.label_positions[row]]
+        owners = ids[batch.targets[ANSWER].positions[row]]
         for segment in range(1, count + 1):
             tokens = batch.tokens[row][ids == segment]
             assert batch.positions[row][ids == segment].tolist() == list(range(len(tokens)))
             mine = mask & (owners == segment)
-            places, labels = batch.label_positions[row][mine], batch.label_tokens[row][mine]
+            places, labels = batch.targets[ANSWER].positions[row][mine], batch.targets[ANSWER].labels[row][mine]
             end = np.flatnonzero(ids == segment)[-1]
             assert places.tolist() == list(range(end - len(labels) + 1, end + 1))
             # Where a label is predicted, the next token read is that label; the last is not read.
@@ -74,7 +74,7 @@ def test_packing_keeps_every_example_once_and_whole(sizes, seed):
     batches = one_epoch(examples, row_length=ROW_LENGTH)
     found = [segment for batch in batches for segment in segments(batch)]
     assert Counter(found) == Counter(map(wanted, examples))
-    assert len({batch.label_tokens.shape[1] for batch in batches}) == 1
+    assert len({batch.targets[ANSWER].labels.shape[1] for batch in batches}) == 1
     assert {batch.tokens.shape[1] for batch in batches} == {ROW_LENGTH}
 
 
@@ -88,7 +88,7 @@ def test_padded_rows_hold_every_example_once_and_whole(sizes, seed):
 
 def test_the_longest_label_has_room_however_short_the_others_are():
     examples = random_examples([(0, 20, 1)] * 30 + [(0, 1, 24)])
-    assert loader.label_budget(examples, row_length=24) >= 24
+    assert loader.label_budget(examples, ANSWER, row_length=24) >= 24
     found = [
         segment
         for batch in one_epoch(examples, row_length=ROW_LENGTH)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxclf.data import pack
+from jaxclf.data.pack import ANSWER
 from jaxclf.data.tokenize import Tokens
 
 
@@ -16,20 +17,20 @@ def example(prefix, text, label) -> Tokens:
 def test_row_reads_all_but_the_last_label_token():
     row = pack.row(example([5], [6, 7], [8, 2]))
     assert row["tokens"].tolist() == [5, 6, 7, 8]
-    assert row["label_positions"].tolist() == [2, 3]
-    assert row["label_tokens"].tolist() == [8, 2]
+    assert row["answer/positions"].tolist() == [2, 3]
+    assert row["answer/labels"].tolist() == [8, 2]
 
 
 def test_padded_rows():
     batch = pack.padded([pack.row(example([5], [6, 7], [8, 2])), pack.row(example([], [9], [2]))])
     assert batch.tokens.shape == (2, 16)
-    assert batch.label_tokens.shape == (2, 4)
+    assert batch.targets[ANSWER].labels.shape == (2, 4)
     assert batch.tokens[:, :5].tolist() == [[5, 6, 7, 8, 0], [9, 0, 0, 0, 0]]
     assert batch.segment_ids[:, :5].tolist() == [[1, 1, 1, 1, 0], [1, 0, 0, 0, 0]]
     assert batch.positions[:, :5].tolist() == [[0, 1, 2, 3, 0], [0, 0, 0, 0, 0]]
-    assert batch.label_positions.tolist() == [[2, 3, 0, 0], [0, 0, 0, 0]]
-    assert batch.label_tokens.tolist() == [[8, 2, 0, 0], [2, 0, 0, 0]]
-    assert batch.label_mask.tolist() == [[True, True, False, False], [True, False, False, False]]
+    assert batch.targets[ANSWER].positions.tolist() == [[2, 3, 0, 0], [0, 0, 0, 0]]
+    assert batch.targets[ANSWER].labels.tolist() == [[8, 2, 0, 0], [2, 0, 0, 0]]
+    assert batch.targets[ANSWER].mask.tolist() == [[True, True, False, False], [True, False, False, False]]
     assert batch.tokens[:, 5:].sum() == batch.segment_ids[:, 5:].sum() == 0
 
 
@@ -42,13 +43,13 @@ def test_packed_rows_move_label_positions_to_their_example():
             "tokens": array(5, 6, 7, 8, 9, 4, 0),
             "tokens_segment_ids": array(1, 1, 1, 1, 2, 3, 0),
             "tokens_positions": array(0, 1, 2, 3, 0, 0, 0),
-            "label_positions": array(2, 3, 0, 0, 0),
-            "label_tokens": array(8, 2, 2, 3, 0),
-            "label_tokens_segment_ids": array(1, 1, 2, 3, 0),
+            "answer/positions": array(2, 3, 0, 0, 0),
+            "answer/labels": array(8, 2, 2, 3, 0),
+            "answer/labels_segment_ids": array(1, 1, 2, 3, 0),
         }
     )
-    assert batch.label_positions.tolist() == [[2, 3, 4, 5, 0]]
-    assert batch.label_mask.tolist() == [[True, True, True, True, False]]
+    assert batch.targets[ANSWER].positions.tolist() == [[2, 3, 4, 5, 0]]
+    assert batch.targets[ANSWER].mask.tolist() == [[True, True, True, True, False]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 0, 0]]
 
 

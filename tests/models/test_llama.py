@@ -13,7 +13,7 @@ from jaxclf.data import loader, pack
 from jaxclf.models import layers, zoo
 from jaxclf.models.attention import causal_mask
 from jaxclf.models.layers import RopeScaling
-from tests.tiny import CONFIG, examples, random_params, shapes
+from tests.tiny import CONFIG, examples, random_params, shapes, summed_loss
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +67,10 @@ def test_packed_rows_sum_to_the_same_loss_as_single_rows(model, params):
 
     @jax.jit
     def sums(batch):
-        return losses.generation_loss(model.bind(params), batch)
+        return summed_loss(model.bind(params), batch)
 
     together, apart = sums(packed), sums(unpacked)
-    assert together.count == apart.count == sum(len(row["label_tokens"]) for row in single)
+    assert together.count == apart.count == sum(len(row["answer/labels"]) for row in single)
     assert together.correct == apart.correct
     np.testing.assert_allclose(together.loss, apart.loss, rtol=1e-6)
 
@@ -156,7 +156,7 @@ def test_bfloat16_stays_near_float32_and_padding_stays_finite(model, params):
 
     def loss(table, params, model):
         module = model.bind({**params, "embed": {"embedding": table}})
-        sums = losses.generation_loss(module, batch)
+        sums = summed_loss(module, batch)
         return sums.loss / sums.count
 
     table = half_params["embed"]["embedding"]

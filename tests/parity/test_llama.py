@@ -10,17 +10,17 @@ import pytest
 
 from jaxclf import losses
 from jaxclf.data import loader, pack
-from jaxclf.data.pack import Batch
+from jaxclf.data.pack import ANSWER, Batch
 from jaxclf.data.tokenize import Tokens
 from jaxclf.models import layers, zoo
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
 from tests.parity import helpers
-from tests.tiny import examples, random_params
+from tests.parity.helpers import TOLERANCE, assert_close
+from tests.tiny import examples, random_params, summed_loss
 
 torch = pytest.importorskip("torch")
 
-TOLERANCE = 1e-5
 ROWS, WIDTH, LABELS = 5, 96, 24
 SCALING = RopeScaling(
     factor=5.0, low_freq_factor=1.5, high_freq_factor=6.0, original_max_position=32
@@ -60,6 +60,8 @@ def to_the_right(batch: Batch) -> Batch:
     width = batch.tokens.shape[1]
     shifts = width - batch.segment_ids.sum(axis=1)
 
+    targets = batch.targets[ANSWER]
+
     def roll(rows):
         return np.stack([np.roll(row, shift) for row, shift in zip(rows, shifts, strict=True)])
 
@@ -67,7 +69,9 @@ def to_the_right(batch: Batch) -> Batch:
         tokens=roll(batch.tokens),
         segment_ids=roll(batch.segment_ids),
         positions=roll(batch.positions),
-        label_positions=batch.label_positions + shifts[:, None] * batch.label_mask,
+        targets={
+            ANSWER: targets._replace(positions=targets.positions + shifts[:, None] * targets.mask)
+        },
     )
 
 
@@ -78,7 +82,7 @@ def compiled(config: LlamaConfig):
 
     def loss(params, batch):
         module = model.bind(params)
-        sums = losses.generation_loss(module, batch)
+        sums = summed_loss(module, batch)
         hidden = module.hidden(batch.tokens, batch.positions, batch.segment_ids)
         return sums.loss / sums.count, module.logits(hidden)
 
@@ -88,12 +92,10 @@ def compiled(config: LlamaConfig):
 def ours(config: LlamaConfig, params, batch: Batch):
     """Mean label loss, gradient tree and logits; all layouts share one compiled shape."""
     assert batch.tokens.shape == (ROWS, WIDTH)
-    pad = ((0, 0), (0, LABELS - batch.label_tokens.shape[1]))
-    arrays = {
-        name: jnp.asarray(np.pad(rows, pad) if name.startswith("label") else rows)
-        for name, rows in batch._asdict().items()
-    }
-    (loss, logits), gradient = compiled(config)(params, Batch(**arrays))
+    pad = ((0, 0), (0, LABELS - batch.targets[ANSWER].labels.shape[1]))
+    targets = jax.tree.map(lambda rows: np.pad(rows, pad), batch.targets)
+    batch = jax.tree.map(jnp.asarray, batch._replace(targets=targets))
+    (loss, logits), gradient = compiled(config)(params, batch)
     return loss, gradient, logits
 
 
@@ -121,14 +123,6 @@ def theirs(hf, documents, count: int, side: str):
     output.loss.backward()
     logits = [rows[span].detach().numpy() for rows, span in zip(output.logits, spans, strict=True)]
     return output.loss.item(), logits
-
-
-def assert_close(actual, expected, what: str):
-    """Within TOLERANCE, absolute, and relative where values exceed 1."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape, what
-    worst = np.max(np.abs(actual - expected) / np.maximum(1.0, np.abs(expected)))
-    assert worst <= TOLERANCE, f"{what}: off by {worst:.2e}"
 
 
 def assert_same_gradients(actual, expected):
@@ -170,7 +164,7 @@ def test_packed_rows_equal_each_example_alone(name):
     documents = random_documents(4)
     batch = next(loader.train_batches(documents, batch_size=ROWS, seed=0, row_length=WIDTH))
     loss, gradient, logits = ours(config, params, batch)
-    count = int(batch.label_mask.sum())
+    count = int(batch.targets[ANSWER].mask.sum())
 
     total, longest_row = 0.0, 0
     for index, segments in enumerate(batch.segment_ids):

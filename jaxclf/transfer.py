@@ -1,0 +1,124 @@
+"""What a run takes over from the checkpoint it starts from, and what it starts anew.
+
+The body of a model has to fit leaf by leaf. Heads (and BERT's pooler) are taken where the
+checkpoint has them: by the task's name from a run of ours, by their kind from a converted model,
+whose only head has no task's name. The others start at random and are named in log and report.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxclf import storage
+from jaxclf.checkpoints import ModelSource, load_params, read_model
+from jaxclf.errors import InputError
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.zoo import Model
+from jaxclf.shapes import Array, Key, Params
+
+_REPLACEABLE = ("heads/", "pooler/")
+
+
+class Plan(NamedTuple):
+    """`taken`: leaf of the run → leaf of the checkpoint. `new`: leaves started at random.
+
+    `unused`: tensors of the checkpoint that are left behind.
+    """
+
+    taken: dict[str, str]
+    new: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def plan(model: Model, base: ModelSource | None, heads: str) -> Plan:
+    """What `load` does, by names alone; all is random without a base, which is not listed.
+
+    `heads`: "keep" those of the base, or start "new" ones. Raises InputError where a head is of
+    another size.
+    """
+    if base is None:
+        return Plan({}, (), ())
+    wanted = storage.flatten(model.abstract)
+    if not isinstance(model.config, EncoderConfig):
+        return Plan({path: path for path in wanted}, (), _unused_at_conversion(base))
+    names = _head_names(base, model.config)
+    taken = {}
+    for path in base.manifest:
+        ours = _renamed(path, names)
+        if path.startswith("heads/") and (heads == "new" or ours not in wanted):
+            continue
+        if path.startswith("pooler/") and ours not in wanted:
+            continue
+        taken[ours] = path
+    _check_sizes(base, wanted, taken)
+    new = tuple(path for path in wanted if path.startswith(_REPLACEABLE) and path not in taken)
+    left = tuple(path for path in base.manifest if path not in taken.values())
+    return Plan(taken, new, (*_unused_at_conversion(base), *left))
+
+
+def load(model: Model, base: ModelSource | None, plan: Plan, key: Key[Array, ""]) -> Params:
+    """A run's first parameters; raises ArtifactError where the checkpoint's body does not fit."""
+    if base is None:
+        return jax.jit(model.init)(key)
+    if not isinstance(model.config, EncoderConfig):
+        return load_params(base, model.abstract)
+    wanted = storage.flatten(model.abstract)
+    part = dataclasses.replace(
+        base, manifest={path: base.manifest[path] for path in plan.taken.values()}
+    )
+    abstract = {
+        plan.taken.get(path, path): leaf for path, leaf in wanted.items() if path not in plan.new
+    }
+    loaded = storage.flatten(load_params(part, storage.nest(abstract)))
+    # The compiler leaves out what the other parameters would have started from.
+    random = jax.jit(lambda key: _select(model.init(key), plan.new))(key)
+    leaves = {
+        path: random[path] if path in plan.new else loaded[plan.taken[path]] for path in wanted
+    }
+    return storage.nest(leaves)
+
+
+def _head_names(base: ModelSource, config: EncoderConfig) -> dict[str, str]:
+    """Head of the checkpoint → head of the run."""
+    found, _ = read_model(base.model_json)
+    assert isinstance(found, EncoderConfig)
+    ours = {head.name: head.kind for head in config.heads}
+    names = {head.name: head.name for head in found.heads if head.name in ours}
+    for head in found.heads:
+        same_kind = [name for name, kind in ours.items() if kind == head.kind]
+        if not names and len(found.heads) == len(same_kind) == 1:
+            names[head.name] = same_kind[0]
+    return names
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    head, name, *rest = path.split("/")
+    if head == "heads" and name in names:
+        return "/".join((head, names[name], *rest))
+    return path
+
+
+def _check_sizes(base: ModelSource, wanted: Mapping[str, Any], taken: Mapping[str, str]) -> None:
+    wrong = [
+        f"{path} {base.manifest[path].shape}, the run needs {wanted[ours].shape}"
+        for ours, path in taken.items()
+        if ours.startswith(_REPLACEABLE) and base.manifest[path].shape != wanted[ours].shape
+    ]
+    if wrong:
+        raise InputError(
+            f"{base.params_dir.parent}: the checkpoint's head has another size: {'; '.join(wrong)}."
+            " Set model.heads=new to start a new head, or choose the data it was trained for"
+        )
+
+
+def _select(params: Params, paths: tuple[str, ...]) -> dict[str, Array]:
+    leaves = storage.flatten(params)
+    return {path: leaves[path] for path in paths}
+
+
+def _unused_at_conversion(base: ModelSource) -> tuple[str, ...]:
+    path: Path = base.model_json.parent / "conversion.json"
+    return tuple(storage.read_json(path)["unused"]) if path.is_file() else ()

@@ -1,0 +1,55 @@
+"""Tiny encoders with unusual values everywhere, so that an ignored field fails."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.heads import HeadConfig
+
+_BERT = EncoderConfig(
+    family="bert",
+    vocab_size=61,
+    hidden_size=24,
+    intermediate_size=40,
+    num_layers=3,
+    num_heads=3,
+    embedding_size=24,
+    max_position=20,
+    layer_norm_eps=3e-3,
+    dropout=0.15,
+    attention_dropout=0.25,
+    head_dropout=0.35,
+    initializer_std=0.03,
+)
+ENCODERS = {
+    "bert": _BERT,
+    "roberta": dataclasses.replace(
+        _BERT, family="roberta", position_offset=4, activation="gelu_tanh"
+    ),
+    "distilbert": dataclasses.replace(
+        _BERT, family="distilbert", type_vocab_size=0, layer_norm_eps=1e-12, activation="relu"
+    ),
+    "electra": dataclasses.replace(_BERT, family="electra", embedding_size=16, activation="silu"),
+}
+SIZES = {"sequence": 5, "token": 7}
+
+
+def with_head(config: EncoderConfig, kind: str, size: int | None = None) -> EncoderConfig:
+    """The encoder with one head of this kind, named by it, or with none for kind "none"."""
+    if kind == "none":
+        return dataclasses.replace(config, pooler=config.family == "bert")
+    head = HeadConfig(kind, kind, size or SIZES[kind])
+    pooler = config.family == "bert" and kind == "sequence"
+    return dataclasses.replace(config, heads=(head,), pooler=pooler)
+
+
+def inputs(lengths: tuple[int, ...] = (16, 11, 5, 2), seed: int = 0):
+    """Random tokens, positions, segment ids and types, padded on the right with id 3."""
+    random = np.random.default_rng(seed)
+    width = max(lengths)
+    segment_ids = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int32)
+    tokens = random.integers(4, _BERT.vocab_size, segment_ids.shape).astype(np.int32)
+    positions = np.arange(width, dtype=np.int32) * segment_ids
+    types = random.integers(0, 2, segment_ids.shape).astype(np.int32) * segment_ids
+    return np.where(segment_ids, tokens, 3), positions, segment_ids, types
