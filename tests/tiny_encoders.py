@@ -32,16 +32,18 @@ ENCODERS = {
     ),
     "electra": dataclasses.replace(_BERT, family="electra", embedding_size=16, activation="silu"),
 }
-SIZES = {"sequence": 5, "token": 7}
+HEADS = {
+    "sequence": HeadConfig("sequence", "sequence", 5),
+    "token": HeadConfig("token", "token", 7),
+    "regression": HeadConfig("regression", "sequence", 1),
+}
 
 
-def with_head(config: EncoderConfig, kind: str, size: int | None = None) -> EncoderConfig:
-    """The encoder with one head of this kind, named by it, or with none for kind "none"."""
-    if kind == "none":
-        return dataclasses.replace(config, pooler=config.family == "bert")
-    head = HeadConfig(kind, kind, size or SIZES[kind])
-    pooler = config.family == "bert" and kind == "sequence"
-    return dataclasses.replace(config, heads=(head,), pooler=pooler)
+def with_heads(family: str, *names: str) -> EncoderConfig:
+    """The encoder with these heads, and with BERT's pooler where transformers has one."""
+    heads = tuple(HEADS[name] for name in names)
+    pools = not heads or any(head.kind == "sequence" for head in heads)
+    return dataclasses.replace(ENCODERS[family], heads=heads, pooler=family == "bert" and pools)
 
 
 def inputs(lengths: tuple[int, ...] = (16, 11, 5, 2), seed: int = 0):

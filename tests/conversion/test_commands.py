@@ -175,6 +175,8 @@ def test_tokenizer_generation_config_and_card_travel_along(tmp_path):
     (source / "training_args.bin").write_text("not weights: beside safetensors it is no matter")
     convert(source, tmp_path / "ours")
     assert [path.name for path in (tmp_path / "ours" / "tokenizer").iterdir()] == ["tokenizer.json"]
+    origin = json.loads((tmp_path / "ours" / "conversion.json").read_text())
+    assert origin == {"source": "hf", "unused": [], "labels": None}
     export(tmp_path / "ours", tmp_path / "back", card=lambda found: f"# {found.params_dir.name}")
     names = {path.name for path in (tmp_path / "back").iterdir()}
     assert names == {
