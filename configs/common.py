@@ -59,7 +59,8 @@ def default() -> ml_collections.ConfigDict:
     train.batch_size = 8  # examples a step; rows a step when packed
     train.max_length = 1024  # tokens of one example
     train.row_length = 0  # tokens of a packed row; 0: max_length
-    train.pack = False
+    train.pack = False  # several examples a row
+    train.bucket = False  # batches of examples of like length, which pads less
     train.accumulate = 1  # micro-batches a step
     train.learning_rate = 1e-3
     train.schedule = "constant"  # constant | linear | cosine

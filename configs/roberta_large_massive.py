@@ -1,6 +1,7 @@
-"""RoBERTa-large with heads on MASSIVE, the baseline of Zhao et al. 2025.
+r"""RoBERTa-large with heads on MASSIVE, the baseline of Zhao et al. 2025.
 
-    python -m jaxclf.train --config configs/roberta_large_massive.py --workdir runs/roberta_large_massive
+    python -m jaxclf.train --config configs/roberta_large_massive.py \
+        --workdir runs/roberta_large_massive
 
 Variants, after the file's name and separated by commas (the first is the default):
 `:task=both|intent|slots`, `:smoke` (four steps of a tiny model).

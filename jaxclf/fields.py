@@ -159,6 +159,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"train.batch_size is {train.batch_size:,}; expected a multiple of train.accumulate, "
             f"which is {train.accumulate:,}"
         )
+    if train.pack and train.bucket:
+        raise InputError("train.pack and train.bucket exclude each other: packed rows are all full")
     if 0 < train.row_length < train.max_length:
         raise InputError(
             f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "

@@ -44,8 +44,8 @@ def compute(
     all classes, an unparsed output predicting none. Slots: `slot_f1`, `slot_precision` and
     `slot_recall` of spans as the paper counts them, `slot_f1_iob2` in strict IOB2, `exact_match`
     of whole texts, the number `unknown_slots` of words labelled with no slot of the task. Several
-    labels: `micro_f1` over all, `macro_f1` over those in gold, `exact_match` of whole sets. Numbers:
-    `pearson` and `spearman` correlation (in [-1, 1]) and mean squared error `mse`. All:
+    labels: `micro_f1` over all, `macro_f1` over those in gold, `exact_match` of whole sets.
+    Numbers: `pearson` and `spearman` correlation (in [-1, 1]) and mean squared error `mse`. All:
     `support`, the number of records with gold, and `unparsed` of them, `unparsed_rate`. With
     several tasks, "joint" has the `exact_match` of all but numbers and its `support`. A metric
     without support is left out, and so is the correlation with a constant.
@@ -187,10 +187,11 @@ def _flag_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
 
     gold, predicted = _flags(scored, task)
     in_gold = gold.any(axis=0)
+    each_label: Any = None
     micro = f1_score(gold, predicted, average="micro", zero_division=_ZERO)
     metrics = {"micro_f1": float(micro)}
     if in_gold.any():
-        each: Any = f1_score(gold, predicted, average=None, zero_division=_ZERO)
+        each: Any = f1_score(gold, predicted, average=each_label, zero_division=_ZERO)
         metrics["macro_f1"] = float(np.mean(each[in_gold]))
     return metrics | {"exact_match": float(np.mean((gold == predicted).all(axis=1)))}
 
@@ -208,7 +209,7 @@ def _flags(scored: Sequence[Prediction], task: Task) -> tuple[np.ndarray, np.nda
 
 def _number_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
     """Over the records with a predicted number; correlations need two different ones."""
-    from scipy.stats import pearsonr, spearmanr
+    from scipy import stats
 
     pairs: Any = [
         (prediction.gold[task.name], prediction.predicted.get(task.name)) for prediction in scored
@@ -219,8 +220,10 @@ def _number_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float
     gold, predicted = (np.array(column, float) for column in zip(*pairs, strict=True))
     metrics: dict[str, float] = {}
     if np.ptp(gold) > 0 and np.ptp(predicted) > 0:
-        metrics["pearson"] = float(pearsonr(gold, predicted)[0])
-        metrics["spearman"] = float(spearmanr(gold, predicted)[0])
+        metrics["pearson"] = float(np.corrcoef(gold, predicted)[0, 1])
+        metrics["spearman"] = float(
+            np.corrcoef(stats.rankdata(gold), stats.rankdata(predicted))[0, 1]
+        )
     return metrics | {"mse": float(np.mean(np.square(gold - predicted)))}
 
 

@@ -16,7 +16,7 @@ from jaxclf.data.datasets import Dataset
 from jaxclf.data.encode import encode
 from jaxclf.data.loader import Examples
 from jaxclf.data.pack import ANSWER
-from jaxclf.data.tasks import Record, head_labels
+from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.errors import InputError
 from jaxclf.generation import PromptSource
@@ -49,8 +49,10 @@ def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setu
     if not dataset.splits.get("train"):
         raise InputError(f"data set {dataset.name} has no training records")
     dimensions = _dimensions(config, base)
-    make = _encoder if isinstance(dimensions, EncoderConfig) else _decoder
-    setup = make(config, workdir, base, dataset, dimensions)
+    if isinstance(dimensions, EncoderConfig):
+        setup = _encoder(config, workdir, base, dataset, dimensions)
+    else:
+        setup = _decoder(config, workdir, base, dataset, dimensions)
     setup.recipe.save(workdir / "task.json")
     write_model(workdir / "model.json", setup.model.config, config.model.param_dtype)
     return setup
@@ -71,7 +73,7 @@ def _decoder(
     workdir: Path,
     base: ModelSource | None,
     dataset: Dataset,
-    dimensions: ModelConfig,
+    dimensions: LlamaConfig,
 ) -> Setup:
     """Classification as generation."""
     _refuse_for_decoders(config, dataset)
@@ -134,18 +136,11 @@ def _encoder(
         config.train.max_length,
         truncate=config.data.truncate,
     )
-    heads = tuple(
-        HeadConfig(
-            task.name,
-            "token" if task.kind == "slots" else "sequence",
-            max(1, len(head_labels(task, config.prompt.slots))),
-        )
-        for task in dataset.tasks
-    )
-    pools = dimensions.family == "bert" and any(head.kind == "sequence" for head in heads)
-    dimensions = dataclasses.replace(
-        _with_vocabulary(dimensions, tokenizer, base), heads=heads, pooler=pools
-    )
+    dimensions = _with_vocabulary(dimensions, tokenizer, base)
+    dimensions = with_heads(dimensions, dataset.tasks, config.prompt.slots)
+    if base is None and dimensions.family == "roberta":
+        # Where transformers begins to count, so that an export means the same there.
+        dimensions = dataclasses.replace(dimensions, position_offset=tokenizer.pad_id + 1)
     recipe = Recipe(
         tasks=dataset.tasks,
         prompt=None,
@@ -157,6 +152,22 @@ def _encoder(
     objective = head_objective(config.loss, dataset.tasks, examples, config.prompt.slots)
     model = create_model(config, dimensions)
     return Setup(dataset, tokenizer, model, recipe, None, examples, objective)
+
+
+def with_heads(
+    dimensions: EncoderConfig, tasks: Sequence[Task], slot_format: SlotFormat
+) -> EncoderConfig:
+    """The encoder with one head a task, and the pooler if BERT's sequence heads need it."""
+    heads = tuple(
+        HeadConfig(
+            task.name,
+            "token" if task.kind == "slots" else "sequence",
+            max(1, len(head_labels(task, slot_format))),
+        )
+        for task in tasks
+    )
+    pools = dimensions.family == "bert" and any(head.kind == "sequence" for head in heads)
+    return dataclasses.replace(dimensions, heads=heads, pooler=pools)
 
 
 def _refuse_for_decoders(config: ConfigDict, dataset: Dataset) -> None:
@@ -239,7 +250,7 @@ Dimensions = TypeVar("Dimensions", LlamaConfig, EncoderConfig)
 def _with_vocabulary(
     dimensions: Dimensions, tokenizer: Tokenizer, base: ModelSource | None
 ) -> Dimensions:
-    """Dimensions with a vocabulary for the tokenizer; raises InputError if a checkpoint's is not."""
+    """Dimensions with a vocabulary for the tokenizer; raises InputError if the base has another."""
     if base is None:
         # A multiple of 64 keeps matmuls aligned and splits over devices.
         vocab_size = math.ceil(tokenizer.vocab_size / 64) * 64

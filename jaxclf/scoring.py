@@ -68,9 +68,7 @@ class HeadClassifier:
             raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
         return [predictions[index] for index in range(len(records))]
 
-    def read(
-        self, record: Record, example: Encoded, scores: dict[str, np.ndarray]
-    ) -> Prediction:
+    def read(self, record: Record, example: Encoded, scores: dict[str, np.ndarray]) -> Prediction:
         """The labels of one text by its scores, `[J, C]` a task."""
         predicted: dict[str, Label] = {}
         shown = {}
@@ -85,9 +83,7 @@ class HeadClassifier:
                 predicted[task.name] = tuple(found)
                 continue
             predicted[task.name] = _label(task, names, values[0])
-            shown[task.name] = dict(
-                zip(names or ("value",), map(float, values[0]), strict=True)
-            )
+            shown[task.name] = dict(zip(names or ("value",), map(float, values[0]), strict=True))
         return Prediction(
             record.id, record.text, dict(record.labels), predicted, scores=shown or None
         )

@@ -79,8 +79,9 @@ def make_train_step(
             return jax.tree.map(jnp.add, total, (sums, gradient)), None
 
         # Sums in float32: bfloat16 gradients would lose the later micro-batches.
-        zeros = Sums(*jnp.zeros(3)), jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, jnp.float32), state.trained
+        zeros = (
+            Sums(*jnp.zeros(3)),
+            jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), state.trained),
         )
         count = len(batch.tokens)
         (sums, gradient), _ = jax.lax.scan(add_micro_batch, zeros, (batch, jnp.arange(count)))

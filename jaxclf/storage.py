@@ -256,7 +256,11 @@ def restore(
         with ocp.Checkpointer(handler()) as checkpointer:
             restored = checkpointer.restore(
                 directory.absolute(),
-                args=ocp.args.PyTreeRestore(nest(wanted), restore_args=nest(arguments)),
+                args=ocp.args.PyTreeRestore(
+                    nest(wanted),
+                    restore_args=nest(arguments),
+                    partial_restore=True,  # a manifest may name only a part; it was checked above
+                ),
             )
     except (jax.errors.JaxRuntimeError, MemoryError):  # no room is no fault of the files
         raise

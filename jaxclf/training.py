@@ -16,11 +16,10 @@ from jaxclf import metrics, optim, report, transfer
 from jaxclf.checkpoints import Checkpoints, ModelSource
 from jaxclf.classify import make_classifier
 from jaxclf.data import datasets, loader, pack
-from jaxclf.data.tasks import Label, Record, Task
+from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import InputError, NonFiniteError, Preempted
 from jaxclf.fields import did_you_mean, leaves
 from jaxclf.interrupts import Interrupts
-from jaxclf.labels import Prediction
 from jaxclf.logs import Logger, read_metrics
 from jaxclf.preparation import Setup, prepare
 from jaxclf.shapes import Params
@@ -115,6 +114,7 @@ class _Run:
             row_length=(config.train.row_length or config.train.max_length)
             if config.train.pack
             else 0,
+            like_lengths=config.train.bucket,
         )
         self.seconds = self.examples = self.tokens = 0.0  # of steps, since this process started
         self.loss: float | None = None  # the last one read

@@ -228,3 +228,47 @@ def test_joint_exact_match_needs_every_task_right():
 def test_main_metric():
     assert metrics.main_metric(TOPIC) == "accuracy"
     assert metrics.main_metric(SLOTS) == "slot_f1"
+
+
+TOPICS = Task("topics", "multilabel", ("a", "b", "c"))
+SCORE = Task("score", "regression", ())
+
+
+def test_several_labels():
+    # gold {a}, {a, b}, {}; predicted {a}, {b, c}, {}: a 1 of 2 found, b right, c wrong.
+    pairs = [(("a",), ("a",)), (("a", "b"), ("b", "c")), ((), ())]
+    found = [Prediction(str(i), "", {"topics": g}, {"topics": p}) for i, (g, p) in enumerate(pairs)]
+    assert metrics.compute(found, (TOPICS,))["topics"] == {
+        "support": 3,
+        "unparsed": 0,
+        "micro_f1": pytest.approx(2 * 2 / (3 + 3)),
+        "macro_f1": pytest.approx((2 / 3 + 1) / 2),  # over a and b, which occur in gold
+        "exact_match": pytest.approx(2 / 3),
+    }
+    assert set(metrics.per_class_report(found, TOPICS)) == {"a", "b", "c"}
+
+
+def test_numbers():
+    pairs = [(1.0, 1.0), (2.0, 2.0), (3.0, 5.0)]
+    found = [Prediction(str(i), "", {"score": g}, {"score": p}) for i, (g, p) in enumerate(pairs)]
+    # deviations -1 0 1 and -5/3 -2/3 7/3: 4 / sqrt(2 · 78/9)
+    assert metrics.compute(found, (SCORE,))["score"] == {
+        "support": 3,
+        "unparsed": 0,
+        "pearson": pytest.approx(4 / (2 * 78 / 9) ** 0.5),
+        "spearman": pytest.approx(1.0),
+        "mse": pytest.approx(4 / 3),
+    }
+    assert metrics.per_class_report(found, SCORE) == {}
+    same = [Prediction(str(i), "", {"score": g}, {"score": 1.0}) for i, (g, _) in enumerate(pairs)]
+    assert "pearson" not in metrics.compute(same, (SCORE,))["score"]
+
+
+@pytest.mark.parametrize("task", [TOPIC, SLOTS, TOPICS, SCORE], ids=lambda task: task.kind)
+def test_every_metric_is_named(task):
+    gold = {"class": "a", "slots": ("B-time",), "multilabel": ("a",), "regression": 1.0}[task.kind]
+    other = {"regression": 2.0}.get(task.kind, gold)
+    found = [Prediction("1", "", {task.name: v}, {task.name: v}) for v in (gold, other)]
+    measured = metrics.compute(found, (task,), "bio")[task.name]
+    assert {f"{task.name}.{name}" for name in measured} == set(metrics.names((task,)))
+    assert metrics.main_metric(task) in measured

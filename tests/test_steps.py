@@ -112,7 +112,9 @@ def test_metrics_are_means_over_label_tokens(plain, model, params):
     batch = jax.tree.map(lambda rows: rows[0], batch_of(1))
     logits = jax.jit(lambda: losses.label_logits(model.bind(params), batch))()
     logits, mask = np.asarray(logits, np.float64), np.asarray(batch.targets[ANSWER].mask)
-    picked = np.take_along_axis(logits, np.asarray(batch.targets[ANSWER].labels)[..., None], axis=-1)[..., 0]
+    picked = np.take_along_axis(
+        logits, np.asarray(batch.targets[ANSWER].labels)[..., None], axis=-1
+    )[..., 0]
     loss = np.log(np.exp(logits).sum(axis=-1)) - picked
     correct = logits.argmax(axis=-1) == batch.targets[ANSWER].labels
     assert mask.sum() == sum(label for _, _, label in SIZES)
@@ -198,7 +200,7 @@ def test_bfloat16_parameters_keep_their_dtype(params):
 
 
 class _Summed(losses.Objective):
-    """The loss summed, not averaged: a micro-batch's gradient is the same with and without others."""
+    """The loss summed, not averaged: a micro-batch's gradient is the same beside others."""
 
     def totals(self, batch):
         return dict.fromkeys(self.terms, jnp.ones(()))

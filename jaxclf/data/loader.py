@@ -1,5 +1,6 @@
 """Batches in a shuffled, sharded, endless order that can be resumed at any step (grain)."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -13,6 +14,7 @@ from jaxclf.errors import InputError
 
 # Rows filled side by side before any is emitted; more of them leave less padding.
 _PACKING_BINS = 64
+_WINDOW = 32  # batches whose examples are sorted by length together
 
 
 Examples = Sequence[Tokens] | Sequence[Encoded]
@@ -31,12 +33,30 @@ class _Rows:
         return pack.row(self.examples[index])
 
 
+class _LikeLengths(grain.experimental.FlatMapTransform):
+    """A window of examples → batches of like lengths, in an order that tells nothing of them."""
+
+    max_fan_out = _WINDOW
+
+    def __init__(self, batch_size: int, seed: int):
+        self.batch_size, self.seed = batch_size, seed
+
+    def flat_map(self, element: list[pack.Row]) -> list[Batch]:
+        rows = sorted(element, key=lambda row: len(row["tokens"]))
+        starts = np.arange(0, len(rows), self.batch_size)
+        # Drawn from the window itself: a resumed run meets the same order.
+        salt = zlib.crc32(element[0]["tokens"].tobytes())
+        np.random.default_rng([self.seed, salt]).shuffle(starts)
+        return [pack.padded(rows[start : start + self.batch_size]) for start in starts]
+
+
 def train_batches(
     examples: Examples,
     *,
     batch_size: int,
     seed: int,
     row_length: int = 0,
+    like_lengths: bool = False,
     shard: int = 0,
     shards: int = 1,
 ) -> grain.DatasetIterator:
@@ -45,11 +65,15 @@ def train_batches(
     Every epoch has an order of its own, drawn from `seed`, in which each example comes once over
     all shards. `batch_size` counts this shard's examples, or its rows when `row_length` > 0 packs
     several examples into rows of that many tokens; an example that is longer raises InputError.
+    `like_lengths` pads less: examples of like length stand together, within windows of some batches.
     """
     dataset = grain.MapDataset.source(_Rows(examples)).shuffle(seed).repeat()
     rows = dataset.slice(slice(shard, None, shards)).to_iter_dataset(
         grain.ReadOptions(num_threads=0)
     )
+    if like_lengths:
+        windows = rows.batch(batch_size * _WINDOW, batch_fn=list)
+        return iter(grain.experimental.FlatMapIterDataset(windows, _LikeLengths(batch_size, seed)))
     if not row_length:
         return iter(rows.batch(batch_size, batch_fn=pack.padded))
     for item in examples:
@@ -71,9 +95,7 @@ def train_batches(
 
 def label_budget(examples: Examples, name: str, row_length: int) -> int:
     """Labels J of a target that a packed row may hold: its usual share and a quarter more."""
-    sizes = [
-        (len(row[f"{name}/labels"]), len(row["tokens"])) for row in map(pack.row, examples)
-    ]
+    sizes = [(len(row[f"{name}/labels"]), len(row["tokens"])) for row in map(pack.row, examples)]
     labels, tokens = (sum(column) for column in zip(*sizes, strict=True))
     share = 1.25 * row_length * labels / max(1, tokens)
     longest = max(count for count, _ in sizes)

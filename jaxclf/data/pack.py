@@ -1,4 +1,4 @@
-"""Examples → arrays of one shape: padded or packed rows for training, left-padded prompts to decode.
+"""Examples → arrays of one shape: padded or packed rows, and left-padded prompts to decode.
 
 A row of the example with prefix+text `5 6 7` and answer `8 2` (2 ends the sequence) is
 
@@ -27,8 +27,8 @@ ANSWER = "answer"  # the one target of generation
 class Targets(NamedTuple):
     """Where labels are predicted in each row, and which; places beyond the last are masked.
 
-    `labels` [*micro B J] are ids of tokens or classes, or numbers (float32); or [*micro B J C] flags,
-    one a class.
+    `labels` [*micro B J] are ids of tokens or classes, or numbers (float32); or [*micro B J C]
+    flags, one a class.
     """
 
     positions: Int[AnyArray, "*micro B J"]

@@ -53,7 +53,13 @@ class Schema:
     @property
     def columns(self) -> list[str]:
         """Every column that is read, once; the text first."""
-        names = [self.text, self.pair, self.id, self.split, *(target.column for target in self.targets)]
+        names = [
+            self.text,
+            self.pair,
+            self.id,
+            self.split,
+            *(target.column for target in self.targets),
+        ]
         return list(dict.fromkeys(filter(None, names)))
 
 
@@ -181,14 +187,14 @@ def _name(fields: Mapping[str, Any], column: str) -> str:
 
 
 def _names(fields: Mapping[str, Any], column: str) -> tuple[str, ...]:
-    value = _field(fields, column)
+    value: Any = _field(fields, column)
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
     if not isinstance(value, list | tuple):
         raise Defect(column, f"expected a list of labels, found {kind_of(value)}")
     names = [_name({column: name}, column) for name in value]
     if len({*names}) < len(names):
-        raise Defect(column, f"{show(value)} holds a label twice")
+        raise Defect(column, f"{', '.join(names)} holds a label twice")
     return tuple(sorted(names))
 
 

@@ -146,8 +146,8 @@ class Tokenizer:
         """Read a directory of tokenizer files, or a hub id.
 
         Files without a config are taken by their names: `tokenizer.model` as Llama 2,
-        `vocab.txt` as BERT, `vocab.json` with `merges.txt` as RoBERTa or GPT-2. Raises InputError where nothing is
-        found and ArtifactError where files are there but cannot be read.
+        `vocab.txt` as BERT, `vocab.json` with `merges.txt` as RoBERTa or GPT-2. Raises InputError
+        where nothing is found and ArtifactError where files are there but cannot be read.
         """
         transformers = _transformers()
 
@@ -215,7 +215,9 @@ class Tokenizer:
         backend.train_from_iterator(texts, trainer)
         ids = [(token, backend.token_to_id(token)) for token in (_BOS, _EOS)]
         backend.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{_BOS} $A {_EOS}", pair=f"{_BOS} $A {_EOS} {_EOS} $B {_EOS}", special_tokens=ids
+            single=f"{_BOS} $A {_EOS}",
+            pair=f"{_BOS} $A {_EOS} {_EOS} $B {_EOS}",
+            special_tokens=ids,
         )
         return cls(
             transformers.PreTrainedTokenizerFast(

@@ -56,7 +56,7 @@ class Head(nnx.Module):
 
         before = _DENSE[family] if kind == "sequence" else None
         self.dense = linear(hidden_size) if before else None
-        self.drops_first, self.activation = before or (False, None)
+        self.drops_first, self.activation = before or (False, jnp.tanh)
         self.out = linear(size)
         self.dropout = dropout
 

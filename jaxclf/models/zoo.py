@@ -125,13 +125,11 @@ CONFIGS: dict[str, ModelConfig] = {
     "minilm_l6": _bert(384, 1536, 6, 12),
     "roberta_base": _roberta(768, 3072, 12, 12),
     "roberta_large": _roberta(1024, 4096, 24, 16),
-    "distilbert": _bert(
-        768, 3072, 6, 12, family="distilbert", type_vocab_size=0, head_dropout=0.2
-    ),
+    "distilbert": _bert(768, 3072, 6, 12, family="distilbert", type_vocab_size=0, head_dropout=0.2),
     "electra_small": _bert(256, 1024, 12, 4, family="electra", embedding_size=128),
     "electra_base": _bert(768, 3072, 12, 12, family="electra"),
     # From scratch, for a laptop and for tests; the vocabulary follows the tokenizer.
-    "llama_2m": _small(192, 512, 4, 4, 4),
+    "llama_2m": _small(192, 512, 4, 8, 8),
     "llama_tiny": _small(128, 344, 4, 4, 2),
     "llama_smoke": _small(32, 64, 2, 4, 2),
     "encoder_smoke": _roberta(32, 64, 2, 4, vocab_size=2048, max_position=4096),

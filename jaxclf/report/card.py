@@ -15,6 +15,19 @@ _HUB_METRICS = {
 }
 
 
+# What the model is, and what its user has to know.
+_DECODER = (
+    "A language model that classifies by generating the label.",
+    "The model answers only the prompt it was trained with, which lies in that directory; another "
+    "wording gives other figures.",
+)
+_ENCODER = (
+    "An encoder with a classification head for each task.",
+    "In transformers, AutoModelForSequenceClassification opens an exported head, or, for slots, "
+    "AutoModelForTokenClassification.",
+)
+
+
 def model_card(report: Mapping[str, Any]) -> str:
     """Markdown with the hub's YAML front matter: base, data, figures and how to use the model."""
     data, model, train = report["data"], report["model"], report["train"]
@@ -22,9 +35,15 @@ def model_card(report: Mapping[str, Any]) -> str:
     base = model.get("checkpoint") or ""
     split = report.get("eval_split", "test")
     tasks = data.get("tasks", {})
-    kinds = {"class": "one class out", "slots": "a slot for every word, out"}
+    kinds = {
+        "class": "one class out of",
+        "slots": "a slot for every word, out of",
+        "multilabel": "any of",
+    }
     answers = "\n".join(
-        f"- `{name}`: {kinds.get(task['kind'], task['kind'])} of {len(task['labels'])}"
+        f"- `{name}`: {kinds[task['kind']]} {len(task['labels'])}"
+        if task["kind"] in kinds
+        else f"- `{name}`: a number"
         for name, task in tasks.items()
     )
     figures = "\n".join(
@@ -37,13 +56,14 @@ def model_card(report: Mapping[str, Any]) -> str:
     records = data.get("records", {}).get("train")
     amount = f" on {records:,} records" if records else ""
     front = _front_matter(report, data_name, model_name, base, split)
+    kind, caution = _ENCODER if _is_encoder(model) else _DECODER
     return f"""---
 {front.strip()}
 ---
 
 # {model_name} for {data_name}
 
-A language model that classifies by generating the label. {start} with jaxclf{amount}
+{kind} {start} with jaxclf{amount}
 of {data_name} in {train.get("steps", "unknown")} steps. What it answers:
 
 {answers}
@@ -58,14 +78,18 @@ On the {split} split; an output outside the label set counts as wrong.
 
 ## Use
 
-From the run's directory, which holds the prompt the model was trained with:
+From the run's directory:
 
 ```
 python -m jaxclf.predict --checkpoint RUN_DIRECTORY --input texts.jsonl --output labels.jsonl
 ```
 
-The model answers only the prompt it was trained with; another wording gives other figures.
+{caution}
 """
+
+
+def _is_encoder(model: Mapping[str, Any]) -> bool:
+    return model.get("family", "llama") != "llama"
 
 
 def _front_matter(
@@ -94,16 +118,20 @@ def _front_matter(
         if name not in COUNTS and value is not None
     ]
     card = ModelCardData(
-        # A folder on the trainer's disk is no model of the hub.
-        base_model=base if base.count("/") == 1 and not base.startswith((".", "/", "~")) else None,
+        base_model=base if _is_hub_id(base) else None,
         datasets=[_HUB_DATASETS[data_name]] if data_name in _HUB_DATASETS else None,
         library_name="transformers",
         metrics=sorted(
             {_HUB_METRICS[each.metric_type] for each in results if each.metric_type in _HUB_METRICS}
         ),
         model_name=f"{model_name}-{data_name}",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if _is_encoder(report["model"]) else "text-generation",
         tags=["text-classification", "jaxclf"],
         eval_results=results or None,
     )
     return card.to_yaml()
+
+
+def _is_hub_id(base: str) -> bool:
+    """A folder on the trainer's disk, or in a package, is no model of the hub."""
+    return base.count("/") == 1 and ":" not in base and not base.startswith((".", "/", "~"))

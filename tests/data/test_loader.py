@@ -52,7 +52,10 @@ def segments(batch: Batch) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
             tokens = batch.tokens[row][ids == segment]
             assert batch.positions[row][ids == segment].tolist() == list(range(len(tokens)))
             mine = mask & (owners == segment)
-            places, labels = batch.targets[ANSWER].positions[row][mine], batch.targets[ANSWER].labels[row][mine]
+            places, labels = (
+                batch.targets[ANSWER].positions[row][mine],
+                batch.targets[ANSWER].labels[row][mine],
+            )
             end = np.flatnonzero(ids == segment)[-1]
             assert places.tolist() == list(range(end - len(labels) + 1, end + 1))
             # Where a label is predicted, the next token read is that label; the last is not read.
@@ -181,3 +184,31 @@ def test_prompt_batches_cover_every_index_once(lengths, batch_size):
         seen += indices
     assert sorted(seen) == list(range(len(examples)))
     assert [lengths[index] for index in seen] == sorted(lengths)
+
+
+def test_batches_of_like_lengths_hold_each_example_once_and_pad_less():
+    random = np.random.default_rng(0)
+    examples = random_examples([(0, int(size), 1) for size in random.integers(1, 90, 64)])
+    batches = loader.train_batches(examples, batch_size=2, seed=3, like_lengths=True)
+    found = list(islice(batches, 32))  # one window, which is one epoch
+    assert Counter(part for batch in found for part in segments(batch)) == Counter(
+        map(wanted, examples)
+    )
+    plain = list(islice(loader.train_batches(examples, batch_size=2, seed=3), 32))
+    cells = [sum(batch.tokens.size for batch in each) for each in (found, plain)]
+    assert cells[0] < 0.85 * cells[1]
+    widths = [batch.tokens.shape[1] for batch in found]
+    assert widths != sorted(widths)
+
+
+def test_batches_of_like_lengths_resume_within_a_window():
+    examples = random_examples([(0, size, 1) for size in range(1, 65)])
+    batches = loader.train_batches(examples, batch_size=2, seed=3, like_lengths=True)
+    for _ in range(5):
+        next(batches)
+    state = batches.get_state()
+    expected = [next(batches) for _ in range(3)]
+    again = loader.train_batches(examples, batch_size=2, seed=3, like_lengths=True)
+    again.set_state(state)
+    for batch in expected:
+        jax.tree.map(np.testing.assert_array_equal, next(again), batch)

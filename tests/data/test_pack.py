@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxclf.data import pack
+from jaxclf.data import loader, pack
+from jaxclf.data.encode import Encoded
 from jaxclf.data.pack import ANSWER
 from jaxclf.data.tokenize import Tokens
 
@@ -30,7 +31,10 @@ def test_padded_rows():
     assert batch.positions[:, :5].tolist() == [[0, 1, 2, 3, 0], [0, 0, 0, 0, 0]]
     assert batch.targets[ANSWER].positions.tolist() == [[2, 3, 0, 0], [0, 0, 0, 0]]
     assert batch.targets[ANSWER].labels.tolist() == [[8, 2, 0, 0], [2, 0, 0, 0]]
-    assert batch.targets[ANSWER].mask.tolist() == [[True, True, False, False], [True, False, False, False]]
+    assert batch.targets[ANSWER].mask.tolist() == [
+        [True, True, False, False],
+        [True, False, False, False],
+    ]
     assert batch.tokens[:, 5:].sum() == batch.segment_ids[:, 5:].sum() == 0
 
 
@@ -74,3 +78,45 @@ def test_buckets_waste_at_most_a_third(length, smallest):
     size = pack.bucket(length, smallest)
     assert length <= size
     assert size == smallest or size - length <= size / 3
+
+
+def encoded(sizes, seed=0):
+    """Encoder examples of these lengths with a class, and a slot at every second token."""
+    random = np.random.default_rng(seed)
+
+    def example(index, size):
+        places = np.arange(1, size, 2, dtype=np.int32)
+        targets = {
+            "intent": (np.zeros(1, np.int32), random.integers(0, 3, 1).astype(np.int32)),
+            "slots": (places, random.integers(0, 4, len(places)).astype(np.int32)),
+        }
+        tokens = random.integers(0, 37, size).astype(np.int32)
+        return Encoded(str(index), tokens, tokens % 2, targets, tuple(range(len(places))), 0)
+
+    return [example(index, size) for index, size in enumerate(sizes)]
+
+
+def test_encoder_rows_have_a_target_for_each_head():
+    batch = pack.padded([pack.row(example) for example in encoded([3, 6])])
+    assert batch.tokens.shape == batch.types.shape == (2, 16)
+    assert batch.targets["intent"].positions.tolist() == [[0], [0]]
+    assert batch.targets["slots"].positions.tolist() == [[1, 0, 0, 0], [1, 3, 5, 0]]
+    assert batch.targets["slots"].mask.tolist() == [[True] + [False] * 3, [True] * 3 + [False]]
+
+
+def test_packed_encoder_targets_stay_with_their_example():
+    examples = encoded([3, 6, 5, 2, 7], seed=1)
+    batch = next(loader.train_batches(examples, batch_size=2, seed=0, row_length=16))
+    found = set()
+    for row, segments in enumerate(batch.segment_ids):
+        for segment in range(1, segments.max() + 1):
+            at = np.flatnonzero(segments == segment)
+            (example,) = (e for e in examples if np.array_equal(e.tokens, batch.tokens[row][at]))
+            np.testing.assert_array_equal(batch.types[row][at], example.types)
+            for name, (places, labels) in example.targets.items():
+                target = batch.targets[name]
+                mine = target.mask[row] & (segments[target.positions[row]] == segment)
+                np.testing.assert_array_equal(target.positions[row][mine], places + at[0])
+                np.testing.assert_array_equal(target.labels[row][mine], labels)
+            found.add(example.id)
+    assert len(found) >= 4

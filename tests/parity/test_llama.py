@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import losses
 from jaxclf.data import loader, pack
 from jaxclf.data.pack import ANSWER, Batch
 from jaxclf.data.tokenize import Tokens

