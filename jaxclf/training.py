@@ -124,7 +124,7 @@ class _Run:
     def start(self, base: ModelSource | None) -> None:
         """Parameters and optimizer from the run's last checkpoint, the base, or a random start."""
         model, key = self.setup.model, jax.random.key(self.config.seed)
-        self.plan = transfer.plan(model, base, self.config.model.heads)
+        self.plan = transfer.plan(model, base, self.config.model.heads, self.setup.recipe)
         if (latest := self.checkpoints.latest_step()) is None:
             params = transfer.load(model, base, self.plan, key)
             trained, self.frozen = self.partition.split(params)

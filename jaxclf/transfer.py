@@ -6,17 +6,19 @@ whose only head has no task's name. The others start at random and are named in 
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from jaxclf import storage
 from jaxclf.checkpoints import ModelSource, load_params, read_model
+from jaxclf.data.tasks import head_labels
 from jaxclf.errors import InputError
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.zoo import Model
+from jaxclf.recipe import Recipe
 from jaxclf.shapes import Array, Key, Params
 
 _REPLACEABLE = ("heads/", "pooler/")
@@ -33,11 +35,11 @@ class Plan(NamedTuple):
     unused: tuple[str, ...]
 
 
-def plan(model: Model, base: ModelSource | None, heads: str) -> Plan:
+def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe) -> Plan:
     """What `load` does, by names alone; all is random without a base, which is not listed.
 
     `heads`: "keep" those of the base, or start "new" ones. Raises InputError where a head is of
-    another size.
+    another size or knows other labels than the recipe's task.
     """
     if base is None:
         return Plan({}, (), ())
@@ -54,6 +56,8 @@ def plan(model: Model, base: ModelSource | None, heads: str) -> Plan:
             continue
         taken[ours] = path
     _check_sizes(base, wanted, taken)
+    if heads == "keep":
+        _check_labels(base, names, recipe)
     new = tuple(path for path in wanted if path.startswith(_REPLACEABLE) and path not in taken)
     left = tuple(path for path in base.manifest if path not in taken.values())
     return Plan(taken, new, (*_unused_at_conversion(base), *left))
@@ -114,11 +118,43 @@ def _check_sizes(base: ModelSource, wanted: Mapping[str, Any], taken: Mapping[st
         )
 
 
+def _check_labels(base: ModelSource, names: Mapping[str, str], recipe: Recipe) -> None:
+    tasks = {task.name: head_labels(task, recipe.slot_format) for task in recipe.tasks}
+    for theirs, ours in names.items():
+        known = _labels(base, theirs)
+        if not known or all(re.fullmatch(r"LABEL_\d+", label) for label in known):
+            continue  # a head without names
+        if outside := [label for label in tasks[ours] if label not in known]:
+            fault = f"{outside[0]!r} of task {ours} is outside its labels"
+        elif known != tasks[ours]:
+            fault = f"task {ours} has them in another order"
+        else:
+            continue
+        raise InputError(
+            f"{base.params_dir.parent}: the checkpoint's head {theirs} scores "
+            f"{', '.join(known[:8])}{' …' if len(known) > 8 else ''}; {fault}. Set "
+            "model.heads=new to start a new head"
+        )
+
+
+def _labels(base: ModelSource, head: str) -> tuple[str, ...]:
+    """What a head of the checkpoint scores; empty where nothing tells."""
+    if base.run_dir is not None:
+        recipe = Recipe.load(base.run_dir / "task.json")
+        tasks = {task.name: head_labels(task, recipe.slot_format) for task in recipe.tasks}
+        return tasks.get(head, ())
+    return tuple(_conversion(base).get("labels") or ())
+
+
 def _select(params: Params, paths: tuple[str, ...]) -> dict[str, Array]:
     leaves = storage.flatten(params)
     return {path: leaves[path] for path in paths}
 
 
 def _unused_at_conversion(base: ModelSource) -> tuple[str, ...]:
-    path: Path = base.model_json.parent / "conversion.json"
-    return tuple(storage.read_json(path)["unused"]) if path.is_file() else ()
+    return tuple(_conversion(base).get("unused", ()))
+
+
+def _conversion(base: ModelSource) -> dict[str, Any]:
+    path = base.model_json.parent / "conversion.json"
+    return storage.read_json(path) if path.is_file() else {}

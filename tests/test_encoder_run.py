@@ -103,7 +103,7 @@ def test_a_run_starts_from_another_with_its_heads_or_new_ones(finished, tmp_path
 def test_new_heads_are_random_and_the_body_is_the_checkpoints(finished):
     opened = open_run(finished)
     base, model = opened.source, opened.classifier.model
-    plan = transfer.plan(model, base, "new")
+    plan = transfer.plan(model, base, "new", opened.classifier.recipe)
     params = flatten(transfer.load(model, base, plan, jax.random.key(1)))
     stored = flatten(load_params(base, model.abstract))
     for path, leaf in params.items():
@@ -111,13 +111,18 @@ def test_new_heads_are_random_and_the_body_is_the_checkpoints(finished):
         assert same != (path in plan.new), path
 
 
-def test_a_head_of_another_size_is_named(finished, tmp_path):
+def test_a_head_of_another_size_or_other_labels_is_named(finished, tmp_path):
     file = tmp_path / "train.jsonl"
     rows = [{"text": f"wake me {i}", "label": "ab"[i % 2]} for i in range(8)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = ("data.name=file", f"data.train={file}", f"data.test={file}", "data.task=label")
     first = tmp_path / "first"
     train(tiny(*own, "train.steps=1"), first)
+    other = [row | {"label": "ac"[i % 2]} for i, row in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in other))
+    config = tiny(*own, "model.name=", f"model.checkpoint={first}", "train.steps=1")
+    with pytest.raises(InputError, match="head label scores a, b; 'c' of task label is outside"):
+        train(config, tmp_path / "third", resolve(first))
     file.write_text(
         "".join(json.dumps(row | {"label": str(i)}) + "\n" for i, row in enumerate(rows))
     )

@@ -65,7 +65,7 @@ def train_batches(
     Every epoch has an order of its own, drawn from `seed`, in which each example comes once over
     all shards. `batch_size` counts this shard's examples, or its rows when `row_length` > 0 packs
     several examples into rows of that many tokens; an example that is longer raises InputError.
-    `like_lengths` pads less: examples of like length stand together, within windows of some batches.
+    `like_lengths` pads less: examples of like length stand together, in windows of some batches.
     """
     dataset = grain.MapDataset.source(_Rows(examples)).shuffle(seed).repeat()
     rows = dataset.slice(slice(shard, None, shards)).to_iter_dataset(
