@@ -267,6 +267,11 @@ def restore(
     except Exception as error:
         raise ArtifactError(f"{directory}: orbax cannot read it ({error})") from error
     restored = flatten(restored)
+    # A leaf that orbax's own list of leaves has lost comes back as it was asked for.
+    lost = [path for path in wanted if not isinstance(restored.get(path), jax.Array)]
+    if lost:
+        defects = [f"{path}: missing in orbax's list of leaves" for path in sorted(lost)]
+        raise ArtifactError(_list(f"{directory}: corrupt", defects, "Restore it from a copy."))
     leaves = [_decode(restored[path], leaf) for path, leaf in flatten(abstract).items()]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
