@@ -7,6 +7,9 @@ RUN/checkpoints/STEP/meta/meta.json      data iterator, metrics, manifests
 
 MODEL/model.json, tokenizer/             a converted model has the same at its root
 MODEL/params/, manifest.json
+
+Where `adapters.json` stands at the root, params/ holds adapters (see `lora`) and not a model; the
+file tells their spec, and which base they belong to.
 """
 
 import base64
@@ -22,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from jaxclf import storage
+from jaxclf import lora, storage
 from jaxclf.errors import ArtifactError, InputError, StorageError
 from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
@@ -178,6 +181,19 @@ class ModelSource:
     tokenizer_dir: Path
     run_dir: Path | None  # None: a converted model
     step: int | None
+    adapters: "AdapterInfo | None" = None  # None: a whole model
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterInfo:
+    """The content of adapters.json.
+
+    `checkpoint`: what `model.checkpoint` named; empty: RUN/base. `fingerprint`: of that base.
+    """
+
+    spec: lora.Spec
+    checkpoint: str
+    fingerprint: str
 
 
 def resolve(path: str | Path, step: Which = "best") -> ModelSource:
@@ -211,10 +227,15 @@ def load_params(
     """Verified parameters in the structure of `abstract`, cast to its dtypes or to `dtype`.
 
     `sharding`: one for all leaves or a tree of them. Raises ArtifactError listing what is
-    missing, unexpected, of another shape or corrupt.
+    missing, unexpected, of another shape or corrupt, InputError where there are adapters alone.
     """
     if not isinstance(source, ModelSource):
         source = resolve(source)
+    if source.adapters is not None:
+        raise InputError(
+            f"{source.model_json.parent} holds adapters, not a model; make one of it first with "
+            "python -m conversion.to_hf --merge"
+        )
     if dtype is not None:
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
     return storage.restore(
@@ -222,11 +243,35 @@ def load_params(
     )
 
 
+def load_adapters(source: ModelSource, base: Params) -> lora.Adapters:
+    """Verified adapters of a base like `base` (arrays, or their shapes alone).
+
+    Raises ArtifactError where they are corrupt or do not fit.
+    """
+    assert source.adapters is not None
+    spec = source.adapters.spec
+    abstract = jax.eval_shape(lambda tree: lora.init(tree, spec, jax.random.key(0)), base)
+    return storage.restore(source.params_dir, source.manifest, abstract)
+
+
+def check_base(info: AdapterInfo, base: ModelSource, adapters: object) -> None:
+    """Raise ArtifactError where `base` is not the one that the adapters were trained on."""
+    found = storage.fingerprint(base.manifest)
+    if found != info.fingerprint:
+        raise ArtifactError(
+            f"{adapters}: the adapters were trained on a base with the fingerprint "
+            f"{info.fingerprint[:16]} ({info.checkpoint or 'base/'}); the one given is "
+            f"{found[:16]} ({base.model_json.parent}). Give the base that they belong to"
+        )
+
+
 def _source(root: Path, params_dir: Path, manifest: Manifest, run_dir, step) -> ModelSource:
     model_json = root / "model.json"
     if not model_json.is_file():
         raise ArtifactError(f"{model_json}: missing; {root} is no complete model or run directory")
-    return ModelSource(params_dir, manifest, model_json, root / "tokenizer", run_dir, step)
+    adapters = root / "adapters.json"
+    info = read_adapters(adapters) if adapters.is_file() else None
+    return ModelSource(params_dir, manifest, model_json, root / "tokenizer", run_dir, step, info)
 
 
 def _steps(directory: Path) -> list[int]:
@@ -350,3 +395,24 @@ def read_model(path: Path) -> tuple[ModelConfig, str]:
         return FAMILIES[family](**fields), dtype
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: describes no model of this version ({error})") from error
+
+
+# adapters.json ------------------------------------------------------------------------------------
+
+
+def write_adapters(path: Path, info: AdapterInfo) -> None:
+    path.write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+
+
+def read_adapters(path: Path) -> AdapterInfo:
+    """Inverse of `write_adapters`; raises ArtifactError."""
+    fields = storage.read_json(path)
+    try:
+        spec = {name: _tuples(value) for name, value in fields["spec"].items()}
+        return AdapterInfo(lora.Spec(**spec), fields["checkpoint"], fields["fingerprint"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: describes no adapters of this version ({error!r})") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

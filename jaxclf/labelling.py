@@ -74,9 +74,7 @@ def _header(opened: Opened, records: Sequence[Record]) -> dict[str, Any]:
     texts = hashlib.sha256()
     for record in records:
         texts.update(json.dumps([record.id, record.text, record.pair]).encode())
-    manifest = storage.manifest_to_json(opened.source.manifest)
-    model = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode())
-    return {"model": model.hexdigest(), "texts": texts.hexdigest()}
+    return {"model": storage.fingerprint(opened.source.manifest), "texts": texts.hexdigest()}
 
 
 def _resume(partial: Path, header: dict[str, Any]) -> int:

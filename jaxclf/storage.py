@@ -85,6 +85,12 @@ def manifest_from_json(data: Any, source: Path) -> Manifest:
         raise ArtifactError(f"{source}: not a manifest of leaves ({error!r})") from error
 
 
+def fingerprint(manifest: Manifest) -> str:
+    """A sha256 that two trees share if and only if every leaf is the same, bit for bit."""
+    text = json.dumps(manifest_to_json(manifest), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def read_json(path: Path) -> Any:
     """Raises ArtifactError where the file is missing or no JSON; other OSErrors pass."""
     try:

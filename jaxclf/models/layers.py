@@ -13,14 +13,28 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxclf import kernels
+from jaxclf.kernels import Kernel, LoraKernel
 from jaxclf.shapes import AnyArray, Array, Float, Int, Key, Params
 
 
-def matmul(x: Float[Array, "*batch D"], kernel: Float[Array, "D F"]) -> Float[Array, "*batch F"]:
+def matmul(x: Float[Array, "*batch D"], kernel: Kernel) -> Float[Array, "*batch F"]:
     """`x @ kernel` in the dtype of `x`: the one place where a kernel's kind is chosen."""
     # Two dimensions: XLA's CPU backend takes up to twice as long for the gradients of three.
-    rows = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(rows, kernel.astype(x.dtype)).reshape(*x.shape[:-1], kernel.shape[-1])
+    y = _multiply(x.reshape(-1, x.shape[-1]), kernel)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _multiply(x: Float[Array, "rows D"], kernel: Kernel) -> Float[Array, "rows F"]:
+    if not isinstance(kernel, LoraKernel):
+        return jnp.matmul(x, kernels.plain(kernel, x.dtype))
+    low = dropout(x, kernel.dropout, kernel.key) @ kernel.a.astype(x.dtype)
+    y = _multiply(x, kernel.base) + low @ kernel.b.astype(x.dtype) * kernel.scale.astype(x.dtype)
+    if kernel.magnitude is None:
+        return y
+    # Norms count as constants in the gradient. Source: Liu et al. 2024, section 4.3.
+    norms = jax.lax.stop_gradient(kernels.column_norms(kernel))
+    return y * (kernel.magnitude / norms).astype(x.dtype)
 
 
 class Linear(nnx.Module):

@@ -1,0 +1,138 @@
+"""What can stand where a kernel's array stood in a parameter tree: low-rank and quantised nodes.
+
+Both are pytree nodes whose arrays share the kernel's leading layer axis, so that scan, grad, vmap
+and sharding treat them as they treat an array. `models.layers.matmul` is the one place that asks
+which kind it has.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import qwix
+
+from jaxclf.shapes import Array, Float, Key, Shaped
+
+Quantisation = Literal["int8", "int4", "nf4"]
+
+TILE = 64  # rows of a kernel that share one 4-bit scale; source: Dettmers et al. 2023
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantKernel:
+    """A frozen kernel `[*L D F]` in 8 or 4 bits, symmetric around 0.
+
+    `values`: int8 `[*L D F]`, or two 4-bit values a byte, uint8 `[*L D/2 F]` (rows 2i and 2i+1 in
+    the low and high half: packed by us, as a CPU keeps one int4 a byte). `scale`: one a column
+    (int8) or one for each TILE rows of a column, `[*L D/TILE F]`.
+    """
+
+    values: Shaped[Array, "*layers rows F"]
+    scale: Float[Array, "*layers tiles F"]
+    kind: Quantisation = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *layers, rows, columns = self.values.shape
+        return (*layers, rows if self.kind == "int8" else 2 * rows, columns)
+
+    @property
+    def dtype(self) -> Any:
+        return self.scale.dtype
+
+    def dequantise(self, dtype: Any) -> Float[Array, "*layers D F"]:
+        """The kernel as an array again."""
+        values = self.values if self.kind == "int8" else _unpack(self.values, self.kind)
+        array = qwix.QArray(values, self.scale.astype(dtype), qtype=_QTYPES[self.kind])
+        return qwix.dequantize(array)
+
+
+_QTYPES: dict[Quantisation, Any] = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "nf4"}
+
+
+def quantise(
+    kernel: Float[Array, "*layers D F"], kind: Quantisation, scale_dtype: Any = jnp.bfloat16
+) -> QuantKernel:
+    """The nearest kernel of that kind; raises ValueError where D is no multiple of its tile.
+
+    Source: absolute-maximum scaling; NF4's values are those of Dettmers et al. 2023, appendix E.
+    """
+    *layers, rows, _ = kernel.shape
+    if kind != "int8" and rows % 2:
+        raise ValueError(f"a kernel of {rows} rows cannot be packed two rows a byte")
+    tile = rows if kind == "int8" else min(TILE, rows)
+    if rows % tile:
+        raise ValueError(f"a kernel of {rows} rows cannot be cut into tiles of {tile}")
+    channels = [*range(len(layers)), len(layers) + 1]
+    nearest = qwix.quantize(
+        kernel.astype(jnp.float32),
+        _QTYPES[kind],
+        channelwise_axes=channels,
+        tiled_axes={len(layers): tile},
+        scale_dtype=scale_dtype,
+    )
+    values = nearest.qvalue if kind == "int8" else _pack(nearest.qvalue)
+    return QuantKernel(values, nearest.scale, kind)
+
+
+def _pack(values: Shaped[Array, "*layers D F"]) -> Shaped[Array, "*layers half F"]:
+    *layers, rows, columns = values.shape
+    pairs = values.astype(jnp.uint8).reshape(*layers, rows // 2, 2, columns) & 15
+    return pairs[..., 0, :] | (pairs[..., 1, :] << 4)
+
+
+def _unpack(packed: Shaped[Array, "*layers half F"], kind: Quantisation) -> Shaped[Array, "..."]:
+    *layers, half, columns = packed.shape
+    pairs = jnp.stack([packed & 15, packed >> 4], axis=-2).reshape(*layers, 2 * half, columns)
+    if kind == "nf4":
+        return pairs.astype(jnp.uint4)
+    # The sign of a 4-bit number stands in its highest bit.
+    return (pairs.astype(jnp.int8) ^ 8) - 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LoraKernel:
+    """A frozen kernel and its low-rank addition `scale * a @ b`, never multiplied out.
+
+    `magnitude`: DoRA's norm of each column, or None. `key`: turns dropout (of what enters `a`) on.
+    Source: Hu et al. 2021; Liu et al. 2024 (DoRA).
+    """
+
+    base: Float[Array, "*layers D F"] | QuantKernel
+    a: Float[Array, "*layers D R"]
+    b: Float[Array, "*layers R F"]
+    scale: Float[Array, "*layers"]
+    magnitude: Float[Array, "*layers F"] | None = None
+    key: Key[Array, "*layers"] | None = None
+    dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.base.dtype
+
+
+Kernel = Array | QuantKernel | LoraKernel
+
+
+def plain(kernel: Array | QuantKernel, dtype: Any) -> Float[Array, "*layers D F"]:
+    """A frozen kernel as an array of `dtype`."""
+    if isinstance(kernel, QuantKernel):
+        return kernel.dequantise(dtype)
+    return kernel.astype(dtype)
+
+
+def column_norms(kernel: LoraKernel) -> Float[Array, "*layers F"]:
+    """The norm of each column of base + scale·a·b, float32, without multiplying a and b out."""
+    base, a, b = (plain(part, jnp.float32) for part in (kernel.base, kernel.a, kernel.b))
+    scale = kernel.scale.astype(jnp.float32)[..., None]
+    cross = jnp.sum((jnp.swapaxes(a, -1, -2) @ base) * b, axis=-2)
+    square = jnp.sum((jnp.swapaxes(a, -1, -2) @ a @ b) * b, axis=-2)
+    total = jnp.sum(jnp.square(base), axis=-2) + 2 * scale * cross + jnp.square(scale) * square
+    return jnp.sqrt(jnp.maximum(total, 0.0))
