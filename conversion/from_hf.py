@@ -20,8 +20,10 @@ import jax
 import numpy as np
 
 from conversion import attributes, encoders, files, llama, mapping
-from jaxclf import checkpoints, errors, storage
+from jaxclf import checkpoints, errors, kernels, storage
+from jaxclf.classify import find_model
 from jaxclf.errors import ArtifactError, InputError, StorageError
+from jaxclf.kernels import Quantise, QuantKernel
 from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.zoo import ModelConfig
@@ -49,16 +51,18 @@ def convert(
     source: Path,
     destination: Path,
     dtype: str = "keep",
+    quantise: Quantise = "none",
     *,
     overwrite: bool = False,
     progress: Callable[[str], None] = print,
 ) -> None:
     """Write `destination` from the Hugging Face directory `source`.
 
-    `dtype`: "keep", or what all parameters are cast to. Tensors of heads that we do not have are
-    left behind; `conversion.json` lists them and the labels of the head that was taken. Memory
-    peaks at the largest tensor of the source plus a few blocks. Raises InputError for a checkpoint
-    that we cannot honour, ArtifactError for a corrupt or incomplete one.
+    `dtype`: "keep", or what all parameters are cast to. `quantise`: "none", or the kind that
+    kernels become, each layer by itself (see `kernels.quantiser`). Tensors of heads that we do not
+    have are left behind; `conversion.json` lists them and the labels of the head that was taken.
+    Memory peaks at the largest tensor of the source plus a few blocks. Raises InputError for a
+    checkpoint that we cannot honour, ArtifactError for a corrupt or incomplete one.
     """
     theirs = storage.read_json(source / "config.json")
     family = FAMILIES.get(str(theirs.get("model_type"))) if isinstance(theirs, dict) else None
@@ -82,13 +86,18 @@ def convert(
             for path, leaf in leaves.items():
                 parts = [tensor for tensor in tensors if tensor.ours == path]
                 stored = _one_dtype(weights, parts) if dtype == "keep" else dtype
-                writer.write(path, leaf.shape, stored, _read(weights, parts))
+                change = kernels.quantiser(path, quantise) if quantise != "none" else None
+                if change is None:
+                    writer.write(path, leaf.shape, stored, _read(weights, parts))
+                else:
+                    _write_quantised(writer, path, leaf, change, lambda p=parts: _read(weights, p))
                 count = f"{len(writer.manifest)}/{len(leaves)}"
                 progress(f"{count} {path} {stored}{list(leaf.shape)} from {parts[0].name}")
         manifest = storage.manifest_to_json(writer.manifest)
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        largest = max(writer.manifest.values(), key=lambda leaf: math.prod(leaf.shape))
-        checkpoints.write_model(new / "model.json", config, largest.dtype)
+        floats = [leaf for leaf in writer.manifest.values() if "int" not in leaf.dtype]
+        largest = max(floats, key=lambda leaf: math.prod(leaf.shape))
+        checkpoints.write_model(new / "model.json", config, largest.dtype, quantise)
         labels = attributes.labels(theirs, source / "config.json") if _has_head(config) else None
         origin = {"source": source.absolute().name, "unused": unused, "labels": labels}
         (new / "conversion.json").write_text(json.dumps(origin, indent=1, ensure_ascii=False))
@@ -96,31 +105,40 @@ def convert(
         files.copy_files(source, new, ["generation_config.json"])
 
 
-def cached(source: str, dtype: str = "keep", *, progress: Callable[[str], None] = print) -> Path:
+def cached(
+    source: str,
+    dtype: str = "keep",
+    quantise: Quantise = "none",
+    *,
+    progress: Callable[[str], None] = print,
+) -> Path:
     """The model directory of a Hugging Face directory or hub id, converted at the first call.
 
-    It lies under $JAXCLF_CACHE or ~/.cache/jaxclf; files of another size or time, or another
-    `dtype`, make another entry.
+    It lies under $JAXCLF_CACHE or ~/.cache/jaxclf; files of another size or time, another `dtype`
+    or another `quantise` make another entry.
     """
     directory = locate(source)
     root = Path(os.environ.get("JAXCLF_CACHE") or Path.home() / ".cache" / "jaxclf")
-    entry = root / "models" / f"{directory.name}-{_fingerprint(directory, dtype)[:16]}"
+    entry = root / "models" / f"{directory.name}-{_fingerprint(directory, dtype, quantise)[:16]}"
     if not entry.is_dir():
         progress(f"converting {directory} into {entry}")
         try:
-            convert(directory, entry, dtype, progress=progress)
+            convert(directory, entry, dtype, quantise, progress=progress)
         except (OSError, InputError):
             if not entry.is_dir():  # else another process was faster
                 raise
     return entry
 
 
-def resolve(source: str) -> checkpoints.ModelSource:
-    """What `config.model.checkpoint` names: a run or model directory of ours, or Hugging Face's."""
+def resolve(source: str, quantise: Quantise = "none") -> checkpoints.ModelSource:
+    """What `config.model.checkpoint` names: a run or model directory of ours, or Hugging Face's.
+
+    `quantise`: what its kernels have to be; one of Hugging Face is converted to it.
+    """
     path = Path(source).expanduser()
     if (path / "params").is_dir() or (path / "checkpoints").is_dir():
-        return checkpoints.resolve(path)
-    return checkpoints.resolve(cached(source))
+        return find_model(str(path), quantise)
+    return checkpoints.resolve(cached(source, quantise=quantise))
 
 
 def locate(source: str) -> Path:
@@ -199,8 +217,23 @@ def _read(weights: files.Weights, parts: list[mapping.Tensor]) -> Iterator[np.nd
         yield tensor.T if part.transpose else tensor
 
 
-def _fingerprint(directory: Path, dtype: str) -> str:
-    digest = hashlib.sha256(f"{_LAYOUT} {dtype} {directory}".encode())
+def _write_quantised(
+    writer: storage.TreeWriter,
+    path: str,
+    leaf: jax.ShapeDtypeStruct,
+    change: Callable[[jax.Array], QuantKernel],
+    parts: Callable[[], Iterator[np.ndarray]],
+) -> None:
+    """Write a leaf's values and its scales, reading it twice so that one part is held at once."""
+    abstract = storage.flatten(jax.eval_shape(change, leaf))
+    quantised = jax.jit(change)
+    for name, part in abstract.items():
+        arrays = (storage.flatten(quantised(array))[name] for array in parts())
+        writer.write(f"{path}/{name}", part.shape, part.dtype.name, map(np.asarray, arrays))
+
+
+def _fingerprint(directory: Path, dtype: str, quantise: Quantise) -> str:
+    digest = hashlib.sha256(f"{_LAYOUT} {dtype} {quantise} {directory}".encode())
     for path in sorted(directory.iterdir()):
         if path.suffix == ".safetensors" or path.suffix == ".json" or path.name in TOKENIZER_FILES:
             status = path.stat()
@@ -215,10 +248,22 @@ def main(argv: list[str]) -> None:
     parser.add_argument("source", metavar="SRC", help="Hugging Face directory or hub id")
     parser.add_argument("destination", metavar="DST", type=Path, help="model directory to write")
     parser.add_argument("--dtype", choices=["bfloat16", "float32", "keep"], default="keep")
+    parser.add_argument(
+        "--quantise",
+        choices=["none", "int8", "int4", "nf4"],
+        default="none",
+        help="of the kernels, for a frozen base (model.quantise)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
     options = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # nothing here computes
-    convert(locate(options.source), options.destination, options.dtype, overwrite=options.overwrite)
+    convert(
+        locate(options.source),
+        options.destination,
+        options.dtype,
+        options.quantise,
+        overwrite=options.overwrite,
+    )
     print(f"wrote {options.destination}")
 
 

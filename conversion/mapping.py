@@ -89,11 +89,16 @@ def expand(rows: Sequence[Row], leaves: Mapping[str, Shape]) -> list[Tensor]:
 
 
 def check(
-    tensors: Iterable[Tensor], found: Mapping[str, Shape], ignored: Sequence[str], source: object
+    tensors: Iterable[Tensor],
+    found: Mapping[str, Shape],
+    ignored: Sequence[str],
+    source: object,
+    settings: str = "config.json",
 ) -> None:
     """Raise one ArtifactError that lists all missing, unused and wrong-shaped tensors.
 
-    `ignored`: regular expressions of names that are known to be no parameter of ours.
+    `ignored`: regular expressions of names that are known to be no parameter of ours. `settings`:
+    the file that the shapes follow from.
     """
     wanted = {tensor.name: tensor.shape for tensor in tensors}
     defects = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
@@ -101,7 +106,7 @@ def check(
         if name not in wanted and not matches(name, ignored):
             defects.append(f"unused: {name} {shape}")
         elif name in wanted and wanted[name] != shape:
-            defects.append(f"wrong shape: {name} {shape}, expected {wanted[name]} by config.json")
+            defects.append(f"wrong shape: {name} {shape}, expected {wanted[name]} by {settings}")
     if defects:
         raise ArtifactError("\n  ".join([f"{source}: the tensors do not fit the model:", *defects]))
 

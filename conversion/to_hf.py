@@ -72,8 +72,8 @@ def export(
     storage.check_tree(found.params_dir, found.manifest, abstract, cast=True)
     storage.verify(found.params_dir, found.manifest)
 
-    config, head = _with_one_head(config, task)
-    labels, problem = _labels(found, head) if head else ((), None)
+    config, head = with_one_head(config, task)
+    labels, problem = labels_of(found, head) if head else ((), None)
     theirs = _token_ids(found)
     written = family.write_config(config, labels) | {"dtype": dtype}
     if problem:
@@ -99,7 +99,7 @@ def export(
         (new / "README.md").write_text(card if isinstance(card, str) else card(found))
 
 
-def _with_one_head(config: ModelConfig, task: str | None) -> tuple[ModelConfig, HeadConfig | None]:
+def with_one_head(config: ModelConfig, task: str | None) -> tuple[ModelConfig, HeadConfig | None]:
     """The model that is left with the head of `task` alone, and that head."""
     if not isinstance(config, EncoderConfig) or not config.heads:
         if task is not None:
@@ -117,7 +117,7 @@ def _with_one_head(config: ModelConfig, task: str | None) -> tuple[ModelConfig, 
     return dataclasses.replace(config, heads=tuple(chosen), pooler=pooler), chosen[0]
 
 
-def _labels(source: ModelSource, head: HeadConfig) -> tuple[Sequence[str], str | None]:
+def labels_of(source: ModelSource, head: HeadConfig) -> tuple[Sequence[str], str | None]:
     """What a head's scores stand for, and transformers' name for the kind of task."""
     labels, problem = (), None
     if source.run_dir is not None:

@@ -18,11 +18,13 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxclf import lora, storage
@@ -33,7 +35,7 @@ from jaxclf.models.heads import HeadConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
 from jaxclf.models.zoo import ModelConfig
-from jaxclf.shapes import Params
+from jaxclf.shapes import Params, Tree
 from jaxclf.storage import Manifest
 
 FAMILIES = {"llama": LlamaConfig} | dict.fromkeys(
@@ -46,7 +48,7 @@ Which = int | Literal["best", "last"]
 class Restored(NamedTuple):
     """A checkpoint in memory."""
 
-    params: Params
+    params: Tree
     state: Any
     iterator_state: Any
     metrics: dict[str, float]
@@ -84,7 +86,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        params: Params,
+        params: Tree,
         state: Any,
         iterator_state: Any,
         metrics: Mapping[str, float],
@@ -123,7 +125,7 @@ class Checkpoints:
     def best_step(self) -> int | None:
         return _choose(self.directory, "best")
 
-    def restore(self, step: Which, abstract_params: Params, abstract_state: Any) -> Restored:
+    def restore(self, step: Which, abstract_params: Tree, abstract_state: Any) -> Restored:
         """Load bit for bit what was saved; raises ArtifactError naming each damaged leaf."""
         self.wait()
         directory = _step_directory(self.directory, step)
@@ -132,7 +134,7 @@ class Checkpoints:
         state = storage.restore(directory / "state", meta.manifest["state"], abstract_state)
         return Restored(params, state, meta.iterator_state, meta.metrics)
 
-    def restore_params(self, step: Which, abstract_params: Params) -> Params:
+    def restore_params(self, step: Which, abstract_params: Tree) -> Tree:
         """The parameters alone."""
         self.wait()
         directory = _step_directory(self.directory, step)
@@ -316,6 +318,21 @@ def _step_directory(directory: Path, step: Which) -> Path:
     return directory / str(chosen)
 
 
+def write_base(
+    directory: Path, params: Params, config: ModelConfig, dtype: str, quantised: str
+) -> None:
+    """Write a model directory, which appears whole or not at all, without a tokenizer."""
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with storage.TreeWriter(partial / "params") as writer:
+        for path, leaf in storage.flatten(params).items():
+            writer.write(path, leaf.shape, leaf.dtype.name, [np.asarray(leaf)])
+    manifest = storage.manifest_to_json(writer.manifest)
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_model(partial / "model.json", config, dtype, quantised)
+    partial.rename(directory)
+
+
 # Meta ---------------------------------------------------------------------------------------------
 
 
@@ -373,9 +390,10 @@ def _storage_errors(what: str) -> Iterator[None]:
 # model.json ---------------------------------------------------------------------------------------
 
 
-def write_model(path: Path, config: ModelConfig, dtype: str) -> None:
-    """Write model.json; `dtype`: that of the stored parameters."""
-    fields = {"family": zoo.family_of(config), **dataclasses.asdict(config), "dtype": dtype}
+def write_model(path: Path, config: ModelConfig, dtype: str, quantised: str = "none") -> None:
+    """Write model.json; `dtype`: of the stored parameters, `quantised`: what their kernels are."""
+    fields = {"family": zoo.family_of(config), **dataclasses.asdict(config)}
+    fields |= {"dtype": dtype, "quantised": quantised}
     path.write_text(json.dumps(fields, indent=2) + "\n")
 
 
@@ -384,6 +402,7 @@ def read_model(path: Path) -> tuple[ModelConfig, str]:
     fields = storage.read_json(path)
     try:
         family, dtype = fields["family"], fields.pop("dtype")
+        fields.pop("quantised", None)
         if family not in FAMILIES:
             raise ValueError(f"family {family!r} is not known; known: {', '.join(FAMILIES)}")
         if family == "llama":
@@ -395,6 +414,11 @@ def read_model(path: Path) -> tuple[ModelConfig, str]:
         return FAMILIES[family](**fields), dtype
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: describes no model of this version ({error})") from error
+
+
+def quantisation(source: ModelSource) -> str:
+    """What the kernels of a stored model are: none, int8, int4 or nf4."""
+    return storage.read_json(source.model_json).get("quantised", "none")
 
 
 # adapters.json ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A classifier ready to label texts: model, parameters, tokenizer, tasks and prompt together."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxclf import config as configs
-from jaxclf.checkpoints import ModelSource, Which, load_params, read_model, resolve
+from jaxclf import lora, transfer
+from jaxclf.checkpoints import (
+    ModelSource,
+    Which,
+    check_base,
+    load_adapters,
+    load_params,
+    quantisation,
+    read_model,
+    resolve,
+)
 from jaxclf.data import prompts
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.prompts import Prompt
@@ -17,6 +27,7 @@ from jaxclf.data.tasks import Record
 from jaxclf.data.tokenize import Tokenizer
 from jaxclf.errors import InputError
 from jaxclf.generation import GenerativeClassifier, PromptSource
+from jaxclf.kernels import Quantise
 from jaxclf.models import zoo
 from jaxclf.models.zoo import Model, ModelConfig
 from jaxclf.recipe import Recipe
@@ -24,6 +35,22 @@ from jaxclf.scoring import HeadClassifier
 from jaxclf.shapes import Params
 
 Classifier = GenerativeClassifier | HeadClassifier
+
+FindModel = Callable[[str, Quantise], ModelSource]
+
+
+def find_model(checkpoint: str, quantise: Quantise = "none") -> ModelSource:
+    """A run or model directory of ours; raises InputError where it is quantised otherwise.
+
+    The commands pass `conversion.from_hf.resolve` instead, which converts others on the way.
+    """
+    source = resolve(checkpoint)
+    if (found := quantisation(source)) != quantise:
+        raise InputError(
+            f"model.quantise is {quantise!r}; the kernels of {checkpoint} are {found!r}. Set it to "
+            "that, or give the checkpoint that it was converted from"
+        )
+    return source
 
 
 def make_classifier(model: Model, tokenizer: Tokenizer, recipe: Recipe) -> Classifier:
@@ -46,7 +73,11 @@ def prompt_source(config: ConfigDict, dataset: Dataset) -> tuple[Prompt, PromptS
 
 
 def create_model(config: ConfigDict, dimensions: ModelConfig) -> Model:
-    """The model in the config's dtypes; `auto` computes in float32 on CPU, else in bfloat16."""
+    """The model in the config's dtypes, quantised and with the prefix that it asks for.
+
+    `auto` computes in float32 on CPU, else in bfloat16.
+    """
+    dimensions = dataclasses.replace(dimensions, prefix=config.model.prefix)
     if (rate := config.model.dropout) >= 0:
         names = ("dropout", "attention_dropout", "head_dropout")
         present = {field.name for field in dataclasses.fields(dimensions)}
@@ -59,6 +90,8 @@ def create_model(config: ConfigDict, dimensions: ModelConfig) -> Model:
         dtype=jnp.dtype(dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
         remat=config.model.remat,
+        unroll=config.model.unroll,
+        quantise=config.model.quantise,
     )
 
 
@@ -81,11 +114,17 @@ def which(text: str) -> Which:
     raise InputError(f"--step {text}: expected best, last or the number of a step")
 
 
-def open_run(path: Path, step: Which = "best", overrides: Sequence[str] = ()) -> Opened:
+def open_run(
+    path: Path,
+    step: Which = "best",
+    overrides: Sequence[str] = (),
+    find: FindModel = find_model,
+) -> Opened:
     """Load what a run saved: a run directory, or a step directory of one.
 
-    `overrides` (`data.root=…`) change the run's config. Raises ArtifactError where a part is
-    missing, damaged or does not fit, InputError where the path holds no run.
+    `overrides` (`data.root=…`) change the run's config. `find(checkpoint, quantise)`: where the
+    base of a run of adapters lies. Raises ArtifactError where a part is missing, damaged or does
+    not fit (a base that is another one too), InputError where the path holds no run.
     """
     source = resolve(path, step)
     if source.run_dir is None:
@@ -100,4 +139,19 @@ def open_run(path: Path, step: Which = "best", overrides: Sequence[str] = ()) ->
     dimensions, _ = read_model(source.model_json)
     model = create_model(config, dimensions)
     classifier = make_classifier(model, Tokenizer.load(source.tokenizer_dir), recipe)
-    return Opened(classifier, load_params(source, model.abstract), config, source)
+    if source.adapters is None:
+        params = load_params(source, model.abstract)
+    else:
+        base = find_base(config, source.run_dir, find)
+        check_base(source.adapters, base, source.run_dir)
+        plan = transfer.plan(model, base, config.model.heads, recipe)
+        frozen = transfer.load(model, base, plan, jax.random.key(config.seed))
+        params = lora.bind(frozen, load_adapters(source, frozen))
+    return Opened(classifier, params, config, source)
+
+
+def find_base(config: ConfigDict, run_dir: Path, find: FindModel) -> ModelSource:
+    """The frozen base of a run of adapters: what the config names, or the run's own."""
+    if config.model.checkpoint:
+        return find(config.model.checkpoint, config.model.quantise)
+    return resolve(run_dir / "base")

@@ -32,10 +32,11 @@ def main(arguments: list[str]) -> None:
     options = configs.parse(parser, arguments)
 
     # Only now what takes seconds to import.
+    from conversion import from_hf
     from jaxclf import evaluation
     from jaxclf.classify import open_run, which
 
-    opened = open_run(options.checkpoint, which(options.step), options.overrides)
+    opened = open_run(options.checkpoint, which(options.step), options.overrides, from_hf.resolve)
     evaluation.evaluate(opened, Path(options.output), options.split)
 
 

@@ -66,19 +66,34 @@ def _is_trained(value: Any) -> bool:
     return True
 
 
-def _are_weights(values: Any) -> bool:
-    weight = real(0, above=True)
-    return type(values) is tuple and all(map(weight.holds, values))
-
-
-def _are_label_weights(values: Any) -> bool:
+def _are_pairs(values: Any, second: Rule) -> bool:
     return type(values) is tuple and all(
         type(pair) is tuple
         and len(pair) == 2
         and isinstance(pair[0], str)
-        and real(0).holds(pair[1])
+        and second.holds(pair[1])
         for pair in values
     )
+
+
+def _are_patterns(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        for pattern in value.split(","):
+            re.compile(pattern)
+    except re.error:
+        return False
+    return True
+
+
+def _are_layers(values: Any) -> bool:
+    return type(values) is tuple and all(map(whole(0).holds, values))
+
+
+def _are_weights(values: Any) -> bool:
+    weight = real(0, above=True)
+    return type(values) is tuple and all(map(weight.holds, values))
 
 
 RULES: dict[str, Rule] = {
@@ -102,7 +117,26 @@ RULES: dict[str, Rule] = {
     ),
     "model.heads": one_of("keep", "new"),
     "loss.label_smoothing": real(0, 1),
-    "loss.class_weights": Rule('pairs such as (("spam", 3.0), ("ham", 1.0))', _are_label_weights),
+    "model.quantise": one_of("none", "int8", "int4", "nf4"),
+    "model.prefix": whole(0),
+    "model.unroll": whole(1),
+    "tune": one_of("full", "lora", "dora", "lora_fa", "bitfit", "prefix", "head"),
+    "lora.targets": Rule("names or patterns such as q,v or all-linear", _are_patterns),
+    "lora.layers": Rule("numbers of layers such as (0, 1)", _are_layers),
+    "lora.rank": whole(1),
+    "lora.alpha": real(0, above=True),
+    "lora.rank_pattern": Rule(
+        'pairs such as (("layers/0/.*", 4),)', lambda value: _are_pairs(value, whole(1))
+    ),
+    "lora.alpha_pattern": Rule(
+        'pairs such as (("q", 8.0),)', lambda value: _are_pairs(value, real(0, above=True))
+    ),
+    "lora.dropout": real(0, 1),
+    "lora.saved": Rule("path patterns such as heads/.*,pooler/.*", _are_patterns),
+    "lora.b_rate": real(0, above=True),
+    "loss.class_weights": Rule(
+        'pairs such as (("spam", 3.0), ("ham", 1.0))', lambda value: _are_pairs(value, real(0))
+    ),
     "loss.task_weights": Rule("positive numbers, one a task", _are_weights),
     "train.steps": whole(0),
     "train.batch_size": whole(1),
@@ -153,6 +187,21 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"data.slots is empty, but data.task is {data.task!r}; expected the column that holds "
             "the slots. Name it, or set data.task to 'label'"
+        )
+    if config.tune != "full" and train.trained != "all":
+        raise InputError(
+            f"train.trained is {train.trained!r}, which chooses among the model's own parameters; "
+            f"tune={config.tune!r} trains others. Set tune='full', or train.trained='all'"
+        )
+    if config.tune == "full" and config.model.quantise != "none":
+        raise InputError(
+            f"model.quantise is {config.model.quantise!r}: a quantised model is frozen. Set tune "
+            "to 'lora' or another that trains adapters"
+        )
+    if (config.tune == "prefix") != (config.model.prefix > 0):
+        raise InputError(
+            f"model.prefix is {config.model.prefix} and tune is {config.tune!r}; tune='prefix' "
+            "needs some, such as 16, and nothing else does"
         )
     if train.batch_size % train.accumulate:
         raise InputError(

@@ -6,15 +6,19 @@ which kind it has.
 """
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import qwix
 
-from jaxclf.shapes import Array, Float, Key, Shaped
+from jaxclf.shapes import Array, Float, Key, Params, Shaped
 
 Quantisation = Literal["int8", "int4", "nf4"]
+Quantise = Quantisation | Literal["none"]
 
 TILE = 64  # rows of a kernel that share one 4-bit scale; source: Dettmers et al. 2023
 
@@ -26,11 +30,11 @@ class QuantKernel:
 
     `values`: int8 `[*L D F]`, or two 4-bit values a byte, uint8 `[*L D/2 F]` (rows 2i and 2i+1 in
     the low and high half: packed by us, as a CPU keeps one int4 a byte). `scale`: one a column
-    (int8) or one for each TILE rows of a column, `[*L D/TILE F]`.
+    (int8), one for each TILE rows of a column, `[*L D/TILE F]`, or one a row (an embedding's).
     """
 
     values: Shaped[Array, "*layers rows F"]
-    scale: Float[Array, "*layers tiles F"]
+    scale: Float[Array, "*layers tiles columns"]
     kind: Quantisation = dataclasses.field(metadata={"static": True})
 
     @property
@@ -55,16 +59,14 @@ _QTYPES: dict[Quantisation, Any] = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "
 def quantise(
     kernel: Float[Array, "*layers D F"], kind: Quantisation, scale_dtype: Any = jnp.bfloat16
 ) -> QuantKernel:
-    """The nearest kernel of that kind; raises ValueError where D is no multiple of its tile.
+    """The nearest kernel of that kind; raises ValueError where an odd D cannot be packed.
 
     Source: absolute-maximum scaling; NF4's values are those of Dettmers et al. 2023, appendix E.
     """
     *layers, rows, _ = kernel.shape
     if kind != "int8" and rows % 2:
         raise ValueError(f"a kernel of {rows} rows cannot be packed two rows a byte")
-    tile = rows if kind == "int8" else min(TILE, rows)
-    if rows % tile:
-        raise ValueError(f"a kernel of {rows} rows cannot be cut into tiles of {tile}")
+    tile = rows if kind == "int8" else math.gcd(rows, TILE)
     channels = [*range(len(layers)), len(layers) + 1]
     nearest = qwix.quantize(
         kernel.astype(jnp.float32),
@@ -75,6 +77,37 @@ def quantise(
     )
     values = nearest.qvalue if kind == "int8" else _pack(nearest.qvalue)
     return QuantKernel(values, nearest.scale, kind)
+
+
+def quantise_rows(table: Float[Array, "V D"], scale_dtype: Any = jnp.bfloat16) -> QuantKernel:
+    """An embedding in int8 with one scale a row, so that rows can be taken from it."""
+    nearest = qwix.quantize(
+        table.astype(jnp.float32), jnp.int8, channelwise_axes=[0], scale_dtype=scale_dtype
+    )
+    return QuantKernel(nearest.qvalue, nearest.scale, "int8")
+
+
+def quantiser(path: str, kind: Quantisation) -> Callable[[Array], QuantKernel] | None:
+    """How the leaf at `path` of a model is quantised; None: it stays as it is.
+
+    Kernels of the layers and the unembedding are of `kind`, the embedding of tokens always int8:
+    norms, biases, positions and heads are small.
+    """
+    if path.startswith(("layers/", "unembed/")) and path.endswith("/kernel"):
+        return functools.partial(quantise, kind=kind)
+    if path in ("embed/embedding", "embed/tokens/embedding"):
+        return quantise_rows
+    return None
+
+
+def quantised(params: Params, kind: Quantisation) -> Params:
+    """A model's parameters with every leaf quantised that `quantiser` names."""
+
+    def one(path, leaf):
+        change = quantiser(jax.tree_util.keystr(path, simple=True, separator="/"), kind)
+        return change(leaf) if change else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _pack(values: Shaped[Array, "*layers D F"]) -> Shaped[Array, "*layers half F"]:

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxclf.errors import InputError
-from jaxclf.shapes import Params
+from jaxclf.shapes import Array, Key, Tree
 
 _NAMED_PATTERNS = {"all": ".*", "biases": r".*/bias", "norms": r".*norm.*"}
 
@@ -30,7 +30,7 @@ class Partition(NamedTuple):
 
     chosen: dict[str, int]
 
-    def split(self, params: Params) -> tuple[Params, Params]:
+    def split(self, params: Tree) -> tuple[Tree, Tree]:
         """(trained, frozen): trees of the same structure with None where the other has all."""
 
         def part(select: Callable):
@@ -42,8 +42,8 @@ class Partition(NamedTuple):
         frozen = part(lambda count, leaf: None if count < 0 else leaf[:-count] if count else leaf)
         return trained, frozen
 
-    def join(self, trained: Params, frozen: Params) -> Params:
-        """The whole tree again."""
+    def join(self, trained: Tree, frozen: Tree, key: Key[Array, ""] | None = None) -> Tree:
+        """The whole tree again; `key` is for tunings with a dropout of their own."""
 
         def whole(one, other):
             if one is None or other is None:
@@ -53,7 +53,7 @@ class Partition(NamedTuple):
         return jax.tree.map(whole, trained, frozen, is_leaf=lambda leaf: leaf is None)
 
 
-def choose(params: Params, trained: str) -> Partition:
+def choose(params: Tree, trained: str) -> Partition:
     """Read `config.train.trained`: all, last:N (layers), biases, norms, or a path pattern.
 
     A pattern is a regular expression that must match a whole path such as
@@ -98,16 +98,22 @@ def schedule(config: ConfigDict) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
 
 
-def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def optimizer(config: ConfigDict, b_rate: float = 1.0) -> optax.GradientTransformation:
     """AdamW with clipping by global norm, for gradients and moments in float32.
 
     Decay leaves one-dimensional leaves (norm scales and biases) alone; stacked layers add one axis.
-    Source: Loshchilov & Hutter 2019.
+    `b_rate`: how many times the learning rate is for an adapter's `b`. Source: Loshchilov & Hutter
+    2019; Hayou et al. 2024 (LoRA+).
     """
 
-    def decayed(params: Params):
+    def decayed(params: Tree):
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.ndim > 1 + path_name(path).startswith("layers/"), params
+            lambda path, leaf: leaf.ndim > 1 + ("layers" in path_name(path).split("/")), params
+        )
+
+    def faster_b(updates: Tree, _: Tree = None):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf * b_rate if path_name(path).endswith("/b") else leaf, updates
         )
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
@@ -118,4 +124,5 @@ def optimizer(config: ConfigDict) -> optax.GradientTransformation:
         if config.weight_decay
         else optax.identity(),
         optax.scale_by_learning_rate(schedule(config)),
+        optax.stateless(faster_b) if b_rate != 1 else optax.identity(),
     )

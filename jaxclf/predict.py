@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> None:
         raise errors.InputError(f"--batch-size {options.batch_size}: expected 1 or more")
 
     # Only now what takes seconds to import.
+    from conversion import from_hf
     from jaxclf import labelling
     from jaxclf.classify import open_run, which
     from jaxclf.data.records import Schema
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> None:
         Schema(options.text, id=options.id, pair=options.pair),
         skip=options.on_defect == "skip",
     )
-    opened = open_run(options.checkpoint, which(options.step), options.overrides)
+    opened = open_run(options.checkpoint, which(options.step), options.overrides, from_hf.resolve)
     labelling.label_file(
         opened,
         records,

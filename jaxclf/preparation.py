@@ -54,7 +54,8 @@ def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setu
     else:
         setup = _decoder(config, workdir, base, dataset, dimensions)
     setup.recipe.save(workdir / "task.json")
-    write_model(workdir / "model.json", setup.model.config, config.model.param_dtype)
+    model = setup.model.config
+    write_model(workdir / "model.json", model, config.model.param_dtype, config.model.quantise)
     return setup
 
 
@@ -293,4 +294,5 @@ _NOT_DIMENSIONS = (
     "head_dropout",
     "pooler",
     "heads",
+    "prefix",
 )

@@ -18,6 +18,9 @@ from jaxtyping import Bool, Float, Int, Key, Shaped
 Params = dict[str, Any]
 """A nested dict of arrays; layers are stacked on a leading L axis."""
 
+Tree = Any
+"""Any pytree of arrays: parameters, adapters, or a part of either with None elsewhere."""
+
 AnyArray = Array | np.ndarray
 
-__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "Params", "Shaped"]
+__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "Params", "Shaped", "Tree"]

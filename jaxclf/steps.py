@@ -1,7 +1,7 @@
 """The train state and the pure function that makes one step of it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,25 @@ import optax
 from jaxclf.data.pack import Batch
 from jaxclf.losses import Objective, Sums
 from jaxclf.models.zoo import Model
-from jaxclf.optim import Partition
-from jaxclf.shapes import Array, Float, Int, Key, Params
+from jaxclf.shapes import Array, Float, Int, Key, Params, Tree
+
+_ADAPTER_DROPOUT = 0x10A  # keys of a stream apart from the model's own dropout
+
+
+@runtime_checkable
+class Tuning(Protocol):
+    """What is trained beside what is frozen: `optim.Partition` or `tuning.Adapted`."""
+
+    def join(self, trained: Tree, frozen: Tree, key: Key[Array, ""] | None = None) -> Params:
+        """The parameters to bind; a key turns the adapters' dropout on."""
+        ...
 
 
 class TrainState(NamedTuple):
     """All that changes from step to step."""
 
     step: Int[Array, ""]
-    trained: Params
+    trained: Tree
     opt_state: Any
     key: Key[Array, ""]
     skipped: Int[Array, ""]  # non-finite steps in a row
@@ -38,7 +48,7 @@ class Metrics(NamedTuple):
 
 
 def init_state(
-    trained: Params, optimizer: optax.GradientTransformation, key: Key[Array, ""]
+    trained: Tree, optimizer: optax.GradientTransformation, key: Key[Array, ""]
 ) -> TrainState:
     """The state before the first step; moments are float32."""
     moments = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
@@ -49,25 +59,29 @@ def init_state(
 
 def make_train_step(
     model: Model,
-    partition: Partition,
+    tuning: Tuning,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     objective: Objective,
-) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
+    *,
+    may_skip: bool = True,
+) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
     """A function (state, frozen parameters, batch) → (state, metrics), to be jitted.
 
     The batch has a leading micro-batch axis; losses and gradients are summed over it, each divided
     by the totals of the whole step, so that accumulation changes memory only. A step whose loss or
-    gradient is not finite leaves parameters and optimizer as they were and raises `skipped` by one.
+    gradient is not finite raises `skipped` by one; if it `may_skip` such steps it leaves parameters
+    and optimizer as they were, otherwise they are lost.
     """
 
-    def loss(trained: Params, frozen: Params, batch: Batch, totals, key):
-        sums = objective.sums(model.bind(partition.join(trained, frozen)), batch, totals, key)
+    def loss(trained: Tree, frozen: Tree, batch: Batch, totals, key):
+        params = tuning.join(trained, frozen, jax.random.fold_in(key, _ADAPTER_DROPOUT))
+        sums = objective.sums(model.bind(params), batch, totals, key)
         return sums.loss, sums
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def train_step(state: TrainState, frozen: Params, batch: Batch):
+    def train_step(state: TrainState, frozen: Tree, batch: Batch):
         totals = objective.totals(batch)
         key = jax.random.fold_in(state.key, state.step)
 
@@ -84,7 +98,11 @@ def make_train_step(
             jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), state.trained),
         )
         count = len(batch.tokens)
-        (sums, gradient), _ = jax.lax.scan(add_micro_batch, zeros, (batch, jnp.arange(count)))
+        if count == 1:  # nothing to add up: no zeros, no copies
+            only = jax.tree.map(lambda array: array[0], batch)
+            (sums, gradient), _ = add_micro_batch(zeros, (only, 0))
+        else:
+            (sums, gradient), _ = jax.lax.scan(add_micro_batch, zeros, (batch, jnp.arange(count)))
 
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
@@ -93,11 +111,12 @@ def make_train_step(
         trained = jax.tree.map(
             lambda leaf, update: (leaf + update).astype(leaf.dtype), state.trained, updates
         )
-        trained, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (trained, opt_state),
-            (state.trained, state.opt_state),
-        )
+        if may_skip:  # it keeps old beside new, which a run that stops there can do without
+            trained, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (trained, opt_state),
+                (state.trained, state.opt_state),
+            )
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics = Metrics(
             sums.loss, sums.correct / sums.count, norm, jnp.asarray(schedule(state.step)), skipped

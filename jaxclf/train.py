@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     if config.model.checkpoint:
         from conversion import from_hf
 
-        base = from_hf.resolve(config.model.checkpoint)
+        base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
     train(config, Path(options.workdir), base)
 
 

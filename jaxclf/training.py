@@ -12,8 +12,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf import config as configs
-from jaxclf import metrics, optim, report, transfer
-from jaxclf.checkpoints import Checkpoints, ModelSource
+from jaxclf import metrics, optim, report, storage, transfer, tuning
+from jaxclf.allocator import keep_freed_memory
+from jaxclf.checkpoints import (
+    AdapterInfo,
+    Checkpoints,
+    ModelSource,
+    check_base,
+    read_adapters,
+    resolve,
+    write_adapters,
+    write_base,
+)
 from jaxclf.classify import make_classifier
 from jaxclf.data import datasets, loader, pack
 from jaxclf.data.tasks import Record, Task
@@ -24,6 +34,7 @@ from jaxclf.logs import Logger, read_metrics
 from jaxclf.preparation import Setup, prepare
 from jaxclf.shapes import Params
 from jaxclf.steps import Metrics, TrainState, init_state, make_train_step
+from jaxclf.tuning import Adapted
 
 # What a resumed run may change: it alters what is shown or kept, or for how long a run goes on,
 # but no step already taken.
@@ -45,6 +56,8 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
     NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
     stays good in each case.
     """
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     with Interrupts() as interrupts:
         _claim(workdir, config)
         setup = prepare(config, workdir, base)
@@ -97,14 +110,15 @@ class _Run:
         self.config, self.workdir, self.setup = config, workdir, setup
         self.checkpoints, self.interrupts = checkpoints, interrupts
         self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe)
-        self.partition = optim.choose(setup.model.abstract, config.train.trained)
-        self.optimizer = optim.optimizer(config.train)
+        self.tuning = tuning.choose(config, setup.model.abstract)
+        self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
         step = make_train_step(
             setup.model,
-            self.partition,
+            self.tuning,
             self.optimizer,
             optim.schedule(config.train),
             setup.objective,
+            may_skip=config.train.max_skipped > 0,
         )
         self.train_step = jax.jit(step, donate_argnums=0)
         self.batches = loader.train_batches(
@@ -124,32 +138,62 @@ class _Run:
     def start(self, base: ModelSource | None) -> None:
         """Parameters and optimizer from the run's last checkpoint, the base, or a random start."""
         model, key = self.setup.model, jax.random.key(self.config.seed)
+        tuned, latest = self.tuning, self.checkpoints.latest_step()
+        if isinstance(tuned, Adapted):
+            base = self.frozen_base(base, key)
         self.plan = transfer.plan(model, base, self.config.model.heads, self.setup.recipe)
-        if (latest := self.checkpoints.latest_step()) is None:
+        params = None
+        if latest is None or isinstance(tuned, Adapted):
             params = transfer.load(model, base, self.plan, key)
-            trained, self.frozen = self.partition.split(params)
+        if latest is None:
+            assert params is not None
+            trained, self.frozen = tuned.start(params, key)
             self.state = jax.jit(init_state, static_argnums=1)(trained, self.optimizer, key)
             self.step = 0
             return
+        stored = tuned.abstract(model.abstract)
         abstract = jax.eval_shape(
-            lambda params: init_state(self.partition.split(params)[0], self.optimizer, key),
-            model.abstract,
+            lambda stored, params: init_state(tuned.resume(stored, params)[0], self.optimizer, key),
+            stored,
+            params,
         )
-        restored = self.checkpoints.restore(latest, model.abstract, abstract._replace(trained=None))
-        trained, self.frozen = self.partition.split(restored.params)
+        restored = self.checkpoints.restore(latest, stored, abstract._replace(trained=None))
+        trained, self.frozen = tuned.resume(restored.params, params)
         self.state: TrainState = restored.state._replace(trained=trained)
         self.batches.set_state(restored.iterator_state)
         self.step = latest
 
+    def frozen_base(self, base: ModelSource | None, key) -> ModelSource:
+        """The base of the adapters, checked against the run's adapters.json, which it writes once.
+
+        A base that starts at random has no other place to be found again: the run keeps it.
+        """
+        if base is None:
+            own = self.workdir / "base"
+            if not own.is_dir():
+                model, fields = self.setup.model, self.config.model
+                params = jax.jit(model.init)(key)
+                write_base(own, params, model.config, fields.param_dtype, fields.quantise)
+            base = resolve(own)
+        path = self.workdir / "adapters.json"
+        if path.is_file():
+            check_base(read_adapters(path), base, self.workdir)
+        else:
+            assert isinstance(self.tuning, Adapted)
+            fingerprint = storage.fingerprint(base.manifest)
+            info = AdapterInfo(self.tuning.spec, self.config.model.checkpoint, fingerprint)
+            write_adapters(path, info)
+        return base
+
     def params(self) -> Params:
-        """The whole parameter tree as it is now."""
-        return self.partition.join(self.state.trained, self.frozen)
+        """The parameters that label: the whole tree as it is now, adapters bound to it."""
+        return self.tuning.join(self.state.trained, self.frozen)
 
     def save(self, scores: dict[str, float]) -> None:
         """Save the state after the current step."""
         self.checkpoints.save(
             self.step,
-            self.params(),
+            self.tuning.stored(self.state.trained, self.frozen),
             self.state._replace(trained=None),
             self.batches.get_state(),
             scores,
@@ -231,8 +275,8 @@ class _Run:
                 raise NonFiniteError(
                     f"step {step:,}: loss {values.loss}, gradient norm {values.gradient_norm}; "
                     f"{int(values.skipped)} step(s) in a row were not finite and train.max_skipped "
-                    f"is {allowed}. Parameters are as before them. Lower train.learning_rate or "
-                    "look at the data of that step"
+                    f"is {allowed}. Nothing of them is saved. Lower train.learning_rate or look "
+                    "at the data of that step"
                 )
             logger.say(f"step {step:,} skipped: loss {values.loss}")
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
@@ -303,7 +347,9 @@ class _Run:
         best = self.checkpoints.best_step()
         params = self.params()
         if best is not None and best != self.step:
-            params = self.checkpoints.restore_params(best, self.setup.model.abstract)
+            abstract = self.tuning.abstract(self.setup.model.abstract)
+            stored = self.checkpoints.restore_params(best, abstract)
+            params = self.tuning.join(*self.tuning.resume(stored, self.tuning.base(self.frozen)))
         try:
             predictions = self.predict(params, records, split, logger)
         except _Stopped:
@@ -347,7 +393,7 @@ class _Run:
                 "checkpoint": config.model.checkpoint,
                 "dimensions": dataclasses.asdict(setup.model.config),
                 "parameters": count,
-                "trained_parameters": _size(self.state.trained),
+                "trained_parameters": self.tuning.count(setup.model.abstract),
                 "new_parameters": list(self.plan.new),
                 "unused_tensors": list(self.plan.unused),
                 "tokenizer": setup.tokenizer.fingerprint,

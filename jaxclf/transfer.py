@@ -17,11 +17,11 @@ from jaxclf.checkpoints import ModelSource, load_params, read_model
 from jaxclf.data.tasks import head_labels
 from jaxclf.errors import InputError
 from jaxclf.models.encoder import EncoderConfig
-from jaxclf.models.zoo import Model
+from jaxclf.models.zoo import Model, ModelConfig
 from jaxclf.recipe import Recipe
 from jaxclf.shapes import Array, Key, Params
 
-_REPLACEABLE = ("heads/", "pooler/")
+_REPLACEABLE = ("heads/", "pooler/", "layers/prefix/")
 
 
 class Plan(NamedTuple):
@@ -43,16 +43,19 @@ def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe) -> 
     """
     if base is None:
         return Plan({}, (), ())
+    if base.adapters is not None:
+        raise InputError(
+            f"{base.model_json.parent} holds adapters, which are no base to start from. Make a "
+            "model of them first with python -m conversion.to_hf --merge"
+        )
     wanted = storage.flatten(model.abstract)
-    if not isinstance(model.config, EncoderConfig):
-        return Plan({path: path for path in wanted}, (), _unused_at_conversion(base))
     names = _head_names(base, model.config)
     taken = {}
     for path in base.manifest:
         ours = _renamed(path, names)
         if path.startswith("heads/") and (heads == "new" or ours not in wanted):
             continue
-        if path.startswith("pooler/") and ours not in wanted:
+        if path.startswith(("pooler/", "layers/prefix/")) and ours not in wanted:
             continue
         taken[ours] = path
     _check_sizes(base, wanted, taken)
@@ -67,8 +70,6 @@ def load(model: Model, base: ModelSource | None, plan: Plan, key: Key[Array, ""]
     """A run's first parameters; raises ArtifactError where the checkpoint's body does not fit."""
     if base is None:
         return jax.jit(model.init)(key)
-    if not isinstance(model.config, EncoderConfig):
-        return load_params(base, model.abstract)
     wanted = storage.flatten(model.abstract)
     part = dataclasses.replace(
         base, manifest={path: base.manifest[path] for path in plan.taken.values()}
@@ -79,16 +80,15 @@ def load(model: Model, base: ModelSource | None, plan: Plan, key: Key[Array, ""]
     loaded = storage.flatten(load_params(part, storage.nest(abstract)))
     # The compiler leaves out what the other parameters would have started from.
     random = jax.jit(lambda key: _select(model.init(key), plan.new))(key)
-    leaves = {
-        path: random[path] if path in plan.new else loaded[plan.taken[path]] for path in wanted
-    }
-    return storage.nest(leaves)
+    leaves = [random[path] if path in plan.new else loaded[plan.taken[path]] for path in wanted]
+    return jax.tree.unflatten(jax.tree.structure(model.abstract), leaves)
 
 
-def _head_names(base: ModelSource, config: EncoderConfig) -> dict[str, str]:
-    """Head of the checkpoint → head of the run."""
+def _head_names(base: ModelSource, config: ModelConfig) -> dict[str, str]:
+    """Head of the checkpoint → head of the run; a decoder has none."""
     found, _ = read_model(base.model_json)
-    assert isinstance(found, EncoderConfig)
+    if not isinstance(found, EncoderConfig) or not isinstance(config, EncoderConfig):
+        return {}
     ours = {head.name: head.kind for head in config.heads}
     names = {head.name: head.name for head in found.heads if head.name in ours}
     for head in found.heads:

@@ -11,12 +11,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The rooms of jaxclf from the ground up. A room imports from its own level and those below.
 LEVELS = (
-    {"__init__", "errors", "shapes"},
+    {"__init__", "allocator", "errors", "shapes"},
     {"config", "fields", "interrupts", "kernels", "sharding", "storage"},
     {"data", "models"},
     {"attens", "checkpoints", "decode", "labels", "logs", "lora", "losses", "metrics", "optim"}
     | {"report"},
-    {"classify", "generation", "objectives", "recipe", "scoring", "steps", "transfer"},
+    {"classify", "generation", "objectives", "recipe", "scoring", "steps", "transfer"} | {"tuning"},
     {"preparation"},
     {"evaluation", "labelling", "training"},
     {"evaluate", "plan", "predict", "reproduce", "train"},

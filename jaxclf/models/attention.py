@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from jaxclf.models.layers import dropout
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
@@ -50,6 +51,41 @@ def attend_with_dropout(
     scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), rate, random_key)
     return jnp.einsum("bnts,bsnh->btnh", weights.astype(value.dtype), value)
+
+
+class Prefix(nnx.Module):
+    """P keys and values that every query sees before those of the text (prefix tuning).
+
+    Source: Li & Liang 2021; trained directly, without their reparametrisation.
+    """
+
+    def __init__(self, count: int, heads: int, head_dim: int, *, std: float, dtype, rngs: nnx.Rngs):
+        def pairs():
+            drawn = jax.random.normal(rngs.params(), (count, heads, head_dim), jnp.float32) * std
+            return nnx.Param(drawn.astype(dtype))
+
+        self.key, self.value = pairs(), pairs()
+
+    def before(
+        self,
+        key: Float[Array, "B S K H"],
+        value: Float[Array, "B S K H"],
+        mask: Bool[Array, "B 1 T S"],
+    ) -> tuple[Float[Array, "B PS K H"], Float[Array, "B PS K H"], Bool[Array, "B 1 T PS"]]:
+        """Keys, values and mask with the prefix in front."""
+
+        def extended(param, rest):
+            own = param.get_value().astype(rest.dtype)
+            return jnp.concatenate([jnp.broadcast_to(own, (len(rest), *own.shape)), rest], axis=1)
+
+        count = self.key.get_value().shape[0]
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (count, 0)), constant_values=True)
+        return extended(self.key, key), extended(self.value, value), mask
+
+
+def prefix(count: int, heads: int, head_dim: int, **options) -> Prefix | None:
+    """A layer's prefix, or None where the model has none."""
+    return Prefix(count, heads, head_dim, **options) if count else None
 
 
 class Cache(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclf.models import layers
-from jaxclf.models.attention import attend, attend_with_dropout, full_mask
+from jaxclf.models.attention import attend, attend_with_dropout, full_mask, prefix
 from jaxclf.models.heads import Head, HeadConfig
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 
@@ -33,7 +33,7 @@ class EncoderConfig:
     `embedding_size` other than `hidden_size` adds a projection (ELECTRA). `max_position` counts
     the tokens of a text; the table of positions has `position_offset` more rows before them
     (RoBERTa). `type_vocab_size` 0: no token types (DistilBERT). `pooler`: BERT's layer between the
-    first token and its sequence heads.
+    first token and its sequence heads. `prefix`: trained keys and values before every layer's own.
     """
 
     family: EncoderFamily
@@ -54,6 +54,7 @@ class EncoderConfig:
     initializer_std: float = 0.02
     pooler: bool = False
     heads: tuple[HeadConfig, ...] = ()
+    prefix: int = 0
 
 
 class Embeddings(nnx.Module):
@@ -105,6 +106,14 @@ class Block(nnx.Module):
             }
         )
         self.mlp_norm = norm()
+        self.prefix = prefix(
+            config.prefix,
+            config.num_heads,
+            hidden // config.num_heads,
+            std=config.initializer_std,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.config = config
 
     def __call__(
@@ -118,6 +127,8 @@ class Block(nnx.Module):
         query, key_heads, value = (
             self.attention[name](x).reshape(*x.shape[:2], config.num_heads, -1) for name in "qkv"
         )
+        if self.prefix is not None:
+            key_heads, value, mask = self.prefix.before(key_heads, value, mask)
         if keys[0] is not None and config.attention_dropout:
             rate = config.attention_dropout
             heads = attend_with_dropout(query, key_heads, value, mask, rate, keys[0])
@@ -145,6 +156,7 @@ class Encoder(nnx.Module):
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         remat: bool = False,
+        unroll: int = 1,
         rngs: nnx.Rngs,
     ):
         def linear(size_in):
@@ -179,7 +191,7 @@ class Encoder(nnx.Module):
                 for head in config.heads
             }
         )
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
 
     def hidden(
         self,
@@ -201,7 +213,7 @@ class Encoder(nnx.Module):
         def body(block, x, index):
             return block(x, mask, layers.fold_key(key, index))
 
-        return layers.scan_layers(self.layers, body, x, self.remat)
+        return layers.scan_layers(self.layers, body, x, self.remat, self.unroll)
 
     def scores(
         self, name: str, hidden: Float[Array, "*batch D"], key: Key[Array, ""] | None = None

@@ -67,10 +67,12 @@ class Embed(nnx.Module):
         self.embedding = nnx.Param(table.astype(dtype))
 
     def __call__(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
-        return jnp.take(self.embedding.get_value(), tokens, axis=0)
+        table = self.embedding.get_value()
+        rows = jax.tree.map(lambda leaf: jnp.take(leaf, tokens, axis=0), table)
+        return kernels.plain(rows, table.dtype)
 
     def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
-        return matmul(x, self.embedding.get_value().T)
+        return matmul(x, kernels.plain(self.embedding.get_value(), x.dtype).T)
 
 
 class RMSNorm(nnx.Module):
@@ -193,11 +195,13 @@ def scan_layers(
     body: Callable[[Any, Any, Int[Array, ""]], Any],
     carry: Any,
     remat: bool,
+    unroll: int = 1,
 ) -> Any:
     """Thread `carry` through `body(layer, carry, index)` for every stacked layer.
 
     One compiled body serves all layers. With `remat` a layer's activations are computed again in
-    the backward pass, so that only each layer's input is kept.
+    the backward pass, so that only each layer's input is kept. `unroll` layers are compiled one by
+    one and looped over: it saves copies into and out of the stack, and costs time to compile.
     """
     graphdef, params = nnx.split(layers)
     count = jax.tree.leaves(params)[0].shape[0]
@@ -209,7 +213,7 @@ def scan_layers(
     if remat:
         # Inside a scan no common-subexpression elimination crosses iterations.
         step = jax.checkpoint(step, prevent_cse=False)
-    carry, _ = jax.lax.scan(step, carry, (params, jnp.arange(count)))
+    carry, _ = jax.lax.scan(step, carry, (params, jnp.arange(count)), unroll=min(unroll, count))
     return carry
 
 

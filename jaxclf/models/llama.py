@@ -12,7 +12,7 @@ from flax import nnx
 from jax.nn import silu
 
 from jaxclf.models import layers
-from jaxclf.models.attention import Cache, attend, causal_mask
+from jaxclf.models.attention import Cache, attend, causal_mask, prefix
 from jaxclf.models.layers import RopeScaling
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 
@@ -21,7 +21,8 @@ from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 class LlamaConfig:
     """Dimensions and constants of one decoder.
 
-    `dropout`: of embeddings and of what each layer adds; the released models have none.
+    `dropout`: of embeddings and of what each layer adds; the released models have none. `prefix`:
+    trained keys and values before every layer's own.
     """
 
     vocab_size: int
@@ -38,6 +39,7 @@ class LlamaConfig:
     tie_embeddings: bool = False
     initializer_std: float = 0.02
     dropout: float = 0.0
+    prefix: int = 0
 
 
 class Attention(nnx.Module):
@@ -94,6 +96,14 @@ class Block(nnx.Module):
         self.attention_norm, self.mlp_norm = norm(), norm()
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.prefix = prefix(
+            config.prefix,
+            config.num_kv_heads,
+            config.head_dim,
+            std=config.initializer_std,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.dropout = config.dropout
 
     def __call__(
@@ -105,6 +115,8 @@ class Block(nnx.Module):
         random_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         query, key, value = self.attention.project(self.attention_norm(x), cos, sin)
+        if self.prefix is not None:
+            key, value, mask = self.prefix.before(key, value, mask)
         return self.finish(x, attend(query, key, value, mask), random_key)
 
     def cached(
@@ -120,10 +132,10 @@ class Block(nnx.Module):
         """The same, with this call's keys and values put into the cache and all of it attended."""
         query, key, value = self.attention.project(self.attention_norm(x), cos, sin)
         cache = cache.write(layer, slot, key, value)
-        heads = attend(
-            query, cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype), mask
-        )
-        return self.finish(x, heads), cache
+        key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
+        if self.prefix is not None:
+            key, value, mask = self.prefix.before(key, value, mask)
+        return self.finish(x, attend(query, key, value, mask)), cache
 
     def finish(
         self,
@@ -150,6 +162,7 @@ class Llama(nnx.Module):
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         remat: bool = False,
+        unroll: int = 1,
         rngs: nnx.Rngs,
     ):
         std = config.initializer_std
@@ -164,7 +177,7 @@ class Llama(nnx.Module):
             self.unembed = layers.Linear(
                 config.hidden_size, config.vocab_size, std=std, dtype=param_dtype, rngs=rngs
             )
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
 
     def hidden(
         self,
@@ -185,7 +198,7 @@ class Llama(nnx.Module):
         def body(block, x, index):
             return block(x, cos, sin, mask, layers.fold_key(key, index))
 
-        return self.norm(layers.scan_layers(self.layers, body, x, self.remat))
+        return self.norm(layers.scan_layers(self.layers, body, x, self.remat, self.unroll))
 
     def extend(
         self,

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxclf import kernels
 from jaxclf.errors import InputError
+from jaxclf.kernels import Quantise
 from jaxclf.models import layers
 from jaxclf.models.encoder import Encoder, EncoderConfig
 from jaxclf.models.layers import RopeScaling
@@ -180,20 +182,26 @@ def create(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     remat: bool = False,
+    unroll: int = 1,
+    quantise: Quantise = "none",
 ) -> Model:
-    """Build a model from a zoo name or dimensions, without allocating any parameter."""
+    """Build a model from a zoo name or dimensions, without allocating any parameter.
+
+    `quantise`: "none", or the kind that kernels of the layers, embedding and unembedding have.
+    """
     if isinstance(config, str):
         config = find(config)
 
     def make(key):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat}
+        options = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat, "unroll": unroll}
         rngs = nnx.Rngs(params=key)
         if isinstance(config, EncoderConfig):
             return Encoder(config, **options, rngs=rngs)
         return Llama(config, **options, rngs=rngs)
 
     def init(key):
-        return layers.pure_params(make(key))
+        params = layers.pure_params(make(key))
+        return params if quantise == "none" else kernels.quantised(params, quantise)
 
     key = jax.eval_shape(functools.partial(jax.random.key, 0))
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0))))
