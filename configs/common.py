@@ -111,14 +111,18 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def parse(argument: str, tasks: tuple[str, ...], shots: bool = True) -> ConfigDict:
-    """Read `five_shot,task=both,smoke` into the fields `shots`, `task` and `smoke`.
+def parse(
+    argument: str, tasks: tuple[str, ...], shots: bool = True, adapters: bool = True
+) -> ConfigDict:
+    """Read `five_shot,task=both,lora,smoke` into `shots`, `task`, `tune` and `smoke`.
 
     `tasks`: the values that `task=` may take, the default first. Raises ValueError naming the
     word, what is possible and what is nearest, or the two words that exclude each other.
     """
-    chosen = ConfigDict({"shots": 0, "task": tasks[0], "smoke": False})
+    chosen = ConfigDict({"shots": 0, "task": tasks[0], "tune": "full", "smoke": False})
     words = {"smoke": ("smoke", True)}
+    if adapters:
+        words |= {"lora": ("tune", "lora"), "qlora": ("tune", "qlora")}
     if shots:
         words |= {"zero_shot": ("shots", 0), "five_shot": ("shots", 5)}
     words |= {f"task={task}": ("task", task) for task in tasks}
@@ -135,6 +139,37 @@ def parse(argument: str, tasks: tuple[str, ...], shots: bool = True) -> ConfigDi
             raise ValueError(f"config arguments {given[name]!r} and {word!r} exclude each other")
         chosen[name] = value
     return chosen
+
+
+def finish(
+    config: ConfigDict, chosen: ConfigDict, *, learning_rate: float, param_dtype: str = "float32"
+) -> ConfigDict:
+    """Apply the words `lora`, `qlora` and `smoke` to a run that is stated in full otherwise.
+
+    `learning_rate`: of adapters. A frozen base may be stored in `param_dtype`: no small update is
+    lost in it.
+    """
+    if chosen.tune != "full":
+        _adapt(config, chosen.tune, learning_rate, param_dtype)
+    if chosen.smoke:
+        smoke(config, encoder=config.model.name in ENCODERS)
+    return config
+
+
+def _adapt(config: ConfigDict, tune: str, learning_rate: float, param_dtype: str) -> None:
+    """Train adapters of every kernel of the layers; `qlora`: over a base in 4 bits."""
+    config.tune = "lora"
+    config.lora.targets = "all-linear"
+    config.lora.rank = 16
+    config.lora.alpha = 32.0
+    config.lora.dropout = 0.05
+    config.train.learning_rate = learning_rate
+    config.model.param_dtype = param_dtype
+    if tune == "qlora":
+        config.model.quantise = "nf4"
+
+
+ENCODERS = ("minilm_l6", "roberta_base", "roberta_large")
 
 
 def smoke(config: ConfigDict, encoder: bool = False) -> None:
@@ -184,16 +219,16 @@ def zhao2025(
     # from 2e-4 up, so bfloat16 parameters would round nearly every update away.
     config.train.learning_rate = 1e-6
     config.eval.batch_size = 8
-    if chosen.smoke:
-        smoke(config)
-    return config
+    return finish(config, chosen, learning_rate=2e-4, param_dtype="bfloat16")
 
 
-def encoder(argument: str, *, data: str, model: str, checkpoint: str) -> tuple[ConfigDict, bool]:
-    """An encoder with one head a task, and whether `:smoke` is asked for.
+def encoder(
+    argument: str, *, data: str, model: str, checkpoint: str
+) -> tuple[ConfigDict, ConfigDict]:
+    """An encoder with one head a task, and the argument's words.
 
     `data`: "20ng" (default task 20class) or "massive" (default: both). The caller states the
-    training and ends with `smoke(config, encoder=True)`.
+    training and ends with `finish`.
     """
     tasks = {"20ng": ("20class", "7class", "both"), "massive": ("both", "intent", "slots")}[data]
     chosen = parse(argument, tasks, shots=False)
@@ -204,18 +239,16 @@ def encoder(argument: str, *, data: str, model: str, checkpoint: str) -> tuple[C
     config.model.checkpoint = checkpoint
     config.model.remat = False
     config.eval.batch_size = 64
-    return config, chosen.smoke
+    return config, chosen
 
 
 def zhao2025_roberta(argument: str, *, data: str, model: str, checkpoint: str):
     """A RoBERTa baseline of Zhao et al. 2025: batch 32, Adam at 1e-5, 10 or 20 epochs."""
-    config, is_smoke = encoder(argument, data=data, model=model, checkpoint=checkpoint)
+    config, chosen = encoder(argument, data=data, model=model, checkpoint=checkpoint)
     config.train.batch_size = 32
     config.train.learning_rate = 1e-5
     # Steps of 32 in 10 epochs of 11,314 posts, and in 20 epochs of 11,514 utterances.
     config.train.steps = {"20ng": 3_536, "massive": 7_197}[data]
     config.train.max_length = {"20ng": 512, "massive": 128}[data]
     config.train.eval_every = {"20ng": 0, "massive": 720}[data]
-    if is_smoke:
-        smoke(config, encoder=True)
-    return config
+    return finish(config, chosen, learning_rate=5e-4)

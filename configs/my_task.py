@@ -8,7 +8,8 @@ One record a line or row, with its text and its label in a column each:
     {"text": "the parcel came two weeks late", "label": "delivery"}
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:zero_shot|five_shot`, `:task=label|slots|both`, `:smoke` (four steps of a tiny model).
+`:zero_shot|five_shot`, `:task=label|slots|both`, `:lora|qlora` (adapters alone),
+`:smoke` (four steps of a tiny model).
 """
 
 from configs import common
@@ -32,6 +33,4 @@ def get_config(argument: str = ""):
     config.prompt.template = "plain"
     config.train.batch_size = 32
     config.train.schedule = "cosine"
-    if chosen.smoke:
-        common.smoke(config)
-    return config
+    return common.finish(config, chosen, learning_rate=1e-3)

@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config(argument: str = ""):
-    chosen = common.parse(argument, ("both", "intent", "slots"), shots=False)
+    chosen = common.parse(argument, ("both", "intent", "slots"), shots=False, adapters=False)
     config = common.default()
     config.data.task = chosen.task
     # A model that starts from nothing cannot use instructions or a list of labels.

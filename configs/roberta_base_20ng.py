@@ -3,7 +3,8 @@
     python -m jaxclf.train --config configs/roberta_base_20ng.py --workdir runs/roberta_base_20ng
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:task=20class|7class|both`, `:smoke` (four steps of a tiny model).
+`:task=20class|7class|both`, `:lora|qlora` (adapters alone),
+`:smoke` (four steps of a tiny model).
 """
 
 from configs import common

@@ -4,7 +4,8 @@ r"""RoBERTa-base with heads on MASSIVE, the baseline of Zhao et al. 2025.
         --workdir runs/roberta_base_massive
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:task=both|intent|slots`, `:smoke` (four steps of a tiny model).
+`:task=both|intent|slots`, `:lora|qlora` (adapters alone),
+`:smoke` (four steps of a tiny model).
 """
 
 from configs import common

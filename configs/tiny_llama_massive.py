@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config(argument: str = ""):
-    chosen = common.parse(argument, ("both", "intent", "slots"), shots=False)
+    chosen = common.parse(argument, ("both", "intent", "slots"), shots=False, adapters=False)
     config = common.default()
     config.data.name = "massive"
     config.data.task = chosen.task
@@ -19,7 +19,8 @@ def get_config(argument: str = ""):
     config.tokenizer.vocab_size = 6144  # every word that occurs twice is one token
     config.model.name = "llama_2m"
     config.model.remat = False  # its activations are small
-    config.train.steps = 1_900
+    config.model.dropout = 0.1
+    config.train.steps = 3_200
     config.train.pack = True
     # Rows as short as they can be: attention within a row grows with its square.
     config.train.max_length = 128
@@ -29,8 +30,8 @@ def get_config(argument: str = ""):
     config.train.warmup_steps = 100
     config.train.weight_decay = 0.1
     config.train.b2 = 0.98
-    config.train.eval_every = 950
-    config.train.checkpoint_every = 475
+    config.train.eval_every = 800
+    config.train.checkpoint_every = 800
     config.eval.batch_size = 64
     config.eval.limit = 500
     if chosen.smoke:

@@ -1,11 +1,14 @@
 """Export a run or model directory of ours as a Hugging Face checkpoint.
 
-python -m conversion.to_hf SRC DST [--step best|last|N] [--task NAME] [--overwrite]
+python -m conversion.to_hf SRC DST [--step best|last|N] [--task NAME] [--merge] [--overwrite]
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import jax
 import numpy as np
 
 from conversion import attributes, files, mapping
+from conversion import merge as merging
 from conversion.from_hf import FAMILIES, TOKENIZER_FILES
 from jaxclf import checkpoints, errors, report, storage
 from jaxclf.checkpoints import ModelSource, Which
@@ -55,18 +59,48 @@ def export(
     step: Which = "best",
     task: str | None = None,
     card: str | Callable[[ModelSource], str] = run_card,
+    merge: bool = False,
+    dtype: str = "keep",
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
     progress: Callable[[str], None] = print,
 ) -> None:
     """Write `destination` from what `source` resolves to; parameters keep their dtype.
 
+    A run of adapters is exported as one model where `merge` is set, cast to `dtype`.
+
     `task`: which head goes along; needed where a model has several, as one of transformers has
     one. `card`: the text of README.md, or a function that makes it. Memory peaks at the largest
     tensor plus a few blocks. Raises ArtifactError where the source is corrupt or incomplete.
     """
     found = checkpoints.resolve(source, step)
-    config, dtype = checkpoints.read_model(found.model_json)
+    if found.adapters is not None and not merge:
+        raise InputError(
+            f"{source} holds adapters; --merge exports them and their base as one model, "
+            "conversion.to_peft the adapters alone"
+        )
+    with contextlib.ExitStack() as stack:
+        if found.adapters is not None:
+            destination.absolute().parent.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(dir=destination.absolute().parent)
+            found = merging.merge(found, Path(stack.enter_context(scratch)), dtype)
+        _export(found, destination, task, card, max_shard_bytes, overwrite, progress)
+
+
+def _export(
+    found: ModelSource,
+    destination: Path,
+    task: str | None,
+    card: str | Callable[[ModelSource], str],
+    max_shard_bytes: int,
+    overwrite: bool,
+    progress: Callable[[str], None],
+) -> None:
+    config, _ = checkpoints.read_model(found.model_json)
+    if config.prefix:
+        raise InputError(f"{found.model_json.parent}: transformers has no place for a prefix")
+    if (kind := checkpoints.quantisation(found)) != "none" and found.run_dir is None:
+        raise InputError(f"{found.model_json.parent}: {kind} kernels; export what it came from")
     family = FAMILIES[zoo.family_of(config)]
     abstract = zoo.create(config).abstract
     storage.check_tree(found.params_dir, found.manifest, abstract, cast=True)
@@ -75,7 +109,8 @@ def export(
     config, head = with_one_head(config, task)
     labels, problem = labels_of(found, head) if head else ((), None)
     theirs = _token_ids(found)
-    written = family.write_config(config, labels) | {"dtype": dtype}
+    largest = max(found.manifest.values(), key=lambda leaf: math.prod(leaf.shape))
+    written = family.write_config(config, labels) | {"dtype": largest.dtype}
     if problem:
         written["problem_type"] = problem
     _check_padding(theirs, written)
@@ -181,20 +216,61 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--card", type=Path, help="text of README.md; default: made from the run's report"
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="of a run of adapters: them and their base as one"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32", "keep"],
+        default="keep",
+        help="of merged parameters (default: the base's)",
+    )
+    parser.add_argument(
+        "--check",
+        type=int,
+        default=256,
+        metavar="N",
+        help="with --merge: label N records of the run's evaluation split before and after, and "
+        "count the labels that change (default: 256; 0: none)",
+    )
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file (default: 5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
     options = parser.parse_args(argv)
-    jax.config.update("jax_platforms", "cpu")  # nothing here computes
+    jax.config.update("jax_platforms", "cpu")  # nothing here is worth a device
+    card = options.card.read_text("utf-8") if options.card else run_card
+    if options.merge and options.check:
+        lines = _check_merged(options.source, options.step, options.dtype, options.check)
+        print("\n".join(lines))
+        if card is run_card:
+            note = "\n## Merged\n\n" + "".join(f"- {line}\n" for line in lines)
+            card = lambda source: run_card(source) + note  # noqa: E731
     export(
         options.source,
         options.destination,
         step=options.step,
         task=options.task,
-        card=options.card.read_text("utf-8") if options.card else run_card,
+        card=card,
+        merge=options.merge,
+        dtype=options.dtype,
         max_shard_bytes=int(options.shard_gb * 10**9),
         overwrite=options.overwrite,
     )
     print(f"wrote {options.destination}")
+
+
+def _check_merged(source: str, step: Which, dtype: str, limit: int) -> list[str]:
+    """What merging changes, in words; a run whose data are not at hand is not checked."""
+    found = checkpoints.resolve(source, step)
+    if found.run_dir is None or found.adapters is None:
+        return []
+    try:
+        flips = merging.count_flips(found.run_dir, step, dtype, limit)
+    except (InputError, OSError) as error:
+        return [f"not compared with the unmerged model: {error}"]
+    return [
+        f"task {task}: merging ({dtype}) changes {changed} of {count} answers"
+        for task, (changed, count) in flips.items()
+    ]
 
 
 def _step(text: str) -> Which:

@@ -1,8 +1,8 @@
 """What can stand where a kernel's array stood in a parameter tree: low-rank and quantised nodes.
 
 Both are pytree nodes whose arrays share the kernel's leading layer axis, so that scan, grad, vmap
-and sharding treat them as they treat an array. `models.layers.matmul` is the one place that asks
-which kind it has.
+and sharding treat them as they treat an array (their fields are Any: in a tree of shapes or of
+shardings these stand there). `models.layers.matmul` is the one place that asks which kind it has.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from jaxclf.shapes import Array, Float, Key, Params, Shaped
+from jaxclf.shapes import Array, Float, Params, Shaped
 
 Quantisation = Literal["int8", "int4", "nf4"]
 Quantise = Quantisation | Literal["none"]
@@ -33,8 +33,8 @@ class QuantKernel:
     (int8), one for each TILE rows of a column, `[*L D/TILE F]`, or one a row (an embedding's).
     """
 
-    values: Shaped[Array, "*layers rows F"]
-    scale: Float[Array, "*layers tiles columns"]
+    values: Any
+    scale: Any
     kind: Quantisation = dataclasses.field(metadata={"static": True})
 
     @property
@@ -130,16 +130,17 @@ def _unpack(packed: Shaped[Array, "*layers half F"], kind: Quantisation) -> Shap
 class LoraKernel:
     """A frozen kernel and its low-rank addition `scale * a @ b`, never multiplied out.
 
-    `magnitude`: DoRA's norm of each column, or None. `key`: turns dropout (of what enters `a`) on.
-    Source: Hu et al. 2021; Liu et al. 2024 (DoRA).
+    `base`: an array `[*L D F]` or a QuantKernel; `a` `[*L D R]`, `b` `[*L R F]`, `scale` `[*L]`.
+    `magnitude`: DoRA's norm of each column, `[*L F]`, or None. `key`: `[*L]`, turns dropout (of
+    what enters `a`) on. Source: Hu et al. 2021; Liu et al. 2024 (DoRA).
     """
 
-    base: Float[Array, "*layers D F"] | QuantKernel
-    a: Float[Array, "*layers D R"]
-    b: Float[Array, "*layers R F"]
-    scale: Float[Array, "*layers"]
-    magnitude: Float[Array, "*layers F"] | None = None
-    key: Key[Array, "*layers"] | None = None
+    base: Any
+    a: Any
+    b: Any
+    scale: Any
+    magnitude: Any = None
+    key: Any = None
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
 
     @property

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxclf.errors import InputError
 from jaxclf.kernels import LoraKernel, column_norms, plain
-from jaxclf.shapes import Array, Int, Key, Params
+from jaxclf.shapes import Array, Float, Int, Key, Params
 from jaxclf.storage import flatten, nest
 
 Kind = Literal["lora", "dora", "lora_fa"]
@@ -182,7 +182,26 @@ def bind(params: Params, adapters: Adapters, key: Key[Array, ""] | None = None) 
 
 def merge(params: Params, adapters: Adapters) -> Params:
     """The base's tree with every addition multiplied out, in the base's dtypes."""
-    return _without_factors(bind(params, adapters), _merged)
+    return multiply_out(bind(params, adapters))
+
+
+def multiply_out(bound: Params) -> Params:
+    """A bound tree with a plain kernel wherever a LoraKernel stands."""
+    return _without_factors(bound, _merged)
+
+
+def merge_layer(
+    kernel: Float[Array, "D F"], adapters: Adapters, path: str, place: Place, layer: int | None
+) -> Float[Array, "D F"]:
+    """The merged kernel of one layer (None: of a module without layers), in its own dtype."""
+    if place.layers is not None and layer not in place.layers:
+        return kernel
+    index = 0 if place.layers is None else place.layers.index(layer)
+    factors = _leaf(adapters.factors, path)
+    if place.layers is not None:
+        factors = {name: array[index] for name, array in factors.items()}
+    scale = jnp.float32(adapters.spec.scale(place.ranks[index], place.alphas[index]))
+    return _merged(LoraKernel(kernel, factors["a"], factors["b"], scale, factors.get("magnitude")))
 
 
 def unmerge(params: Params, adapters: Adapters) -> Params:

@@ -28,7 +28,9 @@ def variants(path: Path) -> list[str]:
     """`NAME.py:words` for every combination of the words that the file takes."""
     tasks = TASKS[config.load(str(path)).data.name]
     shots = ("", "zero_shot", "five_shot") if "five_shot" in path.read_text() else ("",)
-    words = itertools.product(shots, ("", *(f"task={task}" for task in tasks)), ("", "smoke"))
+    tunes = ("", "lora", "qlora") if "qlora" in path.read_text() else ("",)
+    tasks = ("", *(f"task={task}" for task in tasks))
+    words = itertools.product(shots, tasks, tunes, ("", "smoke"))
     return [f"{path}:{','.join(filter(None, chosen))}" for chosen in words]
 
 
@@ -47,6 +49,9 @@ def test_every_variant_loads_and_means_what_it_says(path):
         assert loaded.prompt.shots == (5 if "five_shot" in words else 0)
         task = next((word for word in words if word.startswith("task=")), None)
         assert loaded.data.task == (task or f"task={first_task(path)}")[5:]
+        adapted = next((word for word in words if word.endswith("lora")), "full")
+        assert loaded.tune == adapted.removeprefix("q")
+        assert loaded.model.quantise == ("nf4" if adapted == "qlora" else "none")
         if "smoke" in words:
             assert loaded.model.name in ("llama_smoke", "encoder_smoke")
             assert loaded.model.checkpoint == loaded.tokenizer.path == ""

@@ -1,0 +1,172 @@
+"""Adapters and their base exported as one model, and bases converted into 8 and 4 bits."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conversion import from_hf, to_hf
+from jaxclf import checkpoints, lora, storage
+from jaxclf.checkpoints import AdapterInfo, resolve
+from jaxclf.classify import open_run
+from jaxclf.errors import ArtifactError, InputError
+from jaxclf.kernels import quantised
+from jaxclf.lora import Spec
+from jaxclf.models import zoo
+from jaxclf.storage import flatten
+from jaxclf.training import train
+from tests import tiny
+from tests.conversion.test_commands import CONFIG, convert, export, quiet, write_source
+from tests.test_adapter_run import tiny as run_config
+from tests.test_lora import filled
+
+TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6)
+SPECS = {
+    "lora": Spec(targets=("all-linear",), rank=2),
+    "dora": Spec(kind="dora", targets=("q", "down"), layers=(0, 2), rank=3),
+    "patterns": Spec(targets=("q", "layers/1/mlp/.*"), rank_pattern=(("layers/2/.*", 5),)),
+    "saved": Spec(targets=("v",), saved=("norm/scale", "unembed/kernel")),
+}
+
+
+def hidden(model, params):
+    positions = np.tile(np.arange(TOKENS.shape[1], dtype=np.int32), (len(TOKENS), 1))
+    module = model.bind(params)
+    return module.logits(module.hidden(TOKENS, positions, np.ones_like(TOKENS)))
+
+
+def adapter_directory(directory, base, params, spec):
+    """What from_peft leaves: adapters of a converted base, all of them in use."""
+    adapters = filled(lora.init(params, spec, jax.random.key(0)))
+    with storage.TreeWriter(directory / "params") as writer:
+        for path, leaf in flatten(adapters).items():
+            writer.write(path, leaf.shape, "float32", [np.asarray(leaf)])
+    manifest = storage.manifest_to_json(writer.manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    checkpoints.write_model(directory / "model.json", CONFIG, "float32")
+    fingerprint = storage.fingerprint(resolve(base).manifest)
+    info = AdapterInfo(spec, str(base), fingerprint)
+    checkpoints.write_adapters(directory / "adapters.json", info)
+    return adapters
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
+def test_a_merged_export_computes_what_the_adapters_do(spec, tmp_path):
+    write_source(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "base")
+    model = zoo.create(CONFIG)
+    # Smaller weights than the tests of conversion have: logits of order 1.
+    params = tiny.random_params(model)
+    with storage.TreeWriter(tmp_path / "small/params") as writer:
+        for path, leaf in flatten(params).items():
+            writer.write(path, leaf.shape, "float32", [np.asarray(leaf)])
+    manifest = storage.manifest_to_json(writer.manifest)
+    (tmp_path / "small/manifest.json").write_text(json.dumps(manifest))
+    checkpoints.write_model(tmp_path / "small/model.json", CONFIG, "float32")
+    adapters = adapter_directory(tmp_path / "adapters", tmp_path / "small", params, spec)
+
+    with pytest.raises(InputError, match="--merge"):
+        export(tmp_path / "adapters", tmp_path / "out")
+    export(tmp_path / "adapters", tmp_path / "out", merge=True)
+    convert(tmp_path / "out", tmp_path / "back")
+    merged = checkpoints.load_params(tmp_path / "back", model.abstract)
+    expected = hidden(model, lora.bind(params, adapters))
+    assert np.max(np.abs(expected - hidden(model, params))) > 1e-2
+    np.testing.assert_allclose(hidden(model, merged), expected, atol=1e-5)
+
+
+def test_the_base_of_a_merge_must_be_the_adapters_own(tmp_path):
+    write_source(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "base")
+    params = tiny.random_params(zoo.create(CONFIG))
+    adapter_directory(tmp_path / "adapters", tmp_path / "base", params, SPECS["lora"])
+    write_source(tmp_path / "hf", seed=1)
+    convert(tmp_path / "hf", tmp_path / "base", overwrite=True)
+    with pytest.raises(ArtifactError, match="fingerprint"):
+        export(tmp_path / "adapters", tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "task"),
+    [
+        ("encoder", ("lora.targets=all-linear",), "intent"),
+        ("decoder", ("model.quantise=nf4", "lora.rank=4"), None),
+    ],
+)
+def test_a_run_is_merged_and_its_flips_are_counted(kind, overrides, task, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    train(run_config(kind, "tune=lora", "train.steps=2", *overrides), run)
+    options = ["--task", task] if task else []
+    to_hf.main([str(run), str(tmp_path / "out"), "--merge", "--check", "6", *options])
+    card = (tmp_path / "out/README.md").read_text()
+    assert "merging (keep) changes 0 of 6 answers" in card
+    convert(tmp_path / "out", tmp_path / "back")
+    opened = open_run(run)
+    merged = jax.jit(lora.multiply_out)(opened.params)
+    back = resolve(tmp_path / "back")
+    for path in ("layers/attention/q/kernel", "layers/attention/v/kernel"):
+        leaf = flatten(merged)[path]
+        found = storage.read(back.params_dir, path)
+        # In memory a merged kernel has its base's dtype: bfloat16 where that is quantised.
+        spacing = float(jnp.finfo(leaf.dtype).eps)
+        np.testing.assert_allclose(found, leaf.astype(np.float32), rtol=spacing, atol=1e-6)
+
+
+def test_flips_are_not_counted_without_the_data(tmp_path):
+    run = tmp_path / "run"
+    train(run_config("encoder", "tune=head", "train.steps=2"), run)
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["name"] = "massive"
+    config["data"]["root"] = str(tmp_path / "nowhere")
+    (run / "config.json").write_text(json.dumps(config))
+    to_hf.main([str(run), str(tmp_path / "out"), "--merge", "--task", "slots"])
+    assert "not compared" in (tmp_path / "out/README.md").read_text()
+
+
+# Quantised bases ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
+def test_conversion_writes_what_quantising_in_memory_gives(kind, tmp_path):
+    config = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128)
+    write_source(tmp_path / "hf", config)
+    convert(tmp_path / "hf", tmp_path / "plain")
+    from_hf.convert(tmp_path / "hf", tmp_path / "out", quantise=kind, progress=quiet)
+    source = resolve(tmp_path / "out")
+    assert checkpoints.quantisation(source) == kind
+    plain = checkpoints.load_params(tmp_path / "plain", zoo.create(config).abstract)
+    expected = quantised(plain, kind)
+    model = zoo.create(config, quantise=kind)
+    found = checkpoints.load_params(source, model.abstract)
+    for path, leaf in flatten(expected).items():
+        np.testing.assert_array_equal(flatten(found)[path], leaf, err_msg=path)
+    logits = hidden(model, found)
+    restored = jax.tree.map(
+        lambda node: node.dequantise(jnp.float32) if hasattr(node, "dequantise") else node,
+        found,
+        is_leaf=lambda node: hasattr(node, "dequantise"),
+    )
+    plain_model = zoo.create(config)
+    np.testing.assert_allclose(logits, hidden(plain_model, restored), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("int8", 0.55), ("int4", 0.30), ("nf4", 0.30)])
+@pytest.mark.parametrize("name", ["llama2_7b", "llama3_8b", "llama3_70b"])
+def test_bytes_of_a_frozen_llama_against_bfloat16(name, kind, limit):
+    def size(model):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.abstract))
+
+    half = zoo.create(name, param_dtype=jnp.bfloat16)
+    small = zoo.create(name, param_dtype=jnp.bfloat16, quantise=kind)
+    assert size(small) <= limit * size(half)
+
+
+def test_a_quantised_base_is_not_exported(tmp_path):
+    write_source(tmp_path / "hf")
+    from_hf.convert(tmp_path / "hf", tmp_path / "out", quantise="int8", progress=quiet)
+    with pytest.raises(InputError, match="export what it came from"):
+        export(tmp_path / "out", tmp_path / "again")
