@@ -15,18 +15,13 @@ has a process of its own, so that no idle threads of one wait in the way of anot
 Prints examples per second, the median over rounds, and the ratios that the README states.
 """
 
-import argparse
+import functools
 import itertools
-import json
-import multiprocessing
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
 import numpy as np
+import turns
 
 from configs import common
 from conversion import from_hf
@@ -131,7 +126,7 @@ def to_longest(batch: pack.Batch) -> pack.Batch:
     return pack.Batch(*(array[:, :width] for array in rows), batch.targets)
 
 
-def arm(name: str) -> tuple[Callable, Iterator]:
+def arm(name: str) -> turns.Arm:
     """One side's function of batches, and its endless batches."""
     config = configuration()
     dataset = datasets.load(config.data)
@@ -156,49 +151,11 @@ def arm(name: str) -> tuple[Callable, Iterator]:
     return ours(config, examples, dataset.tasks), padded()
 
 
-def work(name: str, steps: int, connection: Connection) -> None:
-    """One arm's process: a round for each message, answered by examples per second."""
-    run, batches = arm(name)
-    run(itertools.islice(batches, 40))  # every shape compiled, every buffer allocated
-    connection.send(None)
-    while connection.recv():
-        start = time.perf_counter()
-        count = run(itertools.islice(batches, steps))
-        connection.send(count / (time.perf_counter() - start))
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=20, help="of each arm in a round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, help="JSON with every measured value")
-    options = parser.parse_args()
-
-    context = multiprocessing.get_context("spawn")
-    arms = {}
-    for name in ARMS:
-        here, there = context.Pipe()
-        context.Process(target=work, args=(name, options.steps, there), daemon=True).start()
-        here.recv()  # one prepares at a time
-        arms[name] = here
-    speeds: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(options.rounds):
-        for name, connection in arms.items():
-            connection.send(True)
-            speeds[name].append(connection.recv())
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    for name, value in medians.items():
-        print(
-            f"{name:24} {value:7.1f} examples/s   ({min(speeds[name]):.1f} to "
-            f"{max(speeds[name]):.1f} in {options.rounds} rounds)"
-        )
+    medians = turns.measure(__doc__, {name: functools.partial(arm, name) for name in ARMS})
     packed_ratio = medians["jaxclf, packed"] / medians["transformers, longest"]
     padded_ratio = medians["jaxclf, padded"] / medians["transformers, bucket"]
     print(f"packed / transformers' longest {packed_ratio:.2f}; identical arrays {padded_ratio:.2f}")
-    if options.output:
-        options.output.write_text(json.dumps({"examples_per_second": speeds}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -319,9 +319,12 @@ def _step_directory(directory: Path, step: Which) -> Path:
 
 
 def write_base(
-    directory: Path, params: Params, config: ModelConfig, dtype: str, quantised: str
+    directory: Path, params: Tree, config: ModelConfig, dtype: str, quantised: str
 ) -> None:
-    """Write a model directory, which appears whole or not at all, without a tokenizer."""
+    """Write a model directory, which appears whole or not at all, without a tokenizer.
+
+    `params` may be adapters too; adapters.json is then the caller's.
+    """
     partial = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with storage.TreeWriter(partial / "params") as writer:

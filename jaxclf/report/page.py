@@ -71,7 +71,9 @@ def _summary(report: Mapping[str, Any], count: int, split: str) -> str:
     """One line on what was trained and scored."""
     facts = [f"{count:,} records of {split}"]
     if parameters := _get(report, "model", "parameters"):
-        facts.append(f"{parameters:,} parameters")
+        trained = _get(report, "model", "trained_parameters") or parameters
+        share = "" if trained == parameters else f", {trained:,} of them trained"
+        facts.append(f"{parameters:,} parameters{share}")
     if steps := _get(report, "train", "steps"):
         facts.append(f"{steps:,} steps")
     if seconds := _get(report, "train", "seconds"):
@@ -86,6 +88,7 @@ def _main_settings(config: Mapping[str, Any]) -> str:
     names = {
         "task": ("data", "task"),
         "shots": ("prompt", "shots"),
+        "tune": ("tune",),
         "trained": ("train", "trained"),
         "learning rate": ("train", "learning_rate"),
         "batch": ("train", "batch_size"),

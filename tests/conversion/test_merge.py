@@ -41,12 +41,7 @@ def hidden(model, params):
 def adapter_directory(directory, base, params, spec):
     """What from_peft leaves: adapters of a converted base, all of them in use."""
     adapters = filled(lora.init(params, spec, jax.random.key(0)))
-    with storage.TreeWriter(directory / "params") as writer:
-        for path, leaf in flatten(adapters).items():
-            writer.write(path, leaf.shape, "float32", [np.asarray(leaf)])
-    manifest = storage.manifest_to_json(writer.manifest)
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    checkpoints.write_model(directory / "model.json", CONFIG, "float32")
+    checkpoints.write_base(directory, adapters, CONFIG, "float32", "none")
     fingerprint = storage.fingerprint(resolve(base).manifest)
     info = AdapterInfo(spec, str(base), fingerprint)
     checkpoints.write_adapters(directory / "adapters.json", info)
@@ -55,18 +50,10 @@ def adapter_directory(directory, base, params, spec):
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
 def test_a_merged_export_computes_what_the_adapters_do(spec, tmp_path):
-    write_source(tmp_path / "hf")
-    convert(tmp_path / "hf", tmp_path / "base")
     model = zoo.create(CONFIG)
-    # Smaller weights than the tests of conversion have: logits of order 1.
     params = tiny.random_params(model)
-    with storage.TreeWriter(tmp_path / "small/params") as writer:
-        for path, leaf in flatten(params).items():
-            writer.write(path, leaf.shape, "float32", [np.asarray(leaf)])
-    manifest = storage.manifest_to_json(writer.manifest)
-    (tmp_path / "small/manifest.json").write_text(json.dumps(manifest))
-    checkpoints.write_model(tmp_path / "small/model.json", CONFIG, "float32")
-    adapters = adapter_directory(tmp_path / "adapters", tmp_path / "small", params, spec)
+    checkpoints.write_base(tmp_path / "base", params, CONFIG, "float32", "none")
+    adapters = adapter_directory(tmp_path / "adapters", tmp_path / "base", params, spec)
 
     with pytest.raises(InputError, match="--merge"):
         export(tmp_path / "adapters", tmp_path / "out")

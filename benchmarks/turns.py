@@ -1,0 +1,70 @@
+"""Arms of a comparison that take turns, each in a process of its own.
+
+What else the machine does meets all of them alike, and no idle threads of one library wait in the
+way of another.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+# A function of batches that returns the examples it went through, and endless batches.
+Arm = tuple[Callable[[Iterator[Any]], int], Iterator[Any]]
+
+
+def measure(description: str | None, arms: Mapping[str, Callable[[], Arm]]) -> dict[str, float]:
+    """Examples per second of every arm, the median over rounds; printed, and kept on request.
+
+    `arms`: for each name a function that a new process can import and call. `description` is the
+    text of --help.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of each arm in a round")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--warmup", type=int, default=40, help="steps of each arm before")
+    parser.add_argument("--output", type=Path, help="JSON with every measured value")
+    options = parser.parse_args()
+
+    context = multiprocessing.get_context("spawn")
+    connections = {}
+    for name, make in arms.items():
+        here, there = context.Pipe()
+        arguments = (make, options.warmup, options.steps, there)
+        context.Process(target=_work, args=arguments, daemon=True).start()
+        here.recv()  # one prepares at a time
+        connections[name] = here
+    speeds: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(options.rounds):
+        for name, connection in connections.items():
+            connection.send(True)
+            speeds[name].append(connection.recv())
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, value in medians.items():
+        low, high = min(speeds[name]), max(speeds[name])
+        print(
+            f"{name:24} {value:7.1f} examples/s   ({low:.1f} to {high:.1f} in "
+            f"{options.rounds} rounds)"
+        )
+    if options.output:
+        options.output.write_text(json.dumps({"examples_per_second": speeds}, indent=1) + "\n")
+    return medians
+
+
+def _work(make: Callable[[], Arm], warmup: int, steps: int, connection: Connection) -> None:
+    """One arm's process: a round for each message, answered by examples per second."""
+    run, batches = make()
+    run(itertools.islice(batches, warmup))  # every shape compiled, every buffer allocated
+    connection.send(None)
+    while connection.recv():
+        start = time.perf_counter()
+        count = run(itertools.islice(batches, steps))
+        connection.send(count / (time.perf_counter() - start))
