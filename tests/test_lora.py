@@ -37,9 +37,18 @@ SPECS = {
 }
 
 
+_COMPILED = {}
+
+
 def hidden(params, model=LLAMA, tokens=TOKENS, segments=SEGMENTS):
-    rows = len(tokens)
-    return model.bind(params).hidden(tokens, POSITIONS[:rows], segments)
+    """Hidden states, by one program a structure of parameters for all tests."""
+    if id(model) not in _COMPILED:
+
+        def states(params, tokens, segments):
+            return model.bind(params).hidden(tokens, POSITIONS[: len(tokens)], segments)
+
+        _COMPILED[id(model)] = jax.jit(states)
+    return _COMPILED[id(model)](params, tokens, segments)
 
 
 def filled(adapters: Adapters, seed: int = 0) -> Adapters:

@@ -1,7 +1,6 @@
 """Adapters and their base exported as one model, and bases converted into 8 and 4 bits."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,8 @@ import pytest
 
 from conversion import from_hf, to_hf
 from jaxclf import checkpoints, lora, storage
-from jaxclf.checkpoints import AdapterInfo, resolve
-from jaxclf.classify import open_run
+from jaxclf.checkpoints import AdapterInfo, ModelSource, resolve
+from jaxclf.classify import find_model, open_run
 from jaxclf.errors import ArtifactError, InputError
 from jaxclf.kernels import quantised
 from jaxclf.lora import Spec
@@ -77,6 +76,7 @@ def test_the_base_of_a_merge_must_be_the_adapters_own(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "overrides", "task"),
     [
@@ -84,9 +84,14 @@ def test_the_base_of_a_merge_must_be_the_adapters_own(tmp_path):
         ("decoder", ("model.quantise=nf4", "lora.rank=4"), None),
     ],
 )
-def test_a_run_is_merged_and_its_flips_are_counted(kind, overrides, task, tmp_path, monkeypatch):
+def test_a_run_is_merged_and_its_flips_are_counted(kind, overrides, task, tmp_path):
     run = tmp_path / "run"
     train(run_config(kind, "tune=lora", "train.steps=2", *overrides), run)
+    if "model.quantise=nf4" in overrides:
+        base = resolve(run / "base")
+        assert base.manifest["layers/mlp/up/kernel/values"].dtype == "uint8"
+        with pytest.raises(InputError, match="are 'nf4'"):
+            find_model(str(run / "base"), "int8")
     options = ["--task", task] if task else []
     to_hf.main([str(run), str(tmp_path / "out"), "--merge", "--check", "6", *options])
     card = (tmp_path / "out/README.md").read_text()
@@ -103,15 +108,18 @@ def test_a_run_is_merged_and_its_flips_are_counted(kind, overrides, task, tmp_pa
         np.testing.assert_allclose(found, leaf.astype(np.float32), rtol=spacing, atol=1e-6)
 
 
-def test_flips_are_not_counted_without_the_data(tmp_path):
-    run = tmp_path / "run"
-    train(run_config("encoder", "tune=head", "train.steps=2"), run)
-    config = json.loads((run / "config.json").read_text())
-    config["data"]["name"] = "massive"
-    config["data"]["root"] = str(tmp_path / "nowhere")
-    (run / "config.json").write_text(json.dumps(config))
-    to_hf.main([str(run), str(tmp_path / "out"), "--merge", "--task", "slots"])
-    assert "not compared" in (tmp_path / "out/README.md").read_text()
+def test_flips_are_not_counted_without_the_data(tmp_path, monkeypatch):
+    """A run whose data are gone is merged all the same."""
+
+    def gone(*_):
+        raise InputError("no such data set here")
+
+    info = AdapterInfo(SPECS["lora"], "", "")
+    source = ModelSource(tmp_path, {}, tmp_path, tmp_path, tmp_path, None, info)
+    monkeypatch.setattr(checkpoints, "resolve", lambda *_: source)
+    monkeypatch.setattr(to_hf.merging, "count_flips", gone)
+    (line,) = to_hf._check_merged("run", "best", "keep", 4)
+    assert line == "not compared with the unmerged model: no such data set here"
 
 
 # Quantised bases ----------------------------------------------------------------------------------
