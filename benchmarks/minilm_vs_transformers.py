@@ -128,6 +128,8 @@ def to_longest(batch: pack.Batch) -> pack.Batch:
 
 def arm(name: str) -> turns.Arm:
     """One side's function of batches, and its endless batches."""
+    if name.startswith("jaxclf"):
+        keep_freed_memory()  # as jaxclf.train does
     config = configuration()
     dataset = datasets.load(config.data)
     tokenizer = Tokenizer.load(from_hf.locate(CHECKPOINT))
@@ -142,7 +144,6 @@ def arm(name: str) -> turns.Arm:
     if name.startswith("transformers"):
         batches = map(to_longest, padded()) if name.endswith("longest") else padded()
         return theirs(config, len(dataset.tasks[0].labels)), batches
-    keep_freed_memory()  # as jaxclf.train does
     if name.endswith("packed"):
         batches = loader.train_batches(
             [examples[index] for index in order], batch_size=ROWS, seed=0, row_length=ROW_LENGTH

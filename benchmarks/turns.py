@@ -47,6 +47,8 @@ def measure(description: str | None, arms: Mapping[str, Callable[[], Arm]]) -> d
         for name, connection in connections.items():
             connection.send(True)
             speeds[name].append(connection.recv())
+    for connection in connections.values():
+        connection.send(False)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     for name, value in medians.items():
         low, high = min(speeds[name]), max(speeds[name])

@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
 
     XLA's CPU backend allocates a step's buffers anew in every step. By default glibc maps blocks
     of that size and unmaps them when they are freed, and the kernel then zeroes every page again:
-    a fifth of a small model's step. The process keeps the most it ever needed. True where it was
-    done, False on systems without glibc.
+    a fifth of a small model's step. The process keeps the most it ever needed. To be called before
+    JAX starts its threads. True where it was done, False on systems without glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxclf import config as configs
 from jaxclf import errors
+from jaxclf.allocator import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
@@ -24,6 +25,7 @@ def main(arguments: list[str]) -> None:
     options = configs.parse(parser, arguments)
     config = configs.load(options.config, options.overrides)
 
+    keep_freed_memory()
     # Only now what takes seconds to import: a typo is told at once.
     from jaxclf.training import train
 

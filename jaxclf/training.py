@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from jaxclf import config as configs
 from jaxclf import metrics, optim, report, storage, transfer, tuning
-from jaxclf.allocator import keep_freed_memory
 from jaxclf.checkpoints import (
     AdapterInfo,
     Checkpoints,
@@ -56,8 +55,6 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
     NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
     stays good in each case.
     """
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     with Interrupts() as interrupts:
         _claim(workdir, config)
         setup = prepare(config, workdir, base)
