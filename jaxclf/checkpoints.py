@@ -251,8 +251,7 @@ def load_adapters(source: ModelSource, base: Params) -> lora.Adapters:
     Raises ArtifactError where they are corrupt or do not fit.
     """
     assert source.adapters is not None
-    spec = source.adapters.spec
-    abstract = jax.eval_shape(lambda tree: lora.init(tree, spec, jax.random.key(0)), base)
+    abstract = lora.abstract(base, source.adapters.spec)
     return storage.restore(source.params_dir, source.manifest, abstract)
 
 

@@ -155,12 +155,13 @@ def init(params: Params, spec: Spec, key: Key[Array, ""]) -> Adapters:
             arrays["magnitude"] = jnp.linalg.norm(kernel, axis=-2)
         factors |= {f"{path}/{name}": array for name, array in arrays.items()}
     # Copies: a buffer that is donated to the train step must not be the base's.
-    saved = {
-        path: jnp.array(leaf, jnp.float32)
-        for path, leaf in flatten(params).items()
-        if any(re.fullmatch(pattern, path) for pattern in spec.saved)
-    }
+    saved = {path: jnp.array(leaf, jnp.float32) for path, leaf in _saved(params, spec).items()}
     return Adapters(nest(factors), nest(saved), spec)
+
+
+def abstract(params: Params, spec: Spec) -> Adapters:
+    """The shapes of `init` for a base of these parameters (arrays, or their shapes alone)."""
+    return jax.eval_shape(lambda tree: init(tree, spec, jax.random.key(0)), params)
 
 
 def bind(params: Params, adapters: Adapters, key: Key[Array, ""] | None = None) -> Params:
@@ -254,11 +255,7 @@ def count(params: Params, spec: Spec) -> int:
         per_rank = size_out + (0 if spec.kind == "lora_fa" else size_in)
         total += sum(place.ranks) * per_rank
         total += len(place.ranks) * size_out * (spec.kind == "dora")
-    return total + sum(
-        math.prod(leaf.shape)
-        for path, leaf in flatten(params).items()
-        if any(re.fullmatch(pattern, path) for pattern in spec.saved)
-    )
+    return total + sum(math.prod(leaf.shape) for leaf in _saved(params, spec).values())
 
 
 # Kernels ------------------------------------------------------------------------------------------
@@ -324,6 +321,15 @@ def _leaves(params: Params, prefix: str = "") -> dict[str, Any]:
             _leaves(node, f"{prefix}{name}/") if isinstance(node, dict) else {prefix + name: node}
         )
     return found
+
+
+def _saved(params: Params, spec: Spec) -> dict[str, Any]:
+    """The leaves that are trained themselves, by path."""
+    return {
+        path: leaf
+        for path, leaf in flatten(params).items()
+        if any(re.fullmatch(pattern, path) for pattern in spec.saved)
+    }
 
 
 def _leaf(params: Params, path: str) -> Any:

@@ -5,7 +5,6 @@ says what of them a checkpoint stores: the whole model, or the adapters alone.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -82,7 +81,7 @@ class Adapted:
 
     def abstract(self, params: Params) -> Tree:
         """The shapes of `stored` for a base of these parameters."""
-        return _abstract(params, self.spec)
+        return lora.abstract(params, self.spec)
 
     def resume(self, stored: Tree, base: Params | None) -> tuple[Tree, Tree]:
         """(trained, frozen) from what a checkpoint held and the base."""
@@ -105,7 +104,7 @@ def choose(config: ConfigDict, params: Params) -> Whole | Adapted:
     if config.tune == "full":
         return Whole(optim.choose(params, config.train.trained))
     spec = _spec(config)
-    abstract = _abstract(params, spec)
+    abstract = lora.abstract(params, spec)
     if not jax.tree.leaves(abstract):
         raise InputError(
             f"tune is {config.tune!r}, but {config.model.name} has no parameter that it trains"
@@ -131,7 +130,3 @@ def _spec(config: ConfigDict) -> Spec:
         rslora=fields.rslora,
         saved=tuple(filter(None, map(str.strip, fields.saved.split(",")))),
     )
-
-
-def _abstract(params: Params, spec: Spec) -> Tree:
-    return jax.eval_shape(functools.partial(lora.init, spec=spec, key=jax.random.key(0)), params)
