@@ -55,6 +55,7 @@ def configuration():
     config.train.weight_decay = 0.01
     config.train.clip_norm = 0.0  # the other side has none
     config.model.unroll = 6
+    config.train.prng = "rbg"
     return config
 
 
@@ -72,7 +73,15 @@ def ours(config, examples: list[Encoded], tasks) -> Callable:
     state = init_state(trained, optimizer, jax.random.key(0))
     objective = head_objective(config.loss, tasks, examples, slots)
     schedule = optim.schedule(config.train)
-    step = make_train_step(model, partition, optimizer, schedule, objective, may_skip=False)
+    step = make_train_step(
+        model,
+        partition,
+        optimizer,
+        schedule,
+        objective,
+        may_skip=False,
+        prng=config.train.prng,
+    )
     step = jax.jit(step, donate_argnums=0)
 
     def run(batches) -> int:

@@ -88,6 +88,7 @@ def default() -> ConfigDict:
     train.eps = 1e-8
     train.clip_norm = 1.0  # 0: no clipping
     train.trained = "all"  # all | last:N | biases | norms | a pattern of parameter paths
+    train.prng = "threefry2x32"  # draws dropout; rbg is faster, but on a mesh each device draws all
     train.max_skipped = 0  # non-finite steps skipped before the run stops; 0: stop at the first
     train.log_every = 10
     train.eval_every = 0  # steps between evaluations on dev; 0: only at the end

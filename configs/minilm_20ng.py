@@ -18,6 +18,7 @@ def get_config(argument: str = ""):
     config.data.dev_fraction = 0.05
     config.model.unroll = 6
     config.train.steps = 1_000
+    config.train.prng = "rbg"
     config.train.pack = True
     config.train.max_length = 256
     config.train.row_length = 512

@@ -20,6 +20,7 @@ def get_config(argument: str = ""):
     )
     config.model.unroll = 6
     config.train.steps = 3_290  # 10 epochs: a step's rows hold about 35 utterances
+    config.train.prng = "rbg"
     config.train.pack = True
     # Rows as short as they can be: attention within a row grows with its square.
     config.train.max_length = 64

@@ -65,13 +65,14 @@ def make_train_step(
     objective: Objective,
     *,
     may_skip: bool = True,
+    prng: str = "threefry2x32",
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
     """A function (state, frozen parameters, batch) → (state, metrics), to be jitted.
 
     The batch has a leading micro-batch axis; losses and gradients are summed over it, each divided
     by the totals of the whole step, so that accumulation changes memory only. A step whose loss or
     gradient is not finite raises `skipped` by one; if it `may_skip` such steps it leaves parameters
-    and optimizer as they were, otherwise they are lost.
+    and optimizer as they were, otherwise they are lost. `prng`: JAX's generator of dropout masks.
     """
 
     def loss(trained: Tree, frozen: Tree, batch: Batch, totals, key):
@@ -83,7 +84,7 @@ def make_train_step(
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch):
         totals = objective.totals(batch)
-        key = jax.random.fold_in(state.key, state.step)
+        key = _of_generator(jax.random.fold_in(state.key, state.step), prng)
 
         def add_micro_batch(total, item):
             micro, index = item
@@ -124,3 +125,11 @@ def make_train_step(
         return TrainState(state.step + 1, trained, opt_state, state.key, skipped), metrics
 
     return train_step
+
+
+def _of_generator(key: Key[Array, ""], prng: str) -> Key[Array, ""]:
+    """A key of another generator, derived from `key`; `key` itself where it is of that one."""
+    if prng == str(jax.random.key_impl(key)):
+        return key
+    words = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=prng)))
+    return jax.random.wrap_key_data(jax.random.bits(key, words.shape, words.dtype), impl=prng)

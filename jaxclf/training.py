@@ -116,6 +116,7 @@ class _Run:
             optim.schedule(config.train),
             setup.objective,
             may_skip=config.train.max_skipped > 0,
+            prng=config.train.prng,
         )
         self.train_step = jax.jit(step, donate_argnums=0)
         self.batches = loader.train_batches(

@@ -15,7 +15,7 @@ from configs import common
 from jaxclf import losses, optim, steps
 from jaxclf.data import pack
 from jaxclf.data.pack import ANSWER
-from jaxclf.models import zoo
+from jaxclf.models import layers, zoo
 from tests.tiny import CONFIG, examples, random_params, shapes
 
 GOLDEN = Path(__file__).parent / "golden" / "train_step.json"
@@ -289,6 +289,30 @@ def golden_run() -> dict[str, float]:
         weights = np.cos(np.arange(leaf.size))  # a sum that tells positions apart
         figures[optim.path_name(path)] = float(np.dot(np.ravel(leaf), weights))
     return figures
+
+
+@pytest.mark.parametrize("prng", ["threefry2x32", "rbg"])
+def test_dropout_is_drawn_by_the_generator_asked_for_anew_in_every_step(prng, model, params):
+    met = set()
+
+    def scores(module, batch, key):
+        met.add(str(jax.random.key_impl(key)))
+        rows = losses.label_logits(module, batch)
+        return {ANSWER: layers.dropout(rows, 0.5, key)}
+
+    objective = losses.Objective(scores, losses.GENERATION.terms)
+    partition, optimizer = optim.choose(model.abstract, "all"), optax.sgd(0.0)
+    step = steps.make_train_step(
+        model, partition, optimizer, optax.constant_schedule(0.0), objective, prng=prng
+    )
+    step = jax.jit(step)
+    trained, frozen = partition.split(params)
+    state = steps.init_state(trained, optimizer, jax.random.key(0))
+    later, first = step(state, frozen, batch_of(1))
+    _, again = step(state, frozen, batch_of(1))
+    _, second = step(later, frozen, batch_of(1))
+    assert met == {prng}
+    assert first.loss == again.loss != second.loss
 
 
 def test_golden_train_step():
