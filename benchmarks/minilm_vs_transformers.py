@@ -67,7 +67,7 @@ def ours(config, examples: list[Encoded], tasks) -> Callable:
     model = create_model(config, with_heads(dimensions, tasks, slots))
     plan = transfer.plan(model, base, "new", Recipe(tasks, None, slots, ROW_LENGTH, 0))
     params = transfer.load(model, base, plan, jax.random.key(0))
-    partition = optim.choose(model.abstract, "all")
+    partition = optim.choose(model.abstract, "all", loader.used_tokens(examples))
     optimizer = optim.optimizer(config.train)
     trained, frozen = partition.split(params)
     state = init_state(trained, optimizer, jax.random.key(0))

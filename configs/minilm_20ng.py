@@ -29,4 +29,4 @@ def get_config(argument: str = ""):
     config.train.weight_decay = 0.01
     config.train.eval_every = 250
     config.train.checkpoint_every = 250
-    return common.finish(config, chosen, learning_rate=1e-3)
+    return common.finish(config, chosen, learning_rate=1e-3, rank=4)

@@ -30,4 +30,4 @@ def get_config(argument: str = ""):
     config.train.weight_decay = 0.01
     config.train.eval_every = 329
     config.train.checkpoint_every = 329
-    return common.finish(config, chosen, learning_rate=1e-3)
+    return common.finish(config, chosen, learning_rate=1e-3, rank=4)

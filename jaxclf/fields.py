@@ -145,6 +145,7 @@ RULES: dict[str, Rule] = {
     "train.accumulate": whole(1),
     "train.learning_rate": real(0),
     "train.schedule": one_of("constant", "linear", "cosine"),
+    "train.vocabulary": one_of("all", "used"),
     "train.prng": one_of("threefry2x32", "rbg"),
     "train.warmup_steps": whole(0),
     "train.weight_decay": real(0),

@@ -1,8 +1,8 @@
-"""What can stand where a kernel's array stood in a parameter tree: low-rank and quantised nodes.
+"""What can stand where an array stood in a parameter tree: low-rank, quantised and split nodes.
 
-Both are pytree nodes whose arrays share the kernel's leading layer axis, so that scan, grad, vmap
-and sharding treat them as they treat an array (their fields are Any: in a tree of shapes or of
-shardings these stand there). `models.layers.matmul` is the one place that asks which kind it has.
+All are pytree nodes. The arrays of a kernel's share its leading layer axis, so that scan, grad,
+vmap and sharding treat them as they treat an array (their fields are Any: in a tree of shapes or of
+shardings these stand there). `models.layers` alone asks which kind it has: `matmul` and `Embed`.
 """
 
 import dataclasses
@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from jaxclf.shapes import Array, Float, Params, Shaped
+from jaxclf.shapes import AnyArray, Array, Float, Int, Params, Shaped
 
 Quantisation = Literal["int8", "int4", "nf4"]
 Quantise = Quantisation | Literal["none"]
 
+TOKEN_TABLES = ("embed/embedding", "embed/tokens/embedding")  # paths of the token embeddings
 TILE = 64  # rows of a kernel that share one 4-bit scale; source: Dettmers et al. 2023
 
 
@@ -95,7 +96,7 @@ def quantiser(path: str, kind: Quantisation) -> Callable[[Array], QuantKernel] |
     """
     if path.startswith(("layers/", "unembed/")) and path.endswith("/kernel"):
         return functools.partial(quantise, kind=kind)
-    if path in ("embed/embedding", "embed/tokens/embedding"):
+    if path in TOKEN_TABLES:
         return quantise_rows
     return None
 
@@ -152,7 +153,50 @@ class LoraKernel:
         return self.base.dtype
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SplitTable:
+    """An embedding whose trained rows stand apart from the rest.
+
+    `table`: `[V D]`, frozen; `place`: `[V]` int32, where a token's row is in `rows` `[R D]`, or -1;
+    `rows` is None where the trained half of a partition holds them.
+    """
+
+    table: Any
+    place: Any
+    rows: Any = None
+
+    def take(self, ids: Int[AnyArray, "*batch"]) -> Float[Array, "*batch D"]:
+        """The rows of these tokens."""
+        place = jnp.take(self.place, ids)
+        own = jnp.take(self.rows, jnp.maximum(place, 0), axis=0)
+        return jnp.where(place[..., None] < 0, jnp.take(self.table, ids, axis=0), own)
+
+    def joined(self) -> Float[Array, "V D"]:
+        """The whole table as one array."""
+        return self.take(jnp.arange(len(self.place)))
+
+
 Kernel = Array | QuantKernel | LoraKernel
+
+
+def take(
+    table: Array | QuantKernel | SplitTable, ids: Int[AnyArray, "*batch"]
+) -> Float[Array, "*batch D"]:
+    """The rows `ids` of an embedding."""
+    if isinstance(table, SplitTable):
+        return table.take(ids)
+    rows = jax.tree.map(lambda leaf: jnp.take(leaf, ids, axis=0), table)
+    return rows.dequantise(jnp.float32) if isinstance(rows, QuantKernel) else rows
+
+
+def join_tables(params: Params) -> Params:
+    """The parameters with every SplitTable made one array again."""
+    return jax.tree.map(
+        lambda leaf: leaf.joined() if isinstance(leaf, SplitTable) else leaf,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, SplitTable),
+    )
 
 
 def plain(kernel: Array | QuantKernel, dtype: Any) -> Float[Array, "*layers D F"]:

@@ -107,7 +107,9 @@ class _Run:
         self.config, self.workdir, self.setup = config, workdir, setup
         self.checkpoints, self.interrupts = checkpoints, interrupts
         self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe)
-        self.tuning = tuning.choose(config, setup.model.abstract)
+        self.tuning = tuning.choose(
+            config, setup.model.abstract, loader.used_tokens(setup.examples)
+        )
         self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
         step = make_train_step(
             setup.model,

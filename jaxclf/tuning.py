@@ -8,9 +8,10 @@ import dataclasses
 import math
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf import lora, optim
+from jaxclf import kernels, lora, optim
 from jaxclf.errors import InputError
 from jaxclf.lora import Spec
 from jaxclf.optim import Partition
@@ -41,7 +42,7 @@ class Whole:
 
     def stored(self, trained: Params, frozen: Params) -> Params:
         """What a checkpoint holds: all parameters."""
-        return self.join(trained, frozen)
+        return kernels.join_tables(self.join(trained, frozen))
 
     def abstract(self, params: Params) -> Params:
         """The shapes of `stored` for a model of these parameters."""
@@ -96,13 +97,15 @@ class Adapted:
         return lora.count(params, self.spec)
 
 
-def choose(config: ConfigDict, params: Params) -> Whole | Adapted:
+def choose(config: ConfigDict, params: Params, tokens: np.ndarray) -> Whole | Adapted:
     """The tuning that the config names, for a model of these parameters (shapes will do).
 
-    Raises InputError where it would train nothing, or a pattern matches nothing.
+    `tokens`: the sorted ids that occur in the training texts. Raises InputError where it would
+    train nothing, or a pattern matches nothing.
     """
     if config.tune == "full":
-        return Whole(optim.choose(params, config.train.trained))
+        used = tokens if config.train.vocabulary == "used" else None
+        return Whole(optim.choose(params, config.train.trained, used))
     spec = _spec(config)
     abstract = lora.abstract(params, spec)
     if not jax.tree.leaves(abstract):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxclf import config as configs
@@ -37,7 +38,7 @@ def test_train_step_keeps_every_shape_and_dtype(path, variant):
         dimensions = dataclasses.replace(dimensions, heads=heads)
         objective = Objective(losses.head_scores, dict.fromkeys(names, Term()))
     model = create_model(config, dimensions)
-    tuned = tuning.choose(config, model.abstract)
+    tuned = tuning.choose(config, model.abstract, np.arange(9))
     optimizer = optim.optimizer(config.train, config.lora.b_rate)
     key = jax.eval_shape(lambda: jax.random.key(0))
     trained, frozen = jax.eval_shape(tuned.start, model.abstract, key)

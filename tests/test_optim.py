@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from configs import common
 from jaxclf import optim
 from jaxclf.errors import InputError
+from jaxclf.kernels import join_tables, take
 
 
 def tree():
@@ -89,6 +90,40 @@ def test_join_undoes_split(trained):
     joined = partition.join(*partition.split(params))
     assert jax.tree.structure(joined) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, joined, params)
+
+
+def untied():
+    return {**tree(), "unembed": {"kernel": jnp.zeros((4, 7))}}
+
+
+def test_a_table_may_train_in_some_of_its_rows():
+    params, rows = untied(), np.array([0, 2, 5])
+    table = params["embed"]["embedding"]
+    partition = optim.choose(params, "all", rows)
+    part, rest = partition.split(params)
+    np.testing.assert_array_equal(part["embed"]["embedding"], table[rows])
+
+    part["embed"]["embedding"] = -part["embed"]["embedding"]
+    joined = partition.join(part, rest)
+    expected = table.at[rows].multiply(-1)
+    ids = np.array([[5, 1], [6, 0]])
+    np.testing.assert_array_equal(take(joined["embed"]["embedding"], ids), expected[ids])
+    whole = join_tables(joined)
+    np.testing.assert_array_equal(whole["embed"]["embedding"], expected)
+    del whole["embed"], params["embed"]
+    jax.tree.map(np.testing.assert_array_equal, whole, params)
+
+
+def test_rows_of_a_frozen_table_are_of_no_account():
+    params = tree()
+    part, rest = optim.choose(params, "norms", np.array([1])).split(params)
+    assert paths(part) == NORMS
+    assert rest["embed"]["embedding"] is params["embed"]["embedding"]
+
+
+def test_a_table_that_is_the_unembedding_too_trains_in_whole():
+    with pytest.raises(InputError, match=r"train\.vocabulary.*'all'"):
+        optim.choose(tree(), "all", np.array([0, 1]))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from configs import common
 from jaxclf import losses, optim, steps
 from jaxclf.data import pack
 from jaxclf.data.pack import ANSWER
+from jaxclf.kernels import join_tables
 from jaxclf.models import layers, zoo
 from tests.tiny import CONFIG, examples, random_params, shapes
 
@@ -183,6 +184,32 @@ def test_frozen_parameters_stay_bitwise_and_have_no_moments(last, params):
     trained_size = sum(leaf.size for leaf in jax.tree.leaves(state.trained))
     held = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
     assert held == 2 * trained_size + 2  # both moments, and the two counters of steps
+
+
+def test_training_the_used_rows_of_a_table_equals_training_all_without_decay(model, params):
+    batch = filled(batch_of(1))
+    used = np.unique(np.asarray(batch.tokens))
+    assert len(used) < CONFIG.vocab_size
+    optimizer = optim.optimizer(common.default().train)
+    ends = []
+    for tokens in (None, used):
+        partition = optim.choose(model.abstract, "all", tokens)
+        trained, frozen = partition.split(params)
+        state = steps.init_state(trained, optimizer, jax.random.key(0))
+        step = steps.make_train_step(
+            model, partition, optimizer, optax.constant_schedule(1e-3), losses.GENERATION
+        )
+        step = jax.jit(step)
+        for _ in range(2):
+            state, _ = step(state, frozen, batch)
+        ends.append(join_tables(partition.join(state.trained, frozen)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), *ends)
+    moved = np.any(ends[1]["embed"]["embedding"] != params["embed"]["embedding"], axis=1)
+    assert set(np.flatnonzero(moved)) <= set(used)
+    assert moved.sum() >= len(used) - 1  # padding's row has no gradient
+    held = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 2]
+    assert (len(used), CONFIG.hidden_size) in held
+    assert (CONFIG.vocab_size, CONFIG.hidden_size) not in held
 
 
 def test_bfloat16_parameters_keep_their_dtype(params):

@@ -93,6 +93,11 @@ def train_batches(
     return iter(filled.batch(batch_size).map(pack.packed))
 
 
+def used_tokens(examples: Examples) -> np.ndarray:
+    """The sorted token ids that batches of the examples hold, padding's with them."""
+    return np.unique(np.concatenate([[0], *(pack.row(item)["tokens"] for item in examples)]))
+
+
 def label_budget(examples: Examples, name: str, row_length: int) -> int:
     """Labels J of a target that a packed row may hold: its usual share and a quarter more."""
     sizes = [(len(row[f"{name}/labels"]), len(row["tokens"])) for row in map(pack.row, examples)]

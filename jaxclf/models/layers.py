@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclf import kernels
-from jaxclf.kernels import Kernel, LoraKernel, QuantKernel
+from jaxclf.kernels import Kernel, LoraKernel
 from jaxclf.shapes import AnyArray, Array, Float, Int, Key, Params
 
 
@@ -67,9 +67,7 @@ class Embed(nnx.Module):
         self.embedding = nnx.Param(table.astype(dtype))
 
     def __call__(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
-        table = self.embedding.get_value()
-        rows = jax.tree.map(lambda leaf: jnp.take(leaf, tokens, axis=0), table)
-        return rows.dequantise(jnp.float32) if isinstance(rows, QuantKernel) else rows
+        return kernels.take(self.embedding.get_value(), tokens)
 
     def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         return matmul(x, kernels.plain(self.embedding.get_value(), x.dtype).T)

@@ -115,6 +115,17 @@ def test_packing_fills_more_rows_than_its_bins_in_the_shuffled_order():
         assert sorted(order[start : start + block]) == sorted(shuffled[start : start + block])
 
 
+def test_used_tokens_are_those_of_the_batches():
+    examples = random_examples([(2, 3, 2), (1, 2, 1)])
+    held = {
+        int(token)
+        for batch in islice(loader.train_batches(examples, batch_size=1, seed=0), 2)
+        for token in batch.tokens.flat
+    }
+    found = loader.used_tokens(examples)
+    assert found.tolist() == sorted(held | {0})
+
+
 def test_an_example_longer_than_a_row_is_refused_by_name():
     examples = random_examples([(0, 3, 2), (2, 20, 4), (0, 5, 2)])
     with pytest.raises(InputError, match=r"record 1 has 25 tokens.*24.*row_length"):
