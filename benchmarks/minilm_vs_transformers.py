@@ -25,7 +25,7 @@ import turns
 
 from configs import common
 from conversion import from_hf
-from jaxclf import optim, transfer
+from jaxclf import optim, transfer, tuning
 from jaxclf.allocator import keep_freed_memory
 from jaxclf.checkpoints import read_model
 from jaxclf.classify import create_model
@@ -67,15 +67,15 @@ def ours(config, examples: list[Encoded], tasks) -> Callable:
     model = create_model(config, with_heads(dimensions, tasks, slots))
     plan = transfer.plan(model, base, "new", Recipe(tasks, None, slots, ROW_LENGTH, 0))
     params = transfer.load(model, base, plan, jax.random.key(0))
-    partition = optim.choose(model.abstract, "all", loader.used_tokens(examples))
+    tuned = tuning.choose(config, model.abstract, loader.used_tokens(examples))
     optimizer = optim.optimizer(config.train)
-    trained, frozen = partition.split(params)
+    trained, frozen = tuned.start(params, jax.random.key(0))
     state = init_state(trained, optimizer, jax.random.key(0))
     objective = head_objective(config.loss, tasks, examples, slots)
     schedule = optim.schedule(config.train)
     step = make_train_step(
         model,
-        partition,
+        tuned,
         optimizer,
         schedule,
         objective,

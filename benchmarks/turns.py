@@ -40,6 +40,7 @@ def measure(description: str | None, arms: Mapping[str, Callable[[], Arm]]) -> d
         here, there = context.Pipe()
         arguments = (make, options.warmup, options.steps, there)
         context.Process(target=_work, args=arguments, daemon=True).start()
+        there.close()  # so that a process that dies is met by EOFError, not waited for
         here.recv()  # one prepares at a time
         connections[name] = here
     speeds: dict[str, list[float]] = {name: [] for name in arms}

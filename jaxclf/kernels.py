@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from jaxclf.shapes import AnyArray, Array, Float, Int, Params, Shaped
+from jaxclf.shapes import AnyArray, Array, Float, Int, Params, Shaped, Tree
 
 Quantisation = Literal["int8", "int4", "nf4"]
 Quantise = Quantisation | Literal["none"]
@@ -175,6 +175,37 @@ class SplitTable:
     def joined(self) -> Float[Array, "V D"]:
         """The whole table as one array."""
         return self.take(jnp.arange(len(self.place)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Unstacked:
+    """An array `[L …]` as its L parts.
+
+    A step that compiles every layer on its own reads and writes them without a copy out of the
+    stack or into it. Models never see one: see `stack`.
+    """
+
+    parts: tuple[Any, ...]
+
+
+def unstack(params: Tree) -> Tree:
+    """The tree with every array below `layers` as its parts."""
+
+    def apart(path, leaf):
+        in_layers = any(getattr(key, "key", None) == "layers" for key in path)
+        return Unstacked(tuple(leaf[i] for i in range(len(leaf)))) if in_layers else leaf
+
+    return jax.tree_util.tree_map_with_path(apart, params)
+
+
+def stack(params: Tree) -> Tree:
+    """The inverse of `unstack`; a tree without parts stays as it is."""
+    return jax.tree.map(
+        lambda leaf: jnp.stack(leaf.parts) if isinstance(leaf, Unstacked) else leaf,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, Unstacked),
+    )
 
 
 Kernel = Array | QuantKernel | LoraKernel

@@ -13,9 +13,10 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxclf.errors import InputError
-from jaxclf.kernels import TOKEN_TABLES, SplitTable
+from jaxclf.kernels import TOKEN_TABLES, SplitTable, stack, unstack
 from jaxclf.shapes import Array, Key, Tree
 
+_PARTS = "parts"  # what an Unstacked array adds to the path of its leaves
 _NAMED_PATTERNS = {"all": ".*", "biases": r".*/bias", "norms": r".*norm.*"}
 
 
@@ -30,11 +31,12 @@ class Partition(NamedTuple):
     `chosen` holds for each leaf the count of its last layers that train: all of a leaf is -1,
     none is 0. A leaf that trains in part is cut along its layer axis, so that no gradient and no
     optimizer state exists for the rest. `rows`: the sorted rows of a table that alone train, which
-    saves the same for an embedding.
+    saves the same for an embedding. `unstacked`: both parts hold their layers one by one.
     """
 
     chosen: dict[str, int]
     rows: Mapping[str, np.ndarray] = MappingProxyType({})
+    unstacked: bool = False
 
     def split(self, params: Tree) -> tuple[Tree, Tree]:
         """(trained, frozen): trees of the same structure with None where the other has all."""
@@ -58,6 +60,8 @@ class Partition(NamedTuple):
                 lambda path, leaf: select(path_name(path), leaf), params
             )
 
+        if self.unstacked:
+            return unstack(part(trained)), unstack(part(frozen))
         return part(trained), part(frozen)
 
     def join(self, trained: Tree, frozen: Tree, key: Key[Array, ""] | None = None) -> Tree:
@@ -70,7 +74,7 @@ class Partition(NamedTuple):
                 return dataclasses.replace(other, rows=one)
             return jnp.concatenate([other, one])
 
-        return jax.tree.map(whole, trained, frozen, is_leaf=lambda leaf: leaf is None)
+        return jax.tree.map(whole, stack(trained), stack(frozen), is_leaf=lambda leaf: leaf is None)
 
 
 def choose(params: Tree, trained: str, tokens: np.ndarray | None = None) -> Partition:
@@ -136,15 +140,19 @@ def optimizer(config: ConfigDict, b_rate: float = 1.0) -> optax.GradientTransfor
     2019; Hayou et al. 2024 (LoRA+).
     """
 
+    def is_matrix(path, leaf) -> bool:
+        names = path_name(path).split("/")
+        return leaf.ndim > 1 + ("layers" in names and _PARTS not in names)
+
     def decayed(params: Tree):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.ndim > 1 + ("layers" in path_name(path).split("/")), params
-        )
+        return jax.tree_util.tree_map_with_path(is_matrix, params)
 
     def faster_b(updates: Tree, _: Tree = None):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf * b_rate if path_name(path).endswith("/b") else leaf, updates
-        )
+        def scaled(path, leaf):
+            name = path_name(path).partition(f"/{_PARTS}/")[0]
+            return leaf * b_rate if name.endswith("/b") else leaf
+
+        return jax.tree_util.tree_map_with_path(scaled, updates)
 
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(

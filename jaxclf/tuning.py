@@ -74,7 +74,7 @@ class Adapted:
 
     def join(self, trained: Tree, frozen: Tree, key: Key[Array, ""] | None = None) -> Params:
         """The base with the adapters bound to it; a key turns their dropout on."""
-        return lora.bind(frozen["base"], self.stored(trained, frozen), key)
+        return lora.bind(self.base(frozen), self.stored(trained, frozen), key)
 
     def stored(self, trained: Tree, frozen: Tree) -> Tree:
         """What a checkpoint holds: the adapters."""
@@ -87,10 +87,12 @@ class Adapted:
     def resume(self, stored: Tree, base: Params | None) -> tuple[Tree, Tree]:
         """(trained, frozen) from what a checkpoint held and the base."""
         trained, fixed = self.partition.split(stored)
+        if self.partition.unstacked:
+            base = kernels.unstack(base)
         return trained, {"base": base, "adapters": fixed}
 
     def base(self, frozen: Tree) -> Params:
-        return frozen["base"]
+        return kernels.stack(frozen["base"])
 
     def count(self, params: Params) -> int:
         """How many values are trained."""
@@ -103,9 +105,12 @@ def choose(config: ConfigDict, params: Params, tokens: np.ndarray) -> Whole | Ad
     `tokens`: the sorted ids that occur in the training texts. Raises InputError where it would
     train nothing, or a pattern matches nothing.
     """
+    # Where every layer is compiled on its own, a stack of them would only be cut and glued.
+    unstacked = config.model.unroll >= jax.tree.leaves(params["layers"])[0].shape[0]
     if config.tune == "full":
         used = tokens if config.train.vocabulary == "used" else None
-        return Whole(optim.choose(params, config.train.trained, used))
+        partition = optim.choose(params, config.train.trained, used)
+        return Whole(partition._replace(unstacked=unstacked))
     spec = _spec(config)
     abstract = lora.abstract(params, spec)
     if not jax.tree.leaves(abstract):
@@ -114,7 +119,7 @@ def choose(config: ConfigDict, params: Params, tokens: np.ndarray) -> Whole | Ad
         )
     # LoRA-FA leaves `a` as it was drawn.
     trained = r".*(?<!/a)" if spec.kind == "lora_fa" else "all"
-    return Adapted(spec, optim.choose(abstract, trained))
+    return Adapted(spec, optim.choose(abstract, trained)._replace(unstacked=unstacked))
 
 
 def _spec(config: ConfigDict) -> Spec:

@@ -44,7 +44,7 @@ def stored(workdir: Path) -> dict:
     return manifest_to_json(resolve(workdir, "last").manifest)
 
 
-LORA = ("tune=lora", "lora.targets=all-linear", "lora.rank=2", "lora.dropout=0.1")
+LORA = ("tune=lora", "model.unroll=9", "lora.targets=all-linear", "lora.rank=2", "lora.dropout=0.1")
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ def tiny(*overrides: str):
         str(ROOT / "configs/minilm_massive.py:smoke"),
         [
             "data.name=builtin",
+            "model.unroll=9",
             "train.steps=6",
             "train.checkpoint_every=3",
             "train.learning_rate=0.01",

@@ -84,9 +84,11 @@ def test_last_layers_are_cut_out_of_their_leaves():
 @pytest.mark.parametrize(
     "trained", ["all", "last:1", "last:2", "last:3", "biases", "norms", "embed.*"]
 )
-def test_join_undoes_split(trained):
+@pytest.mark.parametrize("unstacked", [False, True])
+def test_join_undoes_split(trained, unstacked):
     params = tree()
     partition = optim.choose(jax.eval_shape(lambda: params), trained)
+    partition = partition._replace(unstacked=unstacked)
     joined = partition.join(*partition.split(params))
     assert jax.tree.structure(joined) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, joined, params)

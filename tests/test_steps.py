@@ -212,6 +212,27 @@ def test_training_the_used_rows_of_a_table_equals_training_all_without_decay(mod
     assert (CONFIG.vocab_size, CONFIG.hidden_size) not in held
 
 
+def test_layers_apart_train_as_a_stack_does(model, params):
+    settings = common.default().train
+    settings.update({"weight_decay": 0.5, "learning_rate": 1e-2})
+    optimizer = optim.optimizer(settings)
+    ends = []
+    for unstacked in (False, True):
+        partition = optim.choose(model.abstract, "all")._replace(unstacked=unstacked)
+        trained, frozen = partition.split(params)
+        state = steps.init_state(trained, optimizer, jax.random.key(0))
+        step = steps.make_train_step(
+            model, partition, optimizer, optax.constant_schedule(1e-2), losses.GENERATION
+        )
+        step = jax.jit(step)
+        for _ in range(2):
+            state, _ = step(state, frozen, filled(batch_of(1)))
+        ends.append(partition.join(state.trained, frozen))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *ends)
+    kernel = state.trained["layers"]["mlp"]["up"]["kernel"]
+    assert [part.ndim for part in kernel.parts] == [2] * CONFIG.num_layers
+
+
 def test_bfloat16_parameters_keep_their_dtype(params):
     model = zoo.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     some = Steps(model, "norms", optim.optimizer(common.default().train))
