@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxclf.data.pack import ANSWER, Batch, Targets
@@ -80,17 +81,30 @@ def label_logits(
     module: Llama, batch: Batch, key: Key[Array, ""] | None = None
 ) -> Float[Array, "B J V"]:
     """Logits where a label token is predicted, and nowhere else."""
-    hidden = module.hidden(batch.tokens, batch.positions, batch.segment_ids, key)
-    return module.logits(_at(hidden, batch.targets[ANSWER]))
+    places = batch.targets[ANSWER].positions
+    return module.logits(
+        module.hidden(batch.tokens, batch.positions, batch.segment_ids, key, places)
+    )
 
 
 def head_scores(module: Encoder, batch: Batch, key: Key[Array, ""] | None = None) -> Scores:
     """Each head's scores where it predicts, and nowhere else."""
     first, *keys = layers.split_key(key, 1 + len(batch.targets))
-    hidden = module.hidden(batch.tokens, batch.positions, batch.segment_ids, batch.types, first)
+    places = [targets.positions for targets in batch.targets.values()]
+    hidden = module.hidden(
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        batch.types,
+        first,
+        jnp.concatenate(places, axis=1),
+    )
+    ends = np.cumsum([each.shape[1] for each in places])
     return {
-        name: module.scores(name, _at(hidden, targets), of_head)
-        for (name, targets), of_head in zip(batch.targets.items(), keys, strict=True)
+        name: module.scores(name, of_target, of_head)
+        for name, of_target, of_head in zip(
+            batch.targets, jnp.split(hidden, ends[:-1], axis=1), keys, strict=True
+        )
     }
 
 
@@ -135,7 +149,3 @@ def _is_right(term: Term, scores: Array, labels: AnyArray):
     if term.kind == "multilabel":
         return jnp.all((scores > 0) == (labels > 0.5), axis=-1)
     return jnp.argmax(scores, axis=-1) == labels
-
-
-def _at(hidden: Float[Array, "B T D"], targets: Targets) -> Float[Array, "B J D"]:
-    return jnp.take_along_axis(hidden, targets.positions[..., None], axis=1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclf.models import layers
-from jaxclf.models.attention import attend, attend_with_dropout, full_mask, prefix
+from jaxclf.models.attention import attend, full_mask, prefix
 from jaxclf.models.heads import Head, HeadConfig
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 
@@ -121,19 +121,22 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         mask: Bool[Array, "B 1 T S"],
         key: Key[Array, ""] | None,
-    ) -> Float[Array, "B T D"]:
+        at: Int[AnyArray, "B J"] | None = None,
+    ) -> Float[Array, "B J D"]:
+        """The next hidden states, of all places (J = T) or of those `at` alone."""
         config = self.config
         keys = layers.split_key(key, 3)
-        query, key_heads, value = (
-            self.attention[name](x).reshape(*x.shape[:2], config.num_heads, -1) for name in "qkv"
-        )
+
+        def heads_of(name, x):
+            return self.attention[name](x).reshape(*x.shape[:2], config.num_heads, -1)
+
+        key_heads, value = heads_of("k", x), heads_of("v", x)
+        if at is not None:
+            x, mask = layers.take_places(x, at), layers.take_places(mask[:, 0], at)[:, None]
+        query = heads_of("q", x)
         if self.prefix is not None:
             key_heads, value, mask = self.prefix.before(key_heads, value, mask)
-        if keys[0] is not None and config.attention_dropout:
-            rate = config.attention_dropout
-            heads = attend_with_dropout(query, key_heads, value, mask, rate, keys[0])
-        else:
-            heads = attend(query, key_heads, value, mask)
+        heads = attend(query, key_heads, value, mask, config.attention_dropout, keys[0])
         heads = self.attention["o"](heads.reshape(x.shape))
         if config.family != "distilbert":  # which drops only what feed-forward adds
             heads = layers.dropout(heads, config.dropout, keys[1])
@@ -200,8 +203,12 @@ class Encoder(nnx.Module):
         segment_ids: Int[AnyArray, "B T"],
         types: Int[AnyArray, "B T"] | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Last hidden states. Tokens see all tokens of their own segment and nothing else."""
+        at: Int[AnyArray, "B J"] | None = None,
+    ) -> Float[Array, "B J D"]:
+        """Last hidden states, of all tokens (J = T) or of those `at` alone.
+
+        Tokens see all tokens of their own segment and nothing else.
+        """
         config = self.config
         mask = full_mask(segment_ids)
         x = self.embed(tokens, positions, types, self.dtype)
@@ -210,10 +217,10 @@ class Encoder(nnx.Module):
         if self.project is not None:
             x = self.project(x)
 
-        def body(block, x, index):
-            return block(x, mask, layers.fold_key(key, index))
+        def body(block, x, index, at):
+            return block(x, mask, layers.fold_key(key, index), at)
 
-        return layers.scan_layers(self.layers, body, x, self.remat, self.unroll)
+        return layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at)
 
     def scores(
         self, name: str, hidden: Float[Array, "*batch D"], key: Key[Array, ""] | None = None

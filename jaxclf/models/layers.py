@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxclf import kernels
 from jaxclf.kernels import Kernel, LoraKernel
-from jaxclf.shapes import AnyArray, Array, Float, Int, Key, Params
+from jaxclf.shapes import AnyArray, Array, Float, Int, Key, Params, Shaped
 
 
 def matmul(x: Float[Array, "*batch D"], kernel: Kernel) -> Float[Array, "*batch F"]:
@@ -191,31 +191,61 @@ def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) 
     return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
 
 
+Places = Int[AnyArray, "B J"]
+Body = Callable[[Any, Any, Int[Array, ""], Places | None], Any]
+
+
 def scan_layers(
     layers: nnx.Module,
-    body: Callable[[Any, Any, Int[Array, ""]], Any],
+    body: Body,
     carry: Any,
     remat: bool,
     unroll: int = 1,
+    at: Places | None = None,
 ) -> Any:
-    """Thread `carry` through `body(layer, carry, index)` for every stacked layer.
+    """Thread `carry` through `body(layer, carry, index, at)` for every stacked layer.
 
     One compiled body serves all layers. With `remat` a layer's activations are computed again in
     the backward pass, so that only each layer's input is kept. `unroll` layers are compiled one by
-    one and looped over: it saves copies into and out of the stack, and costs time to compile.
+    one and looped over: it saves copies into and out of the stack, and costs time to compile. `at`:
+    the places that alone are wanted of the last layer; where all layers are compiled one by one and
+    there are fewer than tokens, it computes no others. In all other calls of `body` it is None.
     """
     graphdef, params = nnx.split(layers)
     count = jax.tree.leaves(params)[0].shape[0]
 
-    def step(carry, item):
+    def step(carry, item, at=None):
         layer_params, index = item
-        return body(nnx.merge(graphdef, layer_params), carry, index), None
+        return body(nnx.merge(graphdef, layer_params), carry, index, at), None
 
-    if remat:
-        # Inside a scan no common-subexpression elimination crosses iterations.
-        step = jax.checkpoint(step, prevent_cse=False)
-    carry, _ = jax.lax.scan(step, carry, (params, jnp.arange(count)), unroll=min(unroll, count))
-    return carry
+    if unroll >= count:
+        step = jax.checkpoint(step) if remat else step
+        apart = [_parts(leaf) for leaf in jax.tree.leaves(params)]
+        *first, last = (
+            (jax.tree.unflatten(jax.tree.structure(params), parts), jnp.int32(index))
+            for index, parts in enumerate(zip(*apart, strict=True))
+        )
+        for item in first:
+            carry, _ = step(carry, item)
+        if at is not None and at.shape[1] < carry.shape[1]:
+            return step(carry, last, at)[0]
+        carry, _ = step(carry, last)
+    else:
+        if remat:
+            # Inside a scan no common-subexpression elimination crosses iterations.
+            step = jax.checkpoint(step, prevent_cse=False)
+        carry, _ = jax.lax.scan(step, carry, (params, jnp.arange(count)), unroll=unroll)
+    return carry if at is None else take_places(carry, at)
+
+
+def _parts(stack: Float[Array, "L ..."]) -> list[Array]:
+    """Each layer's part; unlike indexing, its gradient is one concatenation."""
+    return [jnp.squeeze(part, 0) for part in jax.lax.split(stack, (1,) * len(stack))]
+
+
+def take_places(x: Shaped[AnyArray, "B T *rest"], at: Places) -> Shaped[Array, "B J *rest"]:
+    """What stands at these places of each row."""
+    return jnp.take_along_axis(jnp.asarray(x), at[(..., *[None] * (x.ndim - 2))], axis=1)
 
 
 def pure_params(module: nnx.Module) -> Params:

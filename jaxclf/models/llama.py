@@ -58,13 +58,16 @@ class Attention(nnx.Module):
         self.o = linear(width, config.hidden_size)
         self.head_dim = config.head_dim
 
-    def project(self, x: Float[Array, "B T D"], cos: Array, sin: Array):
-        """Rotated queries and keys, and values, split into heads."""
-        query, key, value = (
-            linear(x).reshape(*x.shape[:2], -1, self.head_dim)
-            for linear in (self.q, self.k, self.v)
-        )
-        return layers.rotate(query, cos, sin), layers.rotate(key, cos, sin), value
+    def query(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> Float[Array, "B T N H"]:
+        """Rotated queries, split into heads."""
+        return layers.rotate(self._heads(self.q, x), cos, sin)
+
+    def keys(self, x: Float[Array, "B T D"], cos: Array, sin: Array):
+        """Rotated keys, and values, split into heads."""
+        return layers.rotate(self._heads(self.k, x), cos, sin), self._heads(self.v, x)
+
+    def _heads(self, linear: layers.Linear, x: Float[Array, "B T D"]) -> Float[Array, "B T K H"]:
+        return linear(x).reshape(*x.shape[:2], -1, self.head_dim)
 
     def combine(self, heads: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         return self.o(heads.reshape(*heads.shape[:2], -1))
@@ -113,8 +116,15 @@ class Block(nnx.Module):
         sin: Float[Array, "B T 1 H"],
         mask: Bool[Array, "B 1 T S"],
         random_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        query, key, value = self.attention.project(self.attention_norm(x), cos, sin)
+        at: Int[AnyArray, "B J"] | None = None,
+    ) -> Float[Array, "B J D"]:
+        """The next hidden states, of all places (J = T) or of those `at` alone."""
+        normal = self.attention_norm(x)
+        key, value = self.attention.keys(normal, cos, sin)
+        if at is not None:
+            x, normal, cos, sin = (layers.take_places(each, at) for each in (x, normal, cos, sin))
+            mask = layers.take_places(mask[:, 0], at)[:, None]
+        query = self.attention.query(normal, cos, sin)
         if self.prefix is not None:
             key, value, mask = self.prefix.before(key, value, mask)
         return self.finish(x, attend(query, key, value, mask), random_key)
@@ -130,7 +140,9 @@ class Block(nnx.Module):
         slot: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """The same, with this call's keys and values put into the cache and all of it attended."""
-        query, key, value = self.attention.project(self.attention_norm(x), cos, sin)
+        normal = self.attention_norm(x)
+        query = self.attention.query(normal, cos, sin)
+        key, value = self.attention.keys(normal, cos, sin)
         cache = cache.write(layer, slot, key, value)
         key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
         if self.prefix is not None:
@@ -185,20 +197,21 @@ class Llama(nnx.Module):
         positions: Int[AnyArray, "B T"],
         segment_ids: Int[AnyArray, "B T"],
         key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Normalised last hidden states. Tokens see earlier tokens of their own segment only.
+        at: Int[AnyArray, "B J"] | None = None,
+    ) -> Float[Array, "B J D"]:
+        """Normalised last hidden states, of all tokens (J = T) or of those `at` alone.
 
-        A key turns dropout on.
+        Tokens see earlier tokens of their own segment only. A key turns dropout on.
         """
         x, cos, sin = self.start(tokens, positions)
         mask = causal_mask(segment_ids)
         first, key = layers.split_key(key, 2)
         x = layers.dropout(x, self.config.dropout, first)
 
-        def body(block, x, index):
-            return block(x, cos, sin, mask, layers.fold_key(key, index))
+        def body(block, x, index, at):
+            return block(x, cos, sin, mask, layers.fold_key(key, index), at)
 
-        return self.norm(layers.scan_layers(self.layers, body, x, self.remat, self.unroll))
+        return self.norm(layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at))
 
     def extend(
         self,
@@ -211,7 +224,7 @@ class Llama(nnx.Module):
         """Hidden states of T tokens put at `slot` of a cache of S slots, which `mask` selects."""
         x, cos, sin = self.start(tokens, positions)
 
-        def body(block, carry, layer):
+        def body(block, carry, layer, _):
             x, cache = carry
             return block.cached(x, cos, sin, mask, cache, layer, slot)
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from jaxclf.models import layers, zoo
-from jaxclf.models.attention import attend, attend_with_dropout, full_mask
+from jaxclf.models.attention import attend, full_mask
 from tests.tiny import random_params, shapes
 from tests.tiny_encoders import ENCODERS, HEADS, inputs, with_heads
 
@@ -107,6 +107,21 @@ def test_scanned_layers_equal_a_loop_over_them():
     np.testing.assert_allclose(*both(random_params(model)), rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("family", ENCODERS)
+def test_states_of_some_places_are_those_of_the_whole(family):
+    config = ENCODERS[family]
+    plain, wanted = zoo.create(config), zoo.create(config, unroll=config.num_layers)
+    arrays = inputs()
+    rows, count = arrays[0].shape
+    at = np.random.default_rng(3).integers(0, count, (rows, 2))
+    params = random_params(plain)
+    some = jax.jit(lambda params: wanted.bind(params).hidden(*arrays, at=at))
+    whole = jax.jit(lambda params: plain.bind(params).hidden(*arrays))(params)
+    expected = np.take_along_axis(np.asarray(whole), at[..., None], axis=1)
+    np.testing.assert_allclose(some(params), expected, rtol=0, atol=5e-6)
+    assert (*at.shape, config.intermediate_size) in shapes(some, params)
+
+
 def test_rematerialisation_changes_no_gradient():
     config = ENCODERS["bert"]
     arrays = inputs()
@@ -184,7 +199,7 @@ def attention_inputs():
 def test_attention_without_dropped_weights_is_attention():
     query, key, value, mask = attention_inputs()
     is_text = inputs()[2] > 0
-    actual = attend_with_dropout(query, key, value, mask, 1e-9, random_key(0))
+    actual = attend(query, key, value, mask, 1e-9, random_key(0))
     expected = attend(query, key, value, mask)
     np.testing.assert_allclose(actual[is_text], expected[is_text], rtol=0, atol=1e-6)
 
@@ -193,9 +208,7 @@ def test_attention_with_dropped_weights_is_attention_on_average():
     query, key, value, mask = attention_inputs()
     is_text = inputs()[2] > 0
     keys = jax.random.split(random_key(0), 4000)
-    samples = jax.lax.map(
-        lambda k: attend_with_dropout(query, key, value, mask, 0.3, k), keys, batch_size=100
-    )
+    samples = jax.lax.map(lambda k: attend(query, key, value, mask, 0.3, k), keys, batch_size=100)
     error = jnp.mean(samples, axis=0) - attend(query, key, value, mask)
     noise = jnp.std(samples, axis=0) / math.sqrt(len(keys))
     assert jnp.max(noise) > 0.001

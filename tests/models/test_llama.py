@@ -108,6 +108,33 @@ def test_scanned_layers_equal_a_loop_over_them(model, params):
     np.testing.assert_allclose(*both(params), rtol=0, atol=5e-6)
 
 
+@pytest.mark.parametrize("unroll", [1, CONFIG.num_layers])
+@pytest.mark.parametrize("remat", [False, True])
+def test_states_of_some_places_are_those_of_the_whole(params, unroll, remat):
+    tokens, positions, segment_ids = whole_row(9)
+    at = np.array([[8, 3, 0]])
+    wanted, plain = zoo.create(CONFIG, remat=remat, unroll=unroll), zoo.create(CONFIG)
+
+    def some(params):
+        return wanted.bind(params).hidden(tokens, positions, segment_ids, at=at)
+
+    def all_(params):
+        return plain.bind(params).hidden(tokens, positions, segment_ids)[:, at[0]]
+
+    def both(function):
+        return jax.jit(lambda params: (function(params), jax.grad(cubed)(params, function)))(params)
+
+    def cubed(params, function):
+        return jnp.mean(function(params) ** 3)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6), both(some), both(all_)
+    )
+    # One by one, the last layer's feed-forward is computed for three places and no others.
+    few = (*at.shape, CONFIG.intermediate_size)
+    assert (few in shapes(some, params)) == (unroll > 1)
+
+
 def test_rematerialisation_changes_no_gradient(params):
     tokens, positions, segment_ids = whole_row(9)
 
