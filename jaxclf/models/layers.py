@@ -180,8 +180,8 @@ def rotate(
 ) -> Float[Array, "B T heads H"]:
     """Turn each pair (i, i + H/2) by its angle (the rotate-half layout of transformers)."""
     first, second = jnp.split(x, 2, axis=-1)
-    turned = jnp.concatenate([-second, first], axis=-1)
-    return x * cos.astype(x.dtype) + turned * sin.astype(x.dtype)
+    cos, sin = (jnp.split(each.astype(x.dtype), 2, axis=-1)[0] for each in (cos, sin))
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:

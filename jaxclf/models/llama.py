@@ -7,6 +7,7 @@ transformers.
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn import silu
@@ -204,7 +205,8 @@ class Llama(nnx.Module):
         Tokens see earlier tokens of their own segment only. A key turns dropout on.
         """
         x, cos, sin = self.start(tokens, positions)
-        mask = causal_mask(segment_ids)
+        # Once for all layers: XLA would compute them again in each fusion that reads them.
+        cos, sin, mask = jax.lax.optimization_barrier((cos, sin, causal_mask(segment_ids)))
         first, key = layers.split_key(key, 2)
         x = layers.dropout(x, self.config.dropout, first)
 
