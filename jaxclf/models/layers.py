@@ -238,7 +238,7 @@ def scan_layers(
     return carry if at is None else take_places(carry, at)
 
 
-def _parts(stack: Float[Array, "L ..."]) -> list[Array]:
+def _parts(stack: Shaped[Array, "L ..."]) -> list[Array]:
     """Each layer's part; unlike indexing, its gradient is one concatenation."""
     return [jnp.squeeze(part, 0) for part in jax.lax.split(stack, (1,) * len(stack))]
 
