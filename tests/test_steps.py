@@ -186,25 +186,26 @@ def test_frozen_parameters_stay_bitwise_and_have_no_moments(last, params):
     assert held == 2 * trained_size + 2  # both moments, and the two counters of steps
 
 
+def after_two_steps(model, params, partition, **changes):
+    """The state after two steps of AdamW, and the whole tree then."""
+    config = common.default().train
+    config.update(changes)
+    optimizer, schedule = optim.optimizer(config), optim.schedule(config)
+    step = jax.jit(steps.make_train_step(model, partition, optimizer, schedule, losses.GENERATION))
+    trained, frozen = partition.split(params)
+    state = steps.init_state(trained, optimizer, jax.random.key(0))
+    for _ in range(2):
+        state, _ = step(state, frozen, filled(batch_of(1)))
+    return state, join_tables(partition.join(state.trained, frozen))
+
+
 def test_training_the_used_rows_of_a_table_equals_training_all_without_decay(model, params):
-    batch = filled(batch_of(1))
-    used = np.unique(np.asarray(batch.tokens))
+    used = np.unique(np.asarray(filled(batch_of(1)).tokens))
     assert len(used) < CONFIG.vocab_size
-    optimizer = optim.optimizer(common.default().train)
-    ends = []
-    for tokens in (None, used):
-        partition = optim.choose(model.abstract, "all", tokens)
-        trained, frozen = partition.split(params)
-        state = steps.init_state(trained, optimizer, jax.random.key(0))
-        step = steps.make_train_step(
-            model, partition, optimizer, optax.constant_schedule(1e-3), losses.GENERATION
-        )
-        step = jax.jit(step)
-        for _ in range(2):
-            state, _ = step(state, frozen, batch)
-        ends.append(join_tables(partition.join(state.trained, frozen)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), *ends)
-    moved = np.any(ends[1]["embed"]["embedding"] != params["embed"]["embedding"], axis=1)
+    _, whole = after_two_steps(model, params, optim.choose(model.abstract, "all"))
+    state, some = after_two_steps(model, params, optim.choose(model.abstract, "all", used))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), some, whole)
+    moved = np.any(some["embed"]["embedding"] != params["embed"]["embedding"], axis=1)
     assert set(np.flatnonzero(moved)) <= set(used)
     assert moved.sum() >= len(used) - 1  # padding's row has no gradient
     held = [leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 2]
@@ -213,22 +214,11 @@ def test_training_the_used_rows_of_a_table_equals_training_all_without_decay(mod
 
 
 def test_layers_apart_train_as_a_stack_does(model, params):
-    settings = common.default().train
-    settings.update({"weight_decay": 0.5, "learning_rate": 1e-2})
-    optimizer = optim.optimizer(settings)
-    ends = []
-    for unstacked in (False, True):
-        partition = optim.choose(model.abstract, "all")._replace(unstacked=unstacked)
-        trained, frozen = partition.split(params)
-        state = steps.init_state(trained, optimizer, jax.random.key(0))
-        step = steps.make_train_step(
-            model, partition, optimizer, optax.constant_schedule(1e-2), losses.GENERATION
-        )
-        step = jax.jit(step)
-        for _ in range(2):
-            state, _ = step(state, frozen, filled(batch_of(1)))
-        ends.append(partition.join(state.trained, frozen))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), *ends)
+    changes = {"weight_decay": 0.5, "learning_rate": 1e-2}
+    stacked = optim.choose(model.abstract, "all")
+    _, whole = after_two_steps(model, params, stacked, **changes)
+    state, apart = after_two_steps(model, params, stacked._replace(unstacked=True), **changes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), apart, whole)
     kernel = state.trained["layers"]["mlp"]["up"]["kernel"]
     assert [part.ndim for part in kernel.parts] == [2] * CONFIG.num_layers
 
