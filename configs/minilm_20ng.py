@@ -17,15 +17,14 @@ def get_config(argument: str = ""):
     )
     config.data.dev_fraction = 0.05
     config.model.unroll = 6
-    config.train.steps = 900  # 1.8 epochs: a step's rows hold about 21 posts
+    config.train.steps = 1_080  # one epoch: a step's rows hold about 10 posts
     config.train.prng = "rbg"
     config.train.pack = True
     config.train.max_length = 256
-    config.train.batch_size = 16
+    config.train.batch_size = 8
     config.train.learning_rate = 2e-4
     config.train.schedule = "linear"
     config.train.warmup_steps = 50
     config.train.weight_decay = 0.01
-    config.train.eval_every = 225
-    config.train.checkpoint_every = 225
+    config.train.checkpoint_every = 540
     return common.finish(config, chosen, learning_rate=1e-3, rank=4)
