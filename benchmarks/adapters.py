@@ -58,7 +58,7 @@ def step() -> None:
         config = configuration()
         config.tune = tune
         model = create_model(config, DIMENSIONS)
-        tuned = tuning.choose(config, model.abstract, np.arange(DIMENSIONS.vocab_size))
+        tuned = tuning.choose(config, model.abstract)
         key = jax.eval_shape(lambda: jax.random.key(0))
         trained, frozen = jax.eval_shape(tuned.start, model.abstract, key)
         optimizer = optim.optimizer(config.train)
@@ -122,14 +122,16 @@ def precision(run: Path, texts: int = 1000) -> None:
     examples = encode(
         records, recipe.tasks, opened.classifier.tokenizer, recipe.slot_format, recipe.max_length
     )
-    task = next(task for task in recipe.tasks if task.kind == "class").name
+    task = next(task for task in recipe.tasks if task.kind == "class")
 
     def logits(params, dtype: str) -> np.ndarray:
         config = opened.config.copy_and_resolve_references()
         config.model.dtype = dtype
         model = create_model(config, opened.classifier.model.config)
-        scores = jax.jit(lambda params, batch: losses.head_scores(model.bind(params), batch)[task])
-        found = np.zeros((len(examples), len(recipe.tasks[0].labels)))
+        scores = jax.jit(
+            lambda params, batch: losses.head_scores(model.bind(params), batch)[task.name]
+        )
+        found = np.zeros((len(examples), len(task.labels)))
         for indices, batch in loader.score_batches(examples, 64):
             found[indices] = np.asarray(scores(params, batch))[: len(indices), 0]
         return found

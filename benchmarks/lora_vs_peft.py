@@ -72,7 +72,7 @@ def ours() -> turns.Arm:
     keep_freed_memory()  # as jaxclf.train does
     config = configuration()
     model = create_model(config, DIMENSIONS)
-    tuned = tuning.choose(config, model.abstract, np.arange(DIMENSIONS.vocab_size))
+    tuned = tuning.choose(config, model.abstract)
     params = jax.jit(model.init)(jax.random.key(0))
     trained, frozen = tuned.start(params, jax.random.key(0))
     optimizer = optim.optimizer(config.train)

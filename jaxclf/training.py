@@ -107,9 +107,9 @@ class _Run:
         self.config, self.workdir, self.setup = config, workdir, setup
         self.checkpoints, self.interrupts = checkpoints, interrupts
         self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe)
-        self.tuning = tuning.choose(
-            config, setup.model.abstract, loader.used_tokens(setup.examples)
-        )
+        used = config.train.vocabulary == "used"
+        tokens = loader.used_tokens(setup.examples) if used else None
+        self.tuning = tuning.choose(config, setup.model.abstract, tokens)
         self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
         step = make_train_step(
             setup.model,

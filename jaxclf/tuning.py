@@ -99,17 +99,16 @@ class Adapted:
         return lora.count(params, self.spec)
 
 
-def choose(config: ConfigDict, params: Params, tokens: np.ndarray) -> Whole | Adapted:
+def choose(config: ConfigDict, params: Params, tokens: np.ndarray | None = None) -> Whole | Adapted:
     """The tuning that the config names, for a model of these parameters (shapes will do).
 
-    `tokens`: the sorted ids that occur in the training texts. Raises InputError where it would
-    train nothing, or a pattern matches nothing.
+    `tokens`: the sorted ids whose embeddings train where these do; None: all. Raises InputError
+    where it would train nothing, or a pattern matches nothing.
     """
     # Where every layer is compiled on its own, a stack of them would only be cut and glued.
     unstacked = config.model.unroll >= jax.tree.leaves(params["layers"])[0].shape[0]
     if config.tune == "full":
-        used = tokens if config.train.vocabulary == "used" else None
-        partition = optim.choose(params, config.train.trained, used)
+        partition = optim.choose(params, config.train.trained, tokens)
         return Whole(partition._replace(unstacked=unstacked))
     spec = _spec(config)
     abstract = lora.abstract(params, spec)

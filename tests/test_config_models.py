@@ -38,7 +38,8 @@ def test_train_step_keeps_every_shape_and_dtype(path, variant):
         dimensions = dataclasses.replace(dimensions, heads=heads)
         objective = Objective(losses.head_scores, dict.fromkeys(names, Term()))
     model = create_model(config, dimensions)
-    tuned = tuning.choose(config, model.abstract, np.arange(9))
+    tokens = np.arange(9) if config.train.vocabulary == "used" else None
+    tuned = tuning.choose(config, model.abstract, tokens)
     optimizer = optim.optimizer(config.train, config.lora.b_rate)
     key = jax.eval_shape(lambda: jax.random.key(0))
     trained, frozen = jax.eval_shape(tuned.start, model.abstract, key)
