@@ -17,14 +17,15 @@ def get_config(argument: str = ""):
     )
     config.data.dev_fraction = 0.05
     config.model.unroll = 6
-    config.train.steps = 1_080  # one epoch: a step's rows hold about 10 posts
+    config.train.steps = 4_320  # four epochs: a step's rows hold about 10 posts
     config.train.prng = "rbg"
     config.train.pack = True
     config.train.max_length = 256
     config.train.batch_size = 8
     config.train.learning_rate = 2e-4
     config.train.schedule = "linear"
-    config.train.warmup_steps = 50
+    config.train.warmup_steps = 100
     config.train.weight_decay = 0.01
-    config.train.checkpoint_every = 540
+    config.train.eval_every = config.train.checkpoint_every = 1_080
+    config.loss.label_smoothing = 0.1
     return common.finish(config, chosen, learning_rate=1e-3, rank=4)
