@@ -15,11 +15,12 @@ def default() -> ConfigDict:
     config.seed = 0
 
     config.data = data = ConfigDict()
-    data.name = "builtin"  # builtin | massive | 20ng | file
+    data.name = "builtin"  # builtin | massive | 20ng | glue/NAME | imdb | ag_news | trec | file
     data.root = ""  # local root; empty: $JAXCLF_DATA_ROOT, else the public source
     data.task = "both"  # one task of the data set, or both
     data.on_defect = "fail"  # fail | skip: what a malformed record does
     data.limit = 0  # records kept per split; 0: all
+    data.train_limit = 0  # records kept of train; 0: all
     data.dev_fraction = 0.0  # share of train held out as dev where the data set has none
     data.truncate = True  # cut texts that do not fit; False: an error that names the record
     data.check_counts = True  # split sizes must equal the published ones
@@ -73,6 +74,7 @@ def default() -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.steps = 1000
+    train.epochs = 0.0  # above 0: steps are counted by these instead
     train.batch_size = 8  # examples a step; rows a step when packed
     train.max_length = 1024  # tokens of one example
     train.row_length = 0  # tokens of a packed row; 0: max_length
@@ -103,6 +105,28 @@ def default() -> ConfigDict:
     loss.class_weights = ()  # (("spam", 3.0), …), beside or instead of these
     loss.task_weights = ()  # one a task; empty: all the same
 
+    config.attens = attens = ConfigDict()
+    attens.modules = ()  # data sets whose adapters are combined; empty: no ensemble
+    attens.targets = ()  # data sets they are combined for; empty: data.name
+    attens.adapters = (
+        ""  # folder of a run or peft directory a module; missing ones are trained there
+    )
+    attens.k = 0  # modules combined, the target's own first; 0: all
+    attens.sweep = ()  # further numbers of modules to compare
+    attens.baselines = True  # the untrained head, one layer on the base, and the target's adapter
+    attens.tokens = "mean"  # of the last hidden states: mean | max | min | last (decoders)
+    attens.padding = 0  # above 0: texts padded to this many tokens, which count too
+    attens.over = "mean"  # of the modules' outputs: mean | max | min
+    attens.combine = "sum"  # with the base: sum | mean | product | concat | max | min
+    attens.norms = "own"  # own | shared: one LayerNorm at all places
+    attens.across = "modules"  # modules | batch: what attention goes over
+    attens.heads = 4
+    attens.epochs = 20
+    attens.batch_size = 16
+    attens.learning_rate = 2e-5
+    attens.schedule = "constant"  # constant | linear | cosine
+    attens.weight_decay = 0.01
+
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 32
     evaluation.split = "test"
@@ -114,20 +138,26 @@ def default() -> ConfigDict:
 
 
 def parse(
-    argument: str, tasks: tuple[str, ...], shots: bool = True, adapters: bool = True
+    argument: str,
+    tasks: tuple[str, ...],
+    shots: bool = True,
+    adapters: bool = True,
+    ks: tuple[str, ...] = (),
 ) -> ConfigDict:
     """Read `five_shot,task=both,lora,smoke` into `shots`, `task`, `tune` and `smoke`.
 
-    `tasks`: the values that `task=` may take, the default first. Raises ValueError naming the
-    word, what is possible and what is nearest, or the two words that exclude each other.
+    `tasks`: the values that `task=` may take, the default first; `ks`: those of `k=`. Raises
+    ValueError naming the word, what is possible and what is nearest, or the two words that exclude
+    each other.
     """
-    chosen = ConfigDict({"shots": 0, "task": tasks[0], "tune": "full", "smoke": False})
+    chosen = ConfigDict({"shots": 0, "task": tasks[0], "tune": "full", "k": "", "smoke": False})
     words = {"smoke": ("smoke", True)}
     if adapters:
         words |= {"lora": ("tune", "lora"), "qlora": ("tune", "qlora")}
     if shots:
         words |= {"zero_shot": ("shots", 0), "five_shot": ("shots", 5)}
     words |= {f"task={task}": ("task", task) for task in tasks}
+    words |= {f"k={k}": ("k", k) for k in ks}
     given = {}
     for word in filter(None, map(str.strip, argument.split(","))):
         if word not in words:
@@ -178,7 +208,10 @@ def _adapt(
         config.model.quantise = "nf4"
 
 
-ENCODERS = ("minilm_l6", "roberta_base", "roberta_large")
+ENCODERS = (
+    *("minilm_l6", "roberta_base", "roberta_large", "bert_base", "distilbert"),
+    *("electra_small", "electra_base"),
+)
 
 
 def smoke(config: ConfigDict, encoder: bool = False) -> None:
@@ -263,3 +296,63 @@ def zhao2025_roberta(argument: str, *, data: str, model: str, checkpoint: str):
     config.train.max_length = {"20ng": 512, "massive": 128}[data]
     config.train.eval_every = {"20ng": 0, "massive": 720}[data]
     return finish(config, chosen, learning_rate=5e-4)
+
+
+# The modules of Beiranvand et al. 2025, in the order in which k < 9 takes them.
+MODULES = ("cola", "mnli-mm", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli")
+_OTHER_TARGETS = ("stsb", "imdb", "ag_news", "trec")
+
+
+def attens(argument: str, *, model: str, checkpoint: str) -> tuple[ConfigDict, ConfigDict]:
+    """The attention ensemble of Beiranvand et al. 2025 with its settings, and the argument's words.
+
+    Variants: `task=NAME` (a target), `k=3|5|7|9` modules, `k=sweep` (all of these), `smoke`. The
+    caller ends with `finish_attens`.
+    """
+    tasks = ("rte", *(name for name in MODULES if name != "rte"), *_OTHER_TARGETS)
+    chosen = parse(argument, tasks, False, False, ("3", "5", "7", "9", "sweep"))
+    config = default()
+    config.data.name = data_set(chosen.task)
+    config.model.name = model
+    config.model.checkpoint = checkpoint
+    config.model.remat = False
+    config.tune = "lora"
+    config.lora.targets = "q,k,v"
+    config.lora.rank = 4
+    config.lora.alpha = 32.0
+    config.lora.dropout = 0.1
+    config.attens.modules = tuple(map(data_set, MODULES))
+    if chosen.k == "sweep":
+        config.attens.sweep = (3, 5, 7)
+    elif chosen.k:
+        config.attens.k = int(chosen.k)
+    config.train.epochs = 20.0
+    config.train.batch_size = 16
+    config.train.max_length = 128
+    config.train.bucket = True
+    config.train.learning_rate = 2e-5
+    config.train.weight_decay = 0.01
+    config.train.clip_norm = 0.0
+    config.eval.split = "dev"  # of most of GLUE the test labels are hidden
+    config.eval.batch_size = 64
+    return config, chosen
+
+
+def data_set(task: str) -> str:
+    """`rte → glue/rte`, `imdb → imdb`."""
+    return task if task in ("imdb", "ag_news", "trec") else f"glue/{task}"
+
+
+def finish_attens(config: ConfigDict, chosen: ConfigDict) -> ConfigDict:
+    """Apply the word `smoke`: three modules of a tiny model, a few steps each."""
+    if chosen.smoke:
+        smoke(config, encoder=True)
+        config.data.check_counts = True
+        config.attens.modules = config.attens.modules[:3]
+        config.attens.k = 0
+        config.attens.sweep = (2,) if chosen.k == "sweep" else ()
+        config.attens.epochs = 2
+        config.train.epochs = 0.0
+        # One shape of rows for each module: more time goes into compiling than into steps.
+        config.train.pack, config.train.bucket = True, False
+    return config

@@ -11,12 +11,17 @@ import ml_collections
 
 from jaxclf.errors import InputError
 
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte", "wnli")
 # What `data.task` may name besides "both", for every value of `data.name`.
 TASKS = {
     "builtin": ("intent", "slots"),
     "massive": ("intent", "slots"),
     "20ng": ("7class", "20class"),
     "file": ("label", "slots"),
+    "imdb": ("imdb",),
+    "ag_news": ("ag_news",),
+    "trec": ("coarse", "fine"),
+    **{f"glue/{name}": (name,) for name in GLUE},
 }
 
 
@@ -91,6 +96,10 @@ def _are_layers(values: Any) -> bool:
     return type(values) is tuple and all(map(whole(0).holds, values))
 
 
+def _are_names(values: Any) -> bool:
+    return type(values) is tuple and all(type(name) is str and name for name in values)
+
+
 def _are_weights(values: Any) -> bool:
     weight = real(0, above=True)
     return type(values) is tuple and all(map(weight.holds, values))
@@ -101,6 +110,7 @@ RULES: dict[str, Rule] = {
     "data.name": one_of(*TASKS),
     "data.on_defect": one_of("fail", "skip"),
     "data.limit": whole(0),
+    "data.train_limit": whole(0),
     "data.dev_fraction": real(0, 1),
     "data.kind": one_of("class", "multilabel", "regression"),
     "prompt.template": one_of("listing", "plain"),
@@ -139,6 +149,7 @@ RULES: dict[str, Rule] = {
     ),
     "loss.task_weights": Rule("positive numbers, one a task", _are_weights),
     "train.steps": whole(0),
+    "train.epochs": real(0),
     "train.batch_size": whole(1),
     "train.max_length": whole(1),
     "train.row_length": whole(0),
@@ -159,8 +170,24 @@ RULES: dict[str, Rule] = {
     "train.eval_every": whole(0),
     "train.checkpoint_every": whole(0),
     "train.keep": whole(1),
+    "attens.modules": Rule("names of data sets such as ('glue/rte',)", _are_names),
+    "attens.targets": Rule("names of data sets such as ('glue/rte',)", _are_names),
+    "attens.k": whole(0),
+    "attens.sweep": Rule("numbers of modules such as (3, 5)", _are_layers),
+    "attens.tokens": one_of("mean", "max", "min", "last"),
+    "attens.padding": whole(0),
+    "attens.over": one_of("mean", "max", "min"),
+    "attens.combine": one_of("sum", "mean", "product", "concat", "max", "min"),
+    "attens.norms": one_of("own", "shared"),
+    "attens.across": one_of("modules", "batch"),
+    "attens.heads": whole(1),
+    "attens.epochs": whole(0),
+    "attens.batch_size": whole(1),
+    "attens.learning_rate": real(0),
+    "attens.schedule": one_of("constant", "linear", "cosine"),
+    "attens.weight_decay": real(0),
     "eval.batch_size": whole(1),
-    "eval.split": one_of("train", "dev", "test"),
+    "eval.split": one_of("train", "dev", "heldout", "test"),
     "eval.limit": whole(0),
     "eval.fallback": one_of("none", "first", "nearest", "random"),
     "eval.max_new_tokens": whole(0),

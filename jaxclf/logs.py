@@ -163,7 +163,8 @@ class Rates:
         seconds = max(seconds, 1e-9)
         facts = [] if loss is None else [f"loss {float(loss):.4f}"]
         facts.append(f"{examples / seconds:,.{1 if examples < 10 * seconds else 0}f} examples/s")
-        facts.append(f"{tokens / seconds:,.0f} tokens/s")
+        if tokens:
+            facts.append(f"{tokens / seconds:,.0f} tokens/s")
         if steps > 0:
             left = (total_steps - last[0]) * seconds / steps
             facts.append(f"{_left(left)} left")

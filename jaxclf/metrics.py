@@ -13,7 +13,10 @@ from jaxclf.labels import UNPARSED, Prediction, slot_items
 
 _ZERO: Any = 0  # what a ratio of nothing is, without a warning
 _MEASURED: dict[Kind, tuple[str, ...]] = {
-    "class": ("accuracy", "macro_f1", "micro_f1", "unparsed_rate", "unparsed", "support"),
+    "class": (
+        *("accuracy", "f1", "macro_f1", "micro_f1", "matthews"),
+        *("unparsed_rate", "unparsed", "support"),
+    ),
     "slots": (
         *("slot_f1", "slot_precision", "slot_recall", "slot_f1_iob2", "exact_match"),
         *("unparsed_rate", "unknown_slots", "unparsed", "support"),
@@ -24,14 +27,19 @@ _MEASURED: dict[Kind, tuple[str, ...]] = {
 
 
 def main_metric(task: Task) -> str:
-    """The metric that stands for a task where one must: accuracy for classes, slot_f1 for slots,
-    micro_f1 for several labels, Pearson's correlation for numbers."""
-    return _MEASURED[task.kind][0]
+    """The metric that stands for a task where one must: its own, or that of its kind (accuracy for
+    classes, slot_f1 for slots, micro_f1 for several labels, Pearson's correlation for numbers)."""
+    return task.metric or _MEASURED[task.kind][0]
 
 
 def names(tasks: Sequence[Task]) -> list[str]:
     """Every metric that `compute` may give, as `intent.accuracy`."""
-    found = [f"{task.name}.{name}" for task in tasks for name in _MEASURED[task.kind]]
+    found = [
+        f"{task.name}.{name}"
+        for task in tasks
+        for name in _MEASURED[task.kind]
+        if (name != "f1" or task.positive) and (name != "matthews" or task.metric == name)
+    ]
     return found + (["joint.exact_match", "joint.support"] if len(tasks) > 1 else [])
 
 
@@ -40,15 +48,16 @@ def compute(
 ) -> dict[str, dict[str, float]]:
     """Every metric of every task: {"intent": {"accuracy": 0.9, …}, …}, all shares in [0, 1].
 
-    Class: `accuracy`; `macro_f1`, the mean over the classes that occur in gold; `micro_f1` over
-    all classes, an unparsed output predicting none. Slots: `slot_f1`, `slot_precision` and
-    `slot_recall` of spans as the paper counts them, `slot_f1_iob2` in strict IOB2, `exact_match`
-    of whole texts, the number `unknown_slots` of words labelled with no slot of the task. Several
-    labels: `micro_f1` over all, `macro_f1` over those in gold, `exact_match` of whole sets.
-    Numbers: `pearson` and `spearman` correlation (in [-1, 1]) and mean squared error `mse`. All:
-    `support`, the number of records with gold, and `unparsed` of them, `unparsed_rate`. With
-    several tasks, "joint" has the `exact_match` of all but numbers and its `support`. A metric
-    without support is left out, and so is the correlation with a constant.
+    Class: `accuracy`; `f1` of the task's positive class, where it has one; `macro_f1`, the mean
+    over the classes that occur in gold; `micro_f1` over all classes, an unparsed output predicting
+    none; `matthews`, the correlation coefficient in [-1, 1], where the task is judged by it. Slots:
+    `slot_f1`, `slot_precision` and `slot_recall` of spans as the paper counts them, `slot_f1_iob2`
+    in strict IOB2, `exact_match` of whole texts, the number `unknown_slots` of words labelled with
+    no slot of the task. Several labels: `micro_f1` over all, `macro_f1` over those in gold,
+    `exact_match` of whole sets. Numbers: `pearson` and `spearman` correlation (in [-1, 1]) and mean
+    squared error `mse`. All: `support`, the number of records with gold, and `unparsed` of them,
+    `unparsed_rate`. With several tasks, "joint" has the `exact_match` of all but numbers and its
+    `support`. A metric without support is left out, and so is the correlation with a constant.
     """
     metrics = {task.name: _of_task(predictions, task, slot_format) for task in tasks}
     if len(tasks) > 1:
@@ -168,18 +177,27 @@ def _of_task(
 
 
 def _class_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
-    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     gold, predicted = _class_indices(scored, task)
     in_gold = sorted({*gold})
     everything = range(len(task.labels))
     macro = f1_score(gold, predicted, labels=in_gold, average="macro", zero_division=_ZERO)
     micro = f1_score(gold, predicted, labels=everything, average="micro", zero_division=_ZERO)
-    return {
+    metrics = {
         "accuracy": float(accuracy_score(gold, predicted)),
         "macro_f1": float(macro),
         "micro_f1": float(micro),
     }
+    if task.metric == "matthews":
+        # Of one label alone, in gold and predictions, there is no correlation.
+        varied = len({*gold, *predicted}) > 1
+        metrics["matthews"] = float(matthews_corrcoef(gold, predicted)) if varied else 0.0
+    if task.positive:
+        positive = [task.labels.index(task.positive)]
+        f1 = f1_score(gold, predicted, labels=positive, average="macro", zero_division=_ZERO)
+        metrics["f1"] = float(f1)
+    return metrics
 
 
 def _flag_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:

@@ -106,7 +106,7 @@ def _decoder(
         fallback=config.eval.fallback,
         seed=config.seed,
     )
-    model = create_model(config, _with_vocabulary(dimensions, tokenizer, base))
+    model = create_model(config, with_vocabulary(dimensions, tokenizer, base))
     objective = dataclasses.replace(
         losses.GENERATION, terms={ANSWER: Term(label_smoothing=config.loss.label_smoothing)}
     )
@@ -137,11 +137,8 @@ def _encoder(
         config.train.max_length,
         truncate=config.data.truncate,
     )
-    dimensions = _with_vocabulary(dimensions, tokenizer, base)
+    dimensions = with_vocabulary(dimensions, tokenizer, base)
     dimensions = with_heads(dimensions, dataset.tasks, config.prompt.slots)
-    if base is None and dimensions.family == "roberta":
-        # Where transformers begins to count, so that an export means the same there.
-        dimensions = dataclasses.replace(dimensions, position_offset=tokenizer.pad_id + 1)
     recipe = Recipe(
         tasks=dataset.tasks,
         prompt=None,
@@ -245,17 +242,21 @@ def longest_answer(
     return max(longest, len(tokenizer.encode_answer(answer, lead)) + 1)
 
 
-Dimensions = TypeVar("Dimensions", LlamaConfig, EncoderConfig)
+Dimensions = TypeVar("Dimensions", bound=ModelConfig)
 
 
-def _with_vocabulary(
+def with_vocabulary(
     dimensions: Dimensions, tokenizer: Tokenizer, base: ModelSource | None
 ) -> Dimensions:
-    """Dimensions with a vocabulary for the tokenizer; raises InputError if the base has another."""
+    """Dimensions that fit the tokenizer; raises InputError if the base has another vocabulary."""
     if base is None:
         # A multiple of 64 keeps matmuls aligned and splits over devices.
         vocab_size = math.ceil(tokenizer.vocab_size / 64) * 64
-        return dataclasses.replace(dimensions, vocab_size=vocab_size)
+        dimensions = dataclasses.replace(dimensions, vocab_size=vocab_size)
+        if isinstance(dimensions, EncoderConfig) and dimensions.family == "roberta":
+            # Where transformers begins to count, so that an export means the same there.
+            dimensions = dataclasses.replace(dimensions, position_offset=tokenizer.pad_id + 1)
+        return dimensions
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocab_size:,} ids, the checkpoint's embedding "

@@ -36,7 +36,7 @@ class Recipe:
         try:
             fields = json.loads(path.read_text())
             fields["tasks"] = tuple(
-                Task(task["name"], task["kind"], tuple(task["labels"])) for task in fields["tasks"]
+                Task(**task | {"labels": tuple(task["labels"])}) for task in fields["tasks"]
             )
             if fields["prompt"] is not None:
                 before, after = (

@@ -18,7 +18,7 @@ from jaxclf.recipe import Recipe
 from jaxclf.shapes import Params
 
 # From scores to what is reported of them: probabilities, or the number itself.
-_READ = {
+READ = {
     "class": jax.nn.softmax,
     "slots": jax.nn.softmax,
     "multilabel": jax.nn.sigmoid,
@@ -34,7 +34,7 @@ class HeadClassifier:
 
         def scores(params: Params, batch: Batch) -> losses.Scores:
             found = losses.head_scores(model.bind(params), batch)
-            return {task.name: _READ[task.kind](found[task.name]) for task in recipe.tasks}
+            return {task.name: READ[task.kind](found[task.name]) for task in recipe.tasks}
 
         self.scores = jax.jit(scores)
 
@@ -82,14 +82,15 @@ class HeadClassifier:
                     found[word] = names[item]
                 predicted[task.name] = tuple(found)
                 continue
-            predicted[task.name] = _label(task, names, values[0])
+            predicted[task.name] = label_of(task, names, values[0])
             shown[task.name] = dict(zip(names or ("value",), map(float, values[0]), strict=True))
         return Prediction(
             record.id, record.text, dict(record.labels), predicted, scores=shown or None
         )
 
 
-def _label(task: Task, names: Sequence[str], values: np.ndarray) -> Label:
+def label_of(task: Task, names: Sequence[str], values: np.ndarray) -> Label:
+    """The label that the reported scores `[C]` of one text stand for; no slots."""
     if task.kind == "regression":
         return float(values[0])
     if task.kind == "multilabel":

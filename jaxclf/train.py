@@ -34,7 +34,13 @@ def main(arguments: list[str]) -> None:
         from conversion import from_hf
 
         base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
-    train(config, Path(options.workdir), base)
+    if config.attens.modules:
+        from conversion import from_peft
+        from jaxclf.ensemble import train_ensemble
+
+        train_ensemble(config, Path(options.workdir), base, from_peft.convert)
+    else:
+        train(config, Path(options.workdir), base)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from jaxclf.checkpoints import (
 )
 from jaxclf.classify import make_classifier
 from jaxclf.data import datasets, loader, pack
+from jaxclf.data.loader import Examples
 from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import InputError, NonFiniteError, Preempted
 from jaxclf.fields import did_you_mean, leaves
@@ -43,6 +44,7 @@ _FREE_FIELDS = (
     "train.keep",
     "train.log_every",
     "train.steps",
+    "train.epochs",
 )
 _CONSTANT_STEPS = ("constant",)  # schedules that do not depend on train.steps
 
@@ -56,8 +58,9 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
     stays good in each case.
     """
     with Interrupts() as interrupts:
-        _claim(workdir, config)
+        claim(workdir, config)
         setup = prepare(config, workdir, base)
+        config = with_steps(config, setup.examples)
         _check_best_metric(config, setup.dataset.tasks)
         main = config.train.best_metric or "score"
         with Checkpoints(workdir, config.train.keep, main) as checkpoints:
@@ -71,14 +74,14 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
                 return run.finish(logger)
 
 
-def _claim(workdir: Path, config: ConfigDict) -> None:
+def claim(workdir: Path, config: ConfigDict) -> None:
     """Make `workdir` this run's, or check that it already is."""
     path = workdir / "config.json"
     if path.is_file():
         before = dict(leaves(configs.read(path)))
         free = _FREE_FIELDS
         if config.train.schedule not in _CONSTANT_STEPS:
-            free = tuple(name for name in free if name != "train.steps")
+            free = tuple(name for name in free if name not in ("train.steps", "train.epochs"))
         changed = [
             f"{name}: {before.get(name)!r} there, {value!r} now"
             for name, value in leaves(config)
@@ -91,6 +94,24 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
             )
     workdir.mkdir(parents=True, exist_ok=True)
     configs.write(config, path)
+
+
+def with_steps(config: ConfigDict, examples: Examples) -> ConfigDict:
+    """The config with `train.steps` for as many `train.epochs`, where these are set.
+
+    Of packed rows the steps are about as many: those that hold all tokens if the rows are full.
+    """
+    train = config.train
+    if not train.epochs:
+        return config
+    share = len(examples) / train.batch_size
+    if train.pack:
+        tokens = sum(len(pack.row(example)["tokens"]) for example in examples)
+        share = tokens / ((train.row_length or train.max_length) * train.batch_size)
+    counted = config.copy_and_resolve_references()
+    with counted.unlocked():
+        counted.train.steps = math.ceil(train.epochs * share)
+    return counted
 
 
 class _Run:

@@ -35,10 +35,11 @@ class Plan(NamedTuple):
     unused: tuple[str, ...]
 
 
-def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe) -> Plan:
+def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe | None = None) -> Plan:
     """What `load` does, by names alone; all is random without a base, which is not listed.
 
-    `heads`: "keep" those of the base, or start "new" ones. Raises InputError where a head is of
+    `heads`: "keep" those of the base (a recipe says which labels they must have), or start "new"
+    ones. Raises InputError where a head is of
     another size or knows other labels than the recipe's task.
     """
     if base is None:
@@ -59,7 +60,7 @@ def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe) -> 
             continue
         taken[ours] = path
     _check_sizes(base, wanted, taken)
-    if heads == "keep":
+    if heads == "keep" and recipe is not None:
         _check_labels(base, names, recipe)
     new = tuple(path for path in wanted if path.startswith(_REPLACEABLE) and path not in taken)
     left = tuple(path for path in base.manifest if path not in taken.values())

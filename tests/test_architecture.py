@@ -16,9 +16,11 @@ LEVELS = (
     {"data", "models"},
     {"attens", "checkpoints", "decode", "labels", "logs", "lora", "losses", "metrics", "optim"}
     | {"report"},
-    {"classify", "generation", "objectives", "recipe", "scoring", "steps", "transfer"} | {"tuning"},
+    {"classify", "generation", "objectives", "recipe", "scoring", "steps", "transfer"}
+    | {"combining", "features", "tuning"},
     {"preparation"},
     {"evaluation", "labelling", "training"},
+    {"ensemble"},
     {"evaluate", "plan", "predict", "reproduce", "train"},
 )
 ENTRY_POINTS = LEVELS[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf import config
+from jaxclf import config, fields
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(
@@ -21,6 +21,8 @@ TASKS = {
     "builtin": ("both", "intent", "slots"),
     "file": ("label", "slots", "both"),
 }
+ENSEMBLES = [path for path in CONFIGS if path.stem.startswith("attens_")]
+RUNS = [path for path in CONFIGS if path not in ENSEMBLES]
 LLAMAS = [path.stem for path in CONFIGS if path.stem.startswith(("llama2_", "llama3_"))]
 
 
@@ -41,7 +43,7 @@ def first_task(path: Path) -> str:
     return match[1]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_variant_loads_and_means_what_it_says(path):
     for argument in variants(path):
         loaded = config.load(argument)
@@ -123,3 +125,41 @@ def test_the_roberta_baselines_of_the_paper(size, data, epochs, records):
     assert (train.batch_size, train.learning_rate, train.weight_decay) == (32, 1e-5, 0.0)
     assert train.steps == round(epochs * records / 32 + 0.49)
     assert not train.pack
+
+
+@pytest.mark.parametrize("path", ENSEMBLES, ids=lambda path: path.stem)
+def test_ensembles_have_the_settings_of_their_paper(path):
+    """Beiranvand et al. 2025: q, k, v at rank 4, alpha 32, dropout 0.1; 20 epochs of batch 16."""
+    loaded = config.load(f"{path}:task=stsb,k=5")
+    assert loaded.data.name == "glue/stsb"
+    assert (loaded.attens.k, len(loaded.attens.modules)) == (5, 9)
+    assert (loaded.tune, loaded.lora.targets, loaded.lora.saved) == (
+        *("lora", "q,k,v"),
+        "heads/.*,pooler/.*",
+    )
+    assert (loaded.lora.rank, loaded.lora.alpha, loaded.lora.dropout) == (4, 32.0, 0.1)
+    attens = loaded.attens
+    assert (attens.heads, attens.tokens, attens.over, attens.combine) == (4, "mean", "mean", "sum")
+    assert (attens.epochs, attens.batch_size, attens.weight_decay) == (20, 16, 0.01)
+    if path.stem != "attens_minilm":  # which has settings for a laptop
+        train = loaded.train
+        assert (train.epochs, train.batch_size) == (20.0, 16)
+        assert (train.learning_rate, attens.learning_rate) == (2e-5, 2e-5)
+        assert (train.weight_decay, train.schedule, attens.schedule) == (
+            *(0.01, "constant"),
+            "constant",
+        )
+
+
+@pytest.mark.parametrize("path", ENSEMBLES, ids=lambda path: path.stem)
+def test_ensembles_take_every_target_and_number_of_modules(path):
+    targets = (*fields.GLUE, "imdb", "ag_news", "trec")
+    for target in targets:
+        loaded = config.load(f"{path}:task={target}")
+        assert loaded.data.name.rpartition("/")[2] == target
+    assert config.load(str(path)).data.name == "glue/rte"
+    assert config.load(f"{path}:k=sweep").attens.sweep == (3, 5, 7)
+    small = config.load(f"{path}:smoke,k=sweep")
+    assert (small.model.name, small.model.checkpoint) == ("encoder_smoke", "")
+    assert len(small.attens.modules) == 3
+    assert small.train.epochs == 0

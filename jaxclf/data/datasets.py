@@ -7,6 +7,8 @@
 | 20ng    | 7class, 20class | 20newsgroups/train.jsonl.gz, …/test.jsonl.gz | scikit-learn       |
 | file    | label, slots    | none                                         | data.train … test  |
 
+and those of `published`: GLUE, IMDB, AG News and TREC.
+
 The local root is `data.root`, else the environment variable JAXCLF_DATA_ROOT; with neither, the
 public source is used.
 """
@@ -21,7 +23,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxclf.data import builtin, records
+from jaxclf.data import builtin, files, published, records
 from jaxclf.data.files import Row
 from jaxclf.data.records import Defects, Schema, Target
 from jaxclf.data.tasks import Record, Task
@@ -31,6 +33,7 @@ Splits = dict[str, list[Record]]
 Domain = Literal["News", "Utter", "Text"]  # what a text is called in a prompt
 
 ROOT_VARIABLE = "JAXCLF_DATA_ROOT"
+SPLITS = ("train", "dev", "heldout", "test")
 COUNTS = {
     "massive": {"train": 11_514, "dev": 2_033, "test": 2_974},
     "20ng": {"train": 11_314, "test": 7_532},
@@ -81,6 +84,7 @@ def load(config: Any) -> Dataset:
     cannot be reached, ArtifactError if the data are not the published ones.
     """
     loaders = {"builtin": _builtin, "massive": _massive, "20ng": _newsgroups, "file": _file}
+    loaders |= dict.fromkeys(published.DATASETS, _published)
     loader = loaders[_one_of("data.name", config.name, loaders)]
     skip = _one_of("data.on_defect", config.on_defect, ("fail", "skip")) == "skip"
     if not 0 <= config.dev_fraction < 1:
@@ -102,7 +106,9 @@ def load(config: Any) -> Dataset:
         splits = splits | _hold_out(splits["train"], config.dev_fraction, tasks)
     if config.limit:
         splits = {split: spread(found, config.limit) for split, found in splits.items()}
-    splits = {split: splits[split] for split in ("train", "dev", "test") if split in splits}
+    if config.train_limit:
+        splits["train"] = spread(splits["train"], config.train_limit)
+    splits = {split: splits[split] for split in SPLITS if split in splits}
     return Dataset(config.name, domain, tasks, splits, dict(defects.counts), _fingerprint(splits))
 
 
@@ -145,19 +151,21 @@ def _massive(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], S
 
 def download_massive() -> list[Path]:
     """The parquet files of MASSIVE en-US, from the hub or the hub's cache on this machine."""
-    from huggingface_hub import hf_hub_download
+    return _download(MASSIVE_REPOSITORY, MASSIVE_REVISION, MASSIVE_FILES)
 
-    try:
-        return [
-            Path(
-                hf_hub_download(
-                    MASSIVE_REPOSITORY, file, repo_type="dataset", revision=MASSIVE_REVISION
-                )
-            )
-            for file in MASSIVE_FILES
-        ]
-    except Exception as error:  # of several libraries, with no base in common
-        raise _unreachable(f"MASSIVE (hub: {MASSIVE_REPOSITORY})", error) from error
+
+def _published(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
+    source = published.DATASETS[config.name]
+    paths = _local_files(config, [*source.local.values()])
+    places = source.local if paths else source.hub
+    paths = paths or _download(source.repository, source.revision, [*source.hub.values()])
+    schema = source.schema(local=places is source.local)
+    splits: Splits = {}
+    for split, path in zip(places, paths, strict=True):
+        rows = published.joined(files.rows(path, schema.columns))
+        splits |= records.parse(rows, schema, defects, split)
+    defects.check()
+    return "Text", source.tasks, splits
 
 
 def _newsgroups(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
@@ -239,6 +247,19 @@ def _file(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Spli
 # What they share.
 
 
+def _download(repository: str, revision: str, names: Sequence[str]) -> list[Path]:
+    """Files of a data set, from the hub or the hub's cache on this machine."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return [
+            Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision))
+            for name in names
+        ]
+    except Exception as error:  # of several libraries, with no base in common
+        raise _unreachable(f"the data set {repository} of the hub", error) from error
+
+
 def _local_files(config: Any, names: Sequence[str]) -> list[Path] | None:
     found = local_root(config)
     if found is None:
@@ -282,6 +303,14 @@ def _tasks(schema: Schema, splits: Iterable[Iterable[Record]]) -> tuple[Task, ..
 
 def _check_counts(name: str, tasks: Sequence[Task], splits: Splits) -> None:
     found = {split: len(records_) for split, records_ in splits.items()}
+    source = published.DATASETS.get(name)
+    if source is not None:
+        if found in (source.counts, source.sample):
+            return
+        raise ArtifactError(
+            f"{name}: {_sizes(found)}, where the published data set has {_sizes(source.counts)}. "
+            "Fetch it again, or set data.check_counts=False to use it as it is."
+        )
     found |= {f"{task.name} labels": len(task.labels) for task in tasks}
     expected = COUNTS.get(name, {}) | {
         f"{task} labels": count for task, count in LABEL_COUNTS.get(name, {}).items()
@@ -292,6 +321,10 @@ def _check_counts(name: str, tasks: Sequence[Task], splits: Splits) -> None:
                 f"{name}: {found.get(what, 0):,} {what}, where the published data set has "
                 f"{count:,}. Fetch it again, or set data.check_counts=False to use it as it is."
             )
+
+
+def _sizes(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
 
 
 def _with_labels(found: Iterable[Record], names: Sequence[str]) -> list[Record]:

@@ -19,7 +19,9 @@ from jaxclf.data.tasks import Kind, Label, Record, words
 from jaxclf.errors import InputError
 
 SHOWN_DEFECTS = 10
-SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"}
+SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"} | {
+    "heldout": "heldout"
+}
 
 
 @dataclass(frozen=True)
@@ -28,20 +30,23 @@ class Target:
 
     A class label is text or a whole number (taken as its digits); several labels are a list of
     such, or text with commas between them; a number may be written as text. How slots may be
-    written is said in `slots`.
+    written is said in `slots`. `names`: the classes that the numbers 0, 1 … stand for. Where a
+    label `may_be_hidden`, null and -1 say that it is.
     """
 
     task: str
     kind: Kind
     column: str
     known: frozenset[str] | None = None
+    names: tuple[str, ...] = ()
+    may_be_hidden: bool = False
 
 
 @dataclass(frozen=True)
 class Schema:
     """Which column holds what. Without an id column a record's id is its `file:line`.
 
-    `pair`: the column of a second text.
+    `pair`: the column of a second text. `may_be_empty`: a text without words is no defect.
     """
 
     text: str
@@ -49,6 +54,7 @@ class Schema:
     id: str = ""
     split: str = ""
     pair: str = ""
+    may_be_empty: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -125,14 +131,17 @@ def parse(
 
 
 def _record(where: str, fields: Mapping[str, Any], schema: Schema) -> Record:
-    text = _words(fields, schema.text)
-    pair = _words(fields, schema.pair) if schema.pair else ""
+    read = _text if schema.may_be_empty else _words
+    text = read(fields, schema.text)
+    pair = read(fields, schema.pair) if schema.pair else ""
     identity = _name(fields, schema.id) if schema.id else Path(where).name
     labels: dict[str, Label] = {}
     for target in schema.targets:
         names: set[str] = set()
-        if target.kind == "class":
-            label = _name(fields, target.column)
+        if target.may_be_hidden and fields.get(target.column, 0) in (None, -1):
+            label = None
+        elif target.kind == "class":
+            label = _class(fields, target)
             names = {label}
         elif target.kind == "multilabel":
             label = _names(fields, target.column)
@@ -184,6 +193,16 @@ def _name(fields: Mapping[str, Any], column: str) -> str:
     if value != value.strip() or len(value.splitlines()) > 1:
         raise Defect(column, f"{show(value)} has space around it or a line break in it")
     return value
+
+
+def _class(fields: Mapping[str, Any], target: Target) -> str:
+    label = _name(fields, target.column)
+    if not target.names or label in target.names:
+        return label
+    if not label.isdecimal() or int(label) >= len(target.names):
+        expected = ", ".join(target.names[:8])
+        raise Defect(target.column, f"{show(label)} is none of {expected}, nor the number of one")
+    return target.names[int(label)]
 
 
 def _names(fields: Mapping[str, Any], column: str) -> tuple[str, ...]:

@@ -25,12 +25,15 @@ class Task:
 
     `labels` are the values an answer may take, sorted: class names for the kinds "class" (one of
     them) and "multilabel" (any number of them); slot type names, without OTHER, for kind "slots";
-    empty for kind "regression".
+    empty for kind "regression". `positive`: the class whose F1 is reported as `f1`; "": of none.
+    `metric`: the one that stands for the task; "": that of its kind.
     """
 
     name: str
     kind: Kind
     labels: tuple[str, ...]
+    positive: str = ""
+    metric: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,12 @@ def causal_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
 
 
 def full_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """True where a query may look: anywhere in its own segment; segment 0 is padding."""
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    """True where a query may look: anywhere in its own segment; segment 0 is padding.
+
+    Padding looks at all texts of its row, as in transformers; nothing looks at padding.
+    """
+    query = segment_ids[:, :, None]
+    same = (query == segment_ids[:, None, :]) | (query == 0)
     return jnp.asarray(same & (segment_ids[:, None, :] > 0))[:, None]
 
 

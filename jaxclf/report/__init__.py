@@ -17,9 +17,10 @@ from jaxclf.data.tasks import Label, Task
 from jaxclf.labels import UNPARSED, Prediction
 from jaxclf.report.card import model_card
 from jaxclf.report.page import page
-from jaxclf.report.terminal import table
+from jaxclf.report.terminal import methods_table, table
 
 __all__ = [
+    "methods_table",
     "model_card",
     "page",
     "prediction_row",

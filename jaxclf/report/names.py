@@ -10,6 +10,7 @@ COUNTS = {
 }
 _SHARES = {
     "accuracy": "accuracy",
+    "f1": "F1 of the positive class",
     "macro_f1": "macro F1",
     "micro_f1": "micro F1",
     "slot_f1": "slot F1",
@@ -19,7 +20,12 @@ _SHARES = {
     "exact_match": "exact match",
     "unparsed_rate": "unparsed rate",
 }
-_NUMBERS = {"pearson": "Pearson", "spearman": "Spearman", "mse": "mean squared error"}
+_NUMBERS = {
+    "matthews": "Matthews",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "mse": "mean squared error",
+}
 
 
 def metric_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The pictures of report.html: learning curves and the heat map of a confusion matrix."""
+"""The pictures of report.html: curves, and the heat map of a confusion matrix."""
 
 import base64
 import io
@@ -13,7 +13,8 @@ from jaxclf.report.markup import text
 
 _BLUE, _GREY, _GRID = "#2f6db5", "#b9c6d6", "#e4e8ee"
 _LONGEST = 32  # characters of a label beside the heat map
-_SHOWN = ("accuracy", "slot_f1", "exact_match")  # of dev, what stands for a task
+# Of dev, what stands for a task.
+_SHOWN = ("accuracy", "slot_f1", "exact_match", "matthews", "pearson")
 _TITLES = {
     "train/loss": "Training loss (nats per label token)",
     "train/learning_rate": "Learning rate",
@@ -27,7 +28,6 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
 
     One panel for each train/ figure and one for the main metrics on dev.
     """
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for row in history for name in row))
@@ -45,11 +45,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
         axis.set_visible(False)
     for axis, (title, drawn) in zip(axes, panels, strict=False):
         axis.set_title(title, fontsize=10, loc="left", parse_math=False)
-        axis.set_xlabel("step", fontsize=8, color="#667")
-        axis.tick_params(labelsize=8, colors="#445")
-        axis.grid(color=_GRID, linewidth=0.8)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color("#b8c0cc")
+        _style(axis, "step")
         for name in drawn:
             points = [(row["step"], row[name]) for row in history if name in row]
             steps = [step for step, _ in points]
@@ -60,6 +56,38 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> str:
             legend = axis.legend(fontsize=8, frameon=False, loc="lower right")
             for entry in legend.get_texts():
                 entry.set_parse_math(False)
+    return _image(figure)
+
+
+def over_k(curves: Mapping[str, Mapping[int, float | None]]) -> str:
+    """A line a task over the number of modules, as an SVG image in a data URI."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    _style(axis, "modules")
+    for name, points in curves.items():
+        ks = sorted(points)
+        values = [points[k] for k in ks]
+        found = [math.nan if value is None else value for value in values]
+        axis.plot(ks, found, label=name, linewidth=1.6, marker="o", markersize=4)
+    axis.set_xticks(sorted({k for points in curves.values() for k in points}))
+    for entry in axis.legend(fontsize=8, frameon=False).get_texts():
+        entry.set_parse_math(False)
+    return _image(figure)
+
+
+def _style(axis: Any, unit: str) -> None:
+    axis.set_xlabel(unit, fontsize=8, color="#667")
+    axis.tick_params(labelsize=8, colors="#445")
+    axis.grid(color=_GRID, linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#b8c0cc")
+
+
+def _image(figure: Any) -> str:
+    import matplotlib as mpl
+
     image = io.BytesIO()
     # The salt: the same curves give the same file. A name in a script that the font lacks is drawn
     # as boxes, which is no reason for a warning in the middle of a run.

@@ -1,15 +1,16 @@
-"""The short table that ends a run."""
+"""The short tables that end a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxclf.data.tasks import Task
+from jaxclf.metrics import main_metric
 from jaxclf.report.names import COUNTS, metric_name, show
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The figures of every task as plain text, for a terminal or a log."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -26,7 +27,32 @@ def table(report: Mapping[str, Any]) -> str:
                 show(name, metrics[name]),
                 end_section=place == len(rows) - 1,
             )
+    return _plain(found)
+
+
+def methods_table(attens: Mapping[str, Any], tasks: Sequence[Task]) -> str:
+    """The main metric of every task by every method, for a terminal or a log."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    found.add_column("task")
+    found.add_column("metric")
+    methods = list(dict.fromkeys(name for facts in attens.values() for name in facts["methods"]))
+    for method in methods:
+        found.add_column(Text(method), justify="right")
+    for task in tasks:
+        main, values = main_metric(task), attens[task.name]["methods"]
+        shown = [show(main, values.get(method, {}).get(main)) for method in methods]
+        found.add_row(Text(task.name), metric_name(main), *shown)
+    return _plain(found)
+
+
+def _plain(table: Any) -> str:
+    from rich.console import Console
+
     console = Console(width=100, color_system=None, highlight=False)
     with console.capture() as capture:
-        console.print(found)
+        console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())

