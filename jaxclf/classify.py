@@ -31,10 +31,10 @@ from jaxclf.kernels import Quantise
 from jaxclf.models import zoo
 from jaxclf.models.zoo import Model, ModelConfig
 from jaxclf.recipe import Recipe
-from jaxclf.scoring import HeadClassifier
+from jaxclf.scoring import EnsembleClassifier, HeadClassifier
 from jaxclf.shapes import Params
 
-Classifier = GenerativeClassifier | HeadClassifier
+Classifier = GenerativeClassifier | HeadClassifier | EnsembleClassifier
 
 FindModel = Callable[[str, Quantise], ModelSource]
 

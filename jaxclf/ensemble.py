@@ -9,10 +9,9 @@ Each part goes on where it was stopped, and none is made twice. Source: Beiranva
 """
 
 import dataclasses
-import json
 import shutil
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf import attens, combining, features, logs, metrics, report, storage, transfer
-from jaxclf.attens import Combiner, Pooling
-from jaxclf.checkpoints import (
-    ModelSource,
-    check_base,
-    load_adapters,
-    read_model,
-    resolve,
-    write_base,
-)
-from jaxclf.classify import create_model, prompt_source
+from jaxclf import attens, combining, features, logs, metrics, report, storage
+from jaxclf import config as configs
+from jaxclf.attens import Combiner
+from jaxclf.checkpoints import Checkpoints, ModelSource, Which
+from jaxclf.classify import FindModel, Opened, find_base, find_model, open_run, prompt_source
 from jaxclf.combining import Data, Head
-from jaxclf.data import datasets
-from jaxclf.data.datasets import Dataset
-from jaxclf.data.encode import encode
-from jaxclf.data.loader import Examples
 from jaxclf.data.tasks import Record, Task
-from jaxclf.data.tokenize import Tokenizer, tokenize
 from jaxclf.errors import InputError, Preempted
 from jaxclf.features import Seen
 from jaxclf.interrupts import Interrupts
@@ -45,18 +33,11 @@ from jaxclf.labels import Prediction
 from jaxclf.losses import Term
 from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
-from jaxclf.preparation import with_vocabulary
-from jaxclf.scoring import READ, label_of
-from jaxclf.training import claim, train
-
-FromPeft = Callable[[Path, Path, str], None]  # (peft directory, new directory, base)
-
-_PEFT_FILE = "adapter_config.json"
-
-
-def short(name: str) -> str:
-    """`"glue/rte" → "rte"`."""
-    return name.rpartition("/")[2]
+from jaxclf.models.zoo import ModelConfig
+from jaxclf.modules import FromPeft, Modules, has_gold, load_data, own_base, scored_split, short
+from jaxclf.recipe import Recipe
+from jaxclf.scoring import READ, EnsembleClassifier, inputs, whole_text_prediction
+from jaxclf.training import claim
 
 
 def train_ensemble(
@@ -72,191 +53,91 @@ def train_ensemble(
     """
     claim(workdir, config)
     with Interrupts():
-        targets = [_Target(config, name) for name in config.attens.targets or (config.data.name,)]
-        if base is None:
-            base = _own_base(config, workdir)
-    run = _Ensemble(config, workdir, base, from_peft)
-    run.train_adapters([target.name for target in targets])
+        modules = Modules(config, workdir, base or own_base(config, workdir), from_peft)
+        targets = [
+            _Target(config, name, modules.dimensions)
+            for name in config.attens.targets or (config.data.name,)
+        ]
+        tasks = tuple(task for target in targets for task in target.tasks)
+        dataclasses.replace(targets[0].recipe, tasks=tasks).save(workdir / "task.json")
+    modules.train_missing([target.name for target in targets])
     with Interrupts() as interrupts:
-        seen = run.open_adapters()
+        seen = modules.open()
         interrupts.hold()
-        parts = [_Part(run, target, seen, interrupts).finish() for target in targets]
-        return run.write(parts)
+        parts = [_Part(modules, target, seen, interrupts).finish() for target in targets]
+        return _write(modules, parts)
 
 
-# Adapters -----------------------------------------------------------------------------------------
+def is_ensemble(path: str | Path) -> bool:
+    """Whether the folder is that of a run of an ensemble."""
+    path = Path(path) / "config.json"
+    return path.is_file() and bool(configs.read(path).get("attens", {}).get("modules"))
 
 
-class _Ensemble:
-    """What the parts share: settings, folders, base and modules."""
+def open_ensemble(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    find: FindModel = find_model,
+    from_peft: FromPeft | None = None,
+) -> Opened:
+    """Load a finished run, ready to label texts for all of its targets.
 
-    def __init__(
-        self, config: ConfigDict, workdir: Path, base: ModelSource, from_peft: FromPeft | None
-    ):
-        self.config, self.workdir, self.base, self.from_peft = config, workdir, base, from_peft
-        fields = config.attens
-        self.folder = Path(fields.adapters) if fields.adapters else workdir / "adapters"
-        self.modules = tuple(fields.modules)
-        if len({*map(short, self.modules)}) < len(self.modules):
-            raise InputError(f"attens.modules names a module twice: {', '.join(self.modules)}")
-        for k in (fields.k, *fields.sweep):
-            if k > len(self.modules):
-                raise InputError(
-                    f"attens.k or attens.sweep asks for {k} modules; attens.modules names "
-                    f"{len(self.modules)}"
-                )
-        self.dimensions, _ = read_model(base.model_json)
-        if self.dimensions.hidden_size % fields.heads:
-            raise InputError(
-                f"attens.heads is {fields.heads}; expected a divisor of the model's size, which is "
-                f"{self.dimensions.hidden_size}"
-            )
-        self.pooling = Pooling(fields.tokens, fields.padding)
-        self.tokenizer = Tokenizer.load(base.tokenizer_dir)
-
-    def train_adapters(self, targets: Sequence[str]) -> None:
-        """A run for every module that has none yet; with baselines, for targets as well."""
-        extra = targets if self.config.attens.baselines else ()
-        names = list(dict.fromkeys((*self.modules, *extra)))
-        for number, name in enumerate(names):
-            folder = self.folder / short(name)
-            if (folder / _PEFT_FILE).is_file() or (folder / "report.json").is_file():
-                continue
-            print(f"adapter {number + 1} of {len(names)}: {short(name)}", flush=True)
-            train(self.adapter_config(name), folder, self.base)
-
-    def adapter_config(self, name: str) -> ConfigDict:
-        """The settings of a module's own run, which nothing of the combiner's changes."""
-        config = self.config.copy_and_resolve_references()
-        with config.unlocked():
-            del config["attens"]
-            config.data.name, config.data.task = name, "both"
-            # Two modules of the same texts (MNLI's) are two modules by their seeds alone.
-            config.seed = 1_000 * config.seed + zlib.crc32(name.encode()) % 1_000
-            config.eval.split = scored_split(datasets.load(config.data), config.eval.split)
-            if not config.model.checkpoint:
-                # The zoo's dimensions with a vocabulary of the run's own.
-                config.model.name, config.model.checkpoint = "", str(self.base.model_json.parent)
-        return config.lock()
-
-    def open_adapters(self) -> Seen:
-        """Base and modules in memory; raises ArtifactError where a module has another base."""
-        dimensions = self.dimensions
-        if isinstance(dimensions, EncoderConfig):
-            dimensions = dataclasses.replace(dimensions, heads=(), pooler=False)
-        model = create_model(self.config, dimensions)
-        plan = transfer.plan(model, self.base, "new")
-        params = transfer.load(model, self.base, plan, jax.random.key(0))
-        found, fingerprints = {}, {}
-        for name in map(short, self.modules):
-            source = self.find_adapters(name)
-            assert source.adapters is not None
-            check_base(source.adapters, self.base, self.folder / name)
-            own, _ = read_model(source.model_json)
-            found[name] = load_adapters(source, create_model(self.config, own).abstract)
-            spec = json.dumps(dataclasses.asdict(source.adapters.spec), sort_keys=True)
-            fingerprints[name] = f"{storage.fingerprint(source.manifest)} {spec}"
-        return Seen(model, params, storage.fingerprint(self.base.manifest), found, fingerprints)
-
-    def find_adapters(self, name: str) -> ModelSource:
-        """The last checkpoint of a module's run, or a peft directory converted."""
-        folder = self.folder / name
-        if (folder / _PEFT_FILE).is_file():
-            converted = self.workdir / "converted" / name
-            if not converted.is_dir():
-                if self.from_peft is None:
-                    raise InputError(
-                        f"{folder} is a directory of peft; convert it with python -m "
-                        "conversion.from_peft first"
-                    )
-                self.from_peft(folder, converted, str(self.base.model_json.parent))
-            folder = converted
-        source = resolve(folder, "last")
-        if source.adapters is None:
-            raise InputError(
-                f"{folder} holds a whole model; attens.adapters expects adapters, such as those of "
-                "a run with tune=lora"
-            )
-        return source
-
-    def chosen(self, target: str, k: int) -> list[str]:
-        """The k modules combined for a target, as listed: its own first, then the others in order.
-
-        0: all of them.
-        """
-        ordered = sorted(self.modules, key=lambda name: name != target)
-        kept = ordered[: k or len(ordered)]
-        return [short(name) for name in self.modules if name in kept]
-
-    def write(self, parts: Sequence["_Part"]) -> dict[str, Any]:
-        """The report of all targets, and their predictions, in the folder of the run."""
-        tasks = tuple(task for part in parts for task in part.target.tasks)
-        sets = {part.target.name: part.target.dataset for part in parts}
-        total = sum(part.combiner_size * len(part.target.tasks) for part in parts)
-        result = {
-            "config": self.config.to_dict(),
-            "data": {
-                "name": ", ".join(sets),
-                "records": {
-                    name: {split: len(found) for split, found in each.splits.items()}
-                    for name, each in sets.items()
-                },
-                "fingerprints": {name: each.fingerprint for name, each in sets.items()},
-                "tasks": {
-                    task.name: {"kind": task.kind, "labels": list(task.labels)} for task in tasks
-                },
-            },
-            "model": {
-                "name": self.config.model.name,
-                "family": zoo.family_of(self.dimensions),
-                "checkpoint": self.config.model.checkpoint,
-                "dimensions": dataclasses.asdict(self.dimensions),
-                "modules": [*map(short, self.modules)],
-                "trained_parameters_of_the_combiners": total,
-                "tokenizer": self.tokenizer.fingerprint,
-            },
-            "train": {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
-            "eval": {name: values for part in parts for name, values in part.metrics.items()},
-            "eval_split": " and ".join(dict.fromkeys(part.target.split for part in parts)),
-            "attens": {name: facts for part in parts for name, facts in part.facts.items()},
-            "versions": report.versions(),
-        }
-        predictions = [each for part in parts for each in part.predictions]
-        history = [row for part in parts for row in part.history]
-        report.write(self.workdir, result, predictions, tasks, history)
-        print(report.table(result))
-        print(report.methods_table(result["attens"], tasks))
-        print(f"report: {self.workdir / 'report.html'}")
-        return result
-
-
-def scored_split(dataset: Dataset, wanted: str) -> str:
-    """The wanted split where it has labels, else the held-out or the test split.
-
-    Raises InputError where none has.
+    Arguments as of `classify.open_run`. Raises ArtifactError where a part is missing or damaged,
+    InputError where the run did not finish, or has several prompts.
     """
-    for split in (wanted, "heldout", "test"):
-        if any(_has_gold(record, dataset.tasks) for record in dataset.splits.get(split, ())):
-            return split
-    raise InputError(f"data set {dataset.name} has no split with labels to score")
+    path = Path(path)
+    config = configs.read(path / "config.json")
+    with config.unlocked():
+        configs.override(config, overrides)
+    recipe = Recipe.load(path / "task.json")
+    if not (path / "report.json").is_file():
+        raise InputError(f"{path}: the ensemble is not finished; run the command of training again")
+    if recipe.prompt is not None and len(config.attens.targets) > 1:
+        raise InputError(
+            f"{path}: each target of a decoder has a prompt of its own; train one each"
+        )
+    facts = storage.read_json(path / "report.json")["attens"]
+    base = find_base(config, path, find)
+    modules = Modules(config, path, base, from_peft)
+    seen = modules.open()
+    names, stacks = features.grouped(seen.adapters)
+    combiners, trained = {}, {}
+    for task in recipe.tasks:
+        chosen = facts[task.name]["modules"]
+        combiner = _combiner(config, modules.dimensions.hidden_size, task)
+        combiners[task.name] = combiner, tuple(1 + names.index(name) for name in chosen)
+        abstract = jax.eval_shape(partial(attens.init, combiner), jax.random.key(0))
+        with Checkpoints(path / "combiners" / f"{task.name}-{len(chosen)}", 1, "") as checkpoints:
+            trained[task.name] = checkpoints.restore_params("last", abstract)
+    classifier = EnsembleClassifier(
+        seen.model, modules.tokenizer, recipe, modules.pooling, combiners, len(stacks)
+    )
+    params = {"base": seen.params, "modules": stacks, "combiners": trained}
+    source = dataclasses.replace(
+        base, manifest=storage.describe(trained), run_dir=path, step=config.attens.epochs
+    )
+    return Opened(classifier, params, config, source)
 
 
-def _own_base(config: ConfigDict, workdir: Path) -> ModelSource:
-    """A random base with a tokenizer trained on all texts, which the run keeps."""
-    own = workdir / "base"
-    if not (own / "tokenizer").is_dir():
-        shutil.rmtree(own, ignore_errors=True)
-        texts: list[str] = []
-        for name in (*config.attens.modules, *(config.attens.targets or (config.data.name,))):
-            train_split = _load(config, name).splits["train"]
-            texts += [text for each in train_split for text in (each.text, each.pair) if text]
-        tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
-        model = create_model(config, with_vocabulary(zoo.find(config.model.name), tokenizer, None))
-        params = jax.jit(model.init)(jax.random.key(config.seed))
-        write_base(own, params, model.config, config.model.param_dtype, config.model.quantise)
-        tokenizer.save(own / "tokenizer.partial")
-        (own / "tokenizer.partial").rename(own / "tokenizer")
-    return resolve(own)
+def open_any(
+    path: str | Path,
+    step: Which,
+    overrides: Sequence[str] = (),
+    find: FindModel = find_model,
+    from_peft: FromPeft | None = None,
+) -> Opened:
+    """An ensemble or any other run, as the commands open it; an ensemble has no other steps."""
+    if is_ensemble(path):
+        return open_ensemble(path, overrides, find, from_peft)
+    return open_run(Path(path), step, overrides, find)
+
+
+def _combiner(config: ConfigDict, size: int, task: Task) -> Combiner:
+    fields = config.attens
+    classes = max(1, len(task.labels))
+    return Combiner(
+        size, classes, fields.heads, fields.over, fields.combine, fields.norms, fields.across
+    )
 
 
 # Targets ------------------------------------------------------------------------------------------
@@ -265,9 +146,9 @@ def _own_base(config: ConfigDict, workdir: Path) -> ModelSource:
 class _Target:
     """A data set whose tasks the modules are combined for."""
 
-    def __init__(self, config: ConfigDict, name: str):
+    def __init__(self, config: ConfigDict, name: str, dimensions: ModelConfig):
         self.name = name
-        self.dataset = _load(config, name)
+        self.dataset = load_data(config, name)
         self.tasks = self.dataset.tasks
         for task in self.tasks:
             if task.kind not in ("class", "regression"):
@@ -276,29 +157,26 @@ class _Target:
                     "whole texts, for classes and numbers. Choose another data.task"
                 )
         self.split = scored_split(self.dataset, config.eval.split)
+        is_encoder = isinstance(dimensions, EncoderConfig)
+        self.recipe = Recipe(
+            tasks=self.tasks,
+            prompt=None if is_encoder else prompt_source(config, self.dataset)[0],
+            slot_format=config.prompt.slots,
+            max_length=config.train.max_length,
+            max_new_tokens=0,
+            seed=config.seed,
+        )
 
     def records(self, split: str) -> list[Record]:
         """Those with all labels."""
-        return [each for each in self.dataset.splits[split] if _has_gold(each, self.tasks)]
-
-
-def _load(config: ConfigDict, name: str) -> Dataset:
-    fields = config.data.copy_and_resolve_references()
-    with fields.unlocked():
-        if name != fields.name:
-            fields.name, fields.task = name, "both"
-    return datasets.load(fields)
-
-
-def _has_gold(record: Record, tasks: Iterable[Task]) -> bool:
-    return all(record.labels.get(task.name) is not None for task in tasks)
+        return [each for each in self.dataset.splits[split] if has_gold(each, self.tasks)]
 
 
 class _Part:
     """All that is done for one target."""
 
-    def __init__(self, run: _Ensemble, target: _Target, seen: Seen, interrupts: Interrupts):
-        self.run, self.target, self.seen, self.interrupts = run, target, seen, interrupts
+    def __init__(self, modules: Modules, target: _Target, seen: Seen, interrupts: Interrupts):
+        self.run, self.target, self.seen, self.interrupts = modules, target, seen, interrupts
         self.metrics: dict[str, dict[str, float]] = {}
         self.facts: dict[str, dict[str, Any]] = {}
         self.predictions: list[Prediction] = []
@@ -324,7 +202,8 @@ class _Part:
         run, target = self.run, self.target
         folder = run.workdir / "features" / short(target.name) / split
         records = target.records(split)
-        examples = self.examples(records)
+        truncate = run.config.data.truncate
+        examples = inputs(records, target.recipe, run.tokenizer, truncate=truncate)
         names = [features.BASE, *self.seen.adapters]
         size = run.dimensions.hidden_size
         if need := features.need(folder, examples, names, size):
@@ -354,35 +233,10 @@ class _Part:
                 progress,
             )
 
-    def examples(self, records: Sequence[Record]) -> Examples:
-        """The texts as the base reads them; of a decoder without answers."""
-        config, tasks = self.run.config, self.target.tasks
-        slot_format, length = config.prompt.slots, config.train.max_length
-        if isinstance(self.run.dimensions, EncoderConfig):
-            return encode(
-                records,
-                tasks,
-                self.run.tokenizer,
-                slot_format,
-                length,
-                truncate=config.data.truncate,
-            )
-        if any(record.pair for record in records):
-            raise InputError(
-                f"{self.target.name} has pairs of texts, which prompts have no place for; choose "
-                "an encoder as model"
-            )
-        _, source = prompt_source(config, self.target.dataset)
-        bare = [dataclasses.replace(record, labels={}) for record in records]
-        return tokenize(bare, tasks, source, self.run.tokenizer, slot_format, length)
-
     def combine(self, task: Task, vectors: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
         """Train and score what is asked for one task; the scores [N, C] of the ensemble."""
         run, fields, target = self.run, self.run.config.attens, self.target
-        classes, size = max(1, len(task.labels)), run.dimensions.hidden_size
-        combiner = Combiner(
-            size, classes, fields.heads, fields.over, fields.combine, fields.norms, fields.across
-        )
+        combiner = _combiner(run.config, run.dimensions.hidden_size, task)
         head = combining.combiner_head(combiner)
         facts: dict[str, Any] = {"split": target.split, "methods": {}, "by_k": {}}
         found = np.zeros(0)
@@ -484,17 +338,48 @@ def _predictions(
     """One a record, by the highest score of every task."""
     values = {task.name: np.asarray(READ[task.kind](scores[task.name])) for task in tasks}
     return [
-        Prediction(
-            record.id,
-            record.text,
-            {task.name: record.labels[task.name] for task in tasks},
-            {task.name: label_of(task, task.labels, values[task.name][row]) for task in tasks},
-            scores={
-                task.name: dict(
-                    zip(task.labels or ("value",), map(float, values[task.name][row]), strict=True)
-                )
-                for task in tasks
-            },
-        )
+        whole_text_prediction(record, tasks, {name: each[row] for name, each in values.items()})
         for row, record in enumerate(records)
     ]
+
+
+def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
+    """The report of all targets, and their predictions, in the folder of the run."""
+    tasks = tuple(task for part in parts for task in part.target.tasks)
+    sets = {part.target.name: part.target.dataset for part in parts}
+    total = sum(part.combiner_size * len(part.target.tasks) for part in parts)
+    result = {
+        "config": modules.config.to_dict(),
+        "data": {
+            "name": ", ".join(sets),
+            "records": {
+                name: {split: len(found) for split, found in each.splits.items()}
+                for name, each in sets.items()
+            },
+            "fingerprints": {name: each.fingerprint for name, each in sets.items()},
+            "tasks": {
+                task.name: {"kind": task.kind, "labels": list(task.labels)} for task in tasks
+            },
+        },
+        "model": {
+            "name": modules.config.model.name,
+            "family": zoo.family_of(modules.dimensions),
+            "checkpoint": modules.config.model.checkpoint,
+            "dimensions": dataclasses.asdict(modules.dimensions),
+            "modules": [*map(short, modules.names)],
+            "trained_parameters_of_the_combiners": total,
+            "tokenizer": modules.tokenizer.fingerprint,
+        },
+        "train": {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
+        "eval": {name: values for part in parts for name, values in part.metrics.items()},
+        "eval_split": " and ".join(dict.fromkeys(part.target.split for part in parts)),
+        "attens": {name: facts for part in parts for name, facts in part.facts.items()},
+        "versions": report.versions(),
+    }
+    predictions = [each for part in parts for each in part.predictions]
+    history = [row for part in parts for row in part.history]
+    report.write(modules.workdir, result, predictions, tasks, history)
+    print(report.table(result))
+    print(report.methods_table(result["attens"], tasks))
+    print(f"report: {modules.workdir / 'report.html'}")
+    return result

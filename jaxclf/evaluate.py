@@ -32,11 +32,18 @@ def main(arguments: list[str]) -> None:
     options = configs.parse(parser, arguments)
 
     # Only now what takes seconds to import.
-    from conversion import from_hf
+    from conversion import from_hf, from_peft
     from jaxclf import evaluation
-    from jaxclf.classify import open_run, which
+    from jaxclf.classify import which
+    from jaxclf.ensemble import open_any
 
-    opened = open_run(options.checkpoint, which(options.step), options.overrides, from_hf.resolve)
+    opened = open_any(
+        options.checkpoint,
+        which(options.step),
+        options.overrides,
+        from_hf.resolve,
+        from_peft.convert,
+    )
     evaluation.evaluate(opened, Path(options.output), options.split)
 
 

@@ -40,6 +40,7 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
     result = _run_report(opened)
     result["eval"] = metrics.compute(predictions, recipe.tasks, recipe.slot_format)
     result["eval_split"] = split
+    result.pop("attens", None)  # of the run's own evaluation
     report.write(output, result, predictions, recipe.tasks, [])
     print(report.table(result))
     print(f"report: {output / 'report.html'}")

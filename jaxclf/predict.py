@@ -40,17 +40,24 @@ def main(arguments: list[str]) -> None:
         raise errors.InputError(f"--batch-size {options.batch_size}: expected 1 or more")
 
     # Only now what takes seconds to import.
-    from conversion import from_hf
+    from conversion import from_hf, from_peft
     from jaxclf import labelling
-    from jaxclf.classify import open_run, which
+    from jaxclf.classify import which
     from jaxclf.data.records import Schema
+    from jaxclf.ensemble import open_any
 
     records = labelling.read_texts(
         Path(options.input),
         Schema(options.text, id=options.id, pair=options.pair),
         skip=options.on_defect == "skip",
     )
-    opened = open_run(options.checkpoint, which(options.step), options.overrides, from_hf.resolve)
+    opened = open_any(
+        options.checkpoint,
+        which(options.step),
+        options.overrides,
+        from_hf.resolve,
+        from_peft.convert,
+    )
     labelling.label_file(
         opened,
         records,

@@ -1,17 +1,22 @@
-"""Labels by the scores of an encoder's heads."""
+"""Labels by scores: of an encoder's heads, or of an ensemble's combiners."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxclf import losses
+from jaxclf import attens, features, losses
+from jaxclf.attens import Combiner, Pooling
 from jaxclf.data import loader
 from jaxclf.data.encode import Encoded, encode
-from jaxclf.data.pack import Batch
+from jaxclf.data.loader import Examples
+from jaxclf.data.pack import Batch, PromptBatch
 from jaxclf.data.tasks import Label, Record, Task, head_labels, words
-from jaxclf.data.tokenize import Tokenizer
+from jaxclf.data.tokenize import Tokenizer, tokenize
+from jaxclf.errors import InputError
 from jaxclf.labels import Prediction
 from jaxclf.models.zoo import Model
 from jaxclf.recipe import Recipe
@@ -87,6 +92,101 @@ class HeadClassifier:
         return Prediction(
             record.id, record.text, dict(record.labels), predicted, scores=shown or None
         )
+
+
+def inputs(
+    records: Sequence[Record], recipe: Recipe, tokenizer: Tokenizer, *, truncate: bool = True
+) -> Examples:
+    """Texts as the base of an ensemble reads them: bare, or in a decoder's prompt, never answered.
+
+    Raises InputError for a text that is too long where it must not be cut, or a pair in a prompt.
+    """
+    slot_format, length = recipe.slot_format, recipe.max_length
+    if recipe.prompt is None:
+        return encode(
+            records, recipe.tasks, tokenizer, slot_format, length, truncate=truncate, gold=False
+        )
+    if any(record.pair for record in records):
+        raise InputError(
+            "the texts come in pairs, which prompts have no place for; choose an encoder as model"
+        )
+    bare = [dataclasses.replace(record, labels={}) for record in records]
+    return tokenize(
+        bare, recipe.tasks, recipe.prompt, tokenizer, slot_format, length, truncate=truncate
+    )
+
+
+class EnsembleClassifier:
+    """Labels texts by combiners over what a base and its modules see.
+
+    `combiners`: for each task its combiner and the modules that it reads, as their places after
+    the base in the order of the pass. Parameters are {"base": the base's, "modules": stacks of
+    adapters, "combiners": task → the combiner's}.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        pooling: Pooling,
+        combiners: Mapping[str, tuple[Combiner, tuple[int, ...]]],
+        groups: int,
+    ):
+        self.model, self.tokenizer, self.recipe, self.pooling = model, tokenizer, recipe, pooling
+        compute = features.make_pass(model, pooling, groups)
+
+        def scores(params: Params, batch: Batch | PromptBatch) -> dict[str, Any]:
+            seen = jnp.swapaxes(compute(params["base"], params["modules"], batch), 0, 1)
+            found = {}
+            for task in recipe.tasks:
+                combiner, places = combiners[task.name]
+                rows = seen[:, np.array((0, *places))]
+                values, _ = attens.combine(combiner, params["combiners"][task.name], rows)
+                found[task.name] = READ[task.kind](values)
+            return found
+
+        self.scores = jax.jit(scores)
+
+    def predict(
+        self,
+        params: Params,
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        prompt: Any = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Prediction]:
+        """One prediction a record, in the records' order; the recipe's prompt is the only one."""
+        examples = inputs(records, self.recipe, self.tokenizer)
+        rows: dict[int, dict[str, np.ndarray]] = {}
+        for indices, batch in features.batches(examples, batch_size, self.pooling):
+            scores = jax.device_get(self.scores(params, jax.device_put(batch)))
+            for row, index in enumerate(indices):
+                rows[index] = {name: values[row] for name, values in scores.items()}
+            progress(len(indices))
+        return [
+            whole_text_prediction(record, self.recipe.tasks, rows[index])
+            for index, record in enumerate(records)
+        ]
+
+
+def whole_text_prediction(
+    record: Record, tasks: Sequence[Task], scores: Mapping[str, np.ndarray]
+) -> Prediction:
+    """The labels of one text by what is reported of its scores, `[C]` a task; no slots."""
+    return Prediction(
+        record.id,
+        record.text,
+        {task.name: record.labels.get(task.name) for task in tasks},
+        {task.name: label_of(task, task.labels, scores[task.name]) for task in tasks},
+        scores={
+            task.name: dict(
+                zip(task.labels or ("value",), map(float, scores[task.name]), strict=True)
+            )
+            for task in tasks
+        },
+    )
 
 
 def label_of(task: Task, names: Sequence[str], values: np.ndarray) -> Label:

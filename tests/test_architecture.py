@@ -16,10 +16,11 @@ LEVELS = (
     {"data", "models"},
     {"attens", "checkpoints", "decode", "labels", "logs", "lora", "losses", "metrics", "optim"}
     | {"report"},
-    {"classify", "generation", "objectives", "recipe", "scoring", "steps", "transfer"}
-    | {"combining", "features", "tuning"},
+    {"classify", "combining", "features", "generation", "objectives", "recipe", "scoring"}
+    | {"steps", "transfer", "tuning"},
     {"preparation"},
     {"evaluation", "labelling", "training"},
+    {"modules"},
     {"ensemble"},
     {"evaluate", "plan", "predict", "reproduce", "train"},
 )

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 
 from configs.common import default
-from jaxclf import combining, ensemble
+from jaxclf import combining, ensemble, modules
 from jaxclf import config as configs
 from jaxclf.attens import Combiner
+from jaxclf.checkpoints import resolve
 from jaxclf.combining import Data
+from jaxclf.data.tasks import Record
 from jaxclf.ensemble import train_ensemble
 from jaxclf.errors import ArtifactError, InputError, NonFiniteError, Preempted
+from jaxclf.evaluation import evaluate
 from jaxclf.interrupts import Interrupts
+from jaxclf.labelling import label_file
 from jaxclf.losses import Term
 
 ROOT = Path(__file__).parent.parent
@@ -117,12 +121,38 @@ def test_the_same_command_makes_nothing_again(finished, root, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(ensemble, "train", refuse)
+    monkeypatch.setattr(modules, "train", refuse)
     monkeypatch.setattr(combining, "make_steps", lambda *_: refuse)
     monkeypatch.setattr(ensemble.features, "make_pass", refuse)
     again = train_ensemble(tiny(root, "attens.sweep=(2,)"), finished)
     assert again["eval"] == before["eval"]
     assert again["attens"]["rte"]["attention"] == before["attens"]["rte"]["attention"]
+
+
+def test_evaluate_and_predict_agree_with_the_run(finished, tmp_path):
+    opened = ensemble.open_any(finished, "best")
+    again = evaluate(opened, tmp_path / "again")
+    assert again["eval"] == report_of(finished)["eval"]
+    rows = [
+        [json.loads(line) for line in (folder / "predictions.jsonl").open()]
+        for folder in (finished, tmp_path / "again")
+    ]
+    for pair in zip(*rows, strict=True):
+        assert pair[0]["predicted"] == pair[1]["predicted"]
+        scores = [list(row["scores"]["rte"].values()) for row in pair]
+        np.testing.assert_allclose(*scores, atol=1e-5)
+    texts = [Record("1", "the cat sat", {}, "one cat"), Record("2", "dull film", {}, "a film")]
+    label_file(opened, texts, tmp_path / "labels.jsonl", batch_size=2)
+    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").open()]
+    assert [row["id"] for row in labels] == ["1", "2"]
+    assert {row["predicted"]["rte"] for row in labels} <= {"entailment", "not_entailment"}
+
+
+def test_an_unfinished_ensemble_labels_nothing(finished, tmp_path):
+    for name in ("config.json", "task.json"):
+        shutil.copy(finished / name, tmp_path / name)
+    with pytest.raises(InputError, match="the ensemble is not finished; run the command"):
+        ensemble.open_ensemble(tmp_path)
 
 
 def test_another_config_is_refused(finished, root):
@@ -141,7 +171,7 @@ def test_several_targets_share_modules_and_tasks_share_features(finished, root, 
         "attens.combine=concat",
         "attens.norms=shared",
     )
-    base = ensemble.resolve(finished / "base")
+    base = resolve(finished / "base")
     report = train_ensemble(config, tmp_path / "run", base)
     assert set(report["eval"]) == {"stsb", "coarse", "fine", "trec joint"}
     assert {"pearson", "spearman"} <= set(report["eval"]["stsb"])
@@ -172,7 +202,7 @@ def test_adapters_of_peft_are_taken_as_they_are(finished, root, tmp_path):
         f"model.checkpoint={finished / 'base'}",
         "model.name=",
     )
-    base = ensemble.resolve(finished / "base")
+    base = resolve(finished / "base")
     report = train_ensemble(config, tmp_path / "run", base, from_peft.convert)
     for name in ("cola", "rte", "sst2"):
         ours, theirs = (
@@ -212,7 +242,7 @@ def test_a_decoder_as_base(root, tmp_path):
 )
 def test_settings_that_cannot_be_meant_are_told(overrides, message, finished, root, tmp_path):
     common = (f"model.checkpoint={finished / 'base'}", "model.name=")
-    base = ensemble.resolve(finished / "base")
+    base = resolve(finished / "base")
     with pytest.raises(InputError, match=message):
         train_ensemble(tiny(root, *common, *overrides), tmp_path, base)
 
@@ -228,7 +258,7 @@ def test_a_whole_model_is_no_module(finished, root, tmp_path):
         f"model.checkpoint={finished / 'base'}",
         "model.name=",
     )
-    base = ensemble.resolve(finished / "base")
+    base = resolve(finished / "base")
     with pytest.raises(InputError, match="cola holds a whole model; attens.adapters expects"):
         train_ensemble(config, tmp_path / "run", base)
 
