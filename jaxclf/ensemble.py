@@ -26,7 +26,7 @@ from jaxclf.checkpoints import Checkpoints, ModelSource, Which
 from jaxclf.classify import FindModel, Opened, find_base, find_model, open_run, prompt_source
 from jaxclf.combining import Data, Head
 from jaxclf.data.tasks import Record, Task
-from jaxclf.errors import InputError, Preempted
+from jaxclf.errors import InputError, Preempted, StorageError
 from jaxclf.features import Seen
 from jaxclf.interrupts import Interrupts
 from jaxclf.labels import Prediction
@@ -60,9 +60,10 @@ def train_ensemble(
         ]
         tasks = tuple(task for target in targets for task in target.tasks)
         dataclasses.replace(targets[0].recipe, tasks=tasks).save(workdir / "task.json")
-    modules.train_missing([target.name for target in targets])
+    names = [target.name for target in targets]
+    modules.train_missing(names)
     with Interrupts() as interrupts:
-        seen = modules.open()
+        seen = modules.open(modules.wanted(names))
         interrupts.hold()
         parts = [_Part(modules, target, seen, interrupts).finish() for target in targets]
         return _write(modules, parts)
@@ -99,7 +100,8 @@ def open_ensemble(
     facts = storage.read_json(path / "report.json")["attens"]
     base = find_base(config, path, find)
     modules = Modules(config, path, base, from_peft)
-    seen = modules.open()
+    wanted = {name for task in recipe.tasks for name in facts[task.name]["modules"]}
+    seen = modules.open(sorted(wanted))
     names, stacks = features.grouped(seen.adapters)
     combiners, trained = {}, {}
     for task in recipe.tasks:
@@ -208,12 +210,14 @@ class _Part:
         size = run.dimensions.hidden_size
         if need := features.need(folder, examples, names, size):
             free = shutil.disk_usage(run.workdir).free
-            print(
+            what = (
                 f"features of {short(target.name)} {split}: {len(examples):,} texts, "
-                f"{len(names)} vectors of {size} numbers each: {need / 2**20:,.1f} MiB on disk "
-                f"({free / 2**30:,.1f} GiB free)",
-                flush=True,
+                f"{len(names)} vectors of {size} numbers each: {need / 2**20:,.1f} MiB on disk, of "
+                f"{free / 2**20:,.1f} free"
             )
+            if need > free:
+                raise StorageError(f"{what}. Free some, or lower data.train_limit or attens.k")
+            print(what, flush=True)
         with logs.count(f"features of {short(target.name)} {split}", len(examples)) as advance:
 
             def progress(count: int) -> None:

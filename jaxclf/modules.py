@@ -81,9 +81,9 @@ class Modules:
         self.tokenizer = Tokenizer.load(base.tokenizer_dir)
 
     def train_missing(self, targets: Sequence[str]) -> None:
-        """A run for every module that has none yet; with baselines, for targets as well."""
+        """A run for every wanted module that has none; with baselines, for targets as well."""
         extra = targets if self.config.attens.baselines else ()
-        names = list(dict.fromkeys((*self.names, *extra)))
+        names = list(dict.fromkeys((*self.wanted(targets), *extra)))
         for number, name in enumerate(names):
             folder = self.folder / short(name)
             if (folder / _PEFT_FILE).is_file() or (folder / "report.json").is_file():
@@ -105,8 +105,8 @@ class Modules:
                 config.model.name, config.model.checkpoint = "", str(self.base.model_json.parent)
         return config.lock()
 
-    def open(self) -> Seen:
-        """Base and modules in memory; raises ArtifactError where a module has another base."""
+    def open(self, names: Sequence[str]) -> Seen:
+        """The base and these modules; raises ArtifactError where a module has another base."""
         dimensions = self.dimensions
         if isinstance(dimensions, EncoderConfig):
             dimensions = dataclasses.replace(dimensions, heads=(), pooler=False)
@@ -114,7 +114,7 @@ class Modules:
         plan = transfer.plan(model, self.base, "new")
         params = transfer.load(model, self.base, plan, jax.random.key(0))
         found, fingerprints = {}, {}
-        for name in map(short, self.names):
+        for name in map(short, names):
             source = self._find(name)
             assert source.adapters is not None
             check_base(source.adapters, self.base, self.folder / name)
@@ -144,6 +144,12 @@ class Modules:
                 "a run with tune=lora"
             )
         return source
+
+    def wanted(self, targets: Sequence[str]) -> list[str]:
+        """The modules that are combined for any of the targets, as listed."""
+        ks = (self.config.attens.k, *self.config.attens.sweep)
+        kept = {name for target in targets for k in ks for name in self.chosen(target, k)}
+        return [name for name in self.names if short(name) in kept]
 
     def chosen(self, target: str, k: int) -> list[str]:
         """The k modules combined for a target, as listed: its own first, then the others in order.

@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxclf.checkpoints import resolve
 from jaxclf.combining import Data
 from jaxclf.data.tasks import Record
 from jaxclf.ensemble import train_ensemble
-from jaxclf.errors import ArtifactError, InputError, NonFiniteError, Preempted
+from jaxclf.errors import ArtifactError, InputError, NonFiniteError, Preempted, StorageError
 from jaxclf.evaluation import evaluate
 from jaxclf.interrupts import Interrupts
 from jaxclf.labelling import label_file
@@ -186,6 +187,29 @@ def test_adapters_of_another_base_are_refused(finished, root, tmp_path):
     config = tiny(root, f"attens.adapters={finished / 'adapters'}", "seed=1")
     with pytest.raises(ArtifactError, match=r"adapters were trained on a base with the finger"):
         train_ensemble(config, tmp_path)
+
+
+def test_modules_that_are_not_combined_are_not_trained(finished, root, tmp_path, monkeypatch):
+    """Of three with k=2: the target's own and the first other one."""
+    asked = []
+
+    def stop(config, folder, base):
+        asked.append(folder.name)
+
+    monkeypatch.setattr(modules, "train", stop)
+    common = (f"model.checkpoint={finished / 'base'}", "model.name=", "attens.k=2")
+    with pytest.raises(ArtifactError, match="no checkpoint here"):
+        train_ensemble(tiny(root, *common), tmp_path, resolve(finished / "base"))
+    assert asked == ["cola", "rte"]
+
+
+def test_a_disk_without_room_is_told_before(finished, root, tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr(ensemble.shutil, "disk_usage", lambda _: usage)
+    adapters = f"attens.adapters={finished / 'adapters'}"
+    common = (adapters, f"model.checkpoint={finished / 'base'}", "model.name=")
+    with pytest.raises(StorageError, match=r"features of rte train: 12 texts, .* of 0.0 free"):
+        train_ensemble(tiny(root, *common), tmp_path, resolve(finished / "base"))
 
 
 @pytest.mark.slow
