@@ -3,11 +3,11 @@
     pip install -e '.[test,demo]'
     JAXCLF_DATA_ROOT=DATA python benchmarks/attens_vs_torch.py
 
-Base is MiniLM-L6, modules are random adapters of rank 4 on query, key and value; float32, all cores.
+Base is MiniLM-L6, modules are adapters of rank 4 on query, key and value; float32, all cores.
 
     jaxclf     everything from the texts on: features of train and dev, compiling, 20 epochs
-    torch      peft and PyTorch: in each step of 16 texts, padded to their longest, a forward pass of
-               the base and one of each module without gradients, then the same combiner, AdamW;
+    torch      peft and PyTorch: in each step of 16 texts, padded to their longest, a forward pass
+               of the base and one of each module without gradients, then the same combiner, AdamW;
                measured on some steps after warm-up and multiplied by the 3,120 of 20 epochs
 
 Each has a process of its own. Prints seconds and the ratio that the README states.
