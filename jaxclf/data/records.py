@@ -19,9 +19,7 @@ from jaxclf.data.tasks import Kind, Label, Record, words
 from jaxclf.errors import InputError
 
 SHOWN_DEFECTS = 10
-SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "test": "test"} | {
-    "heldout": "heldout"
-}
+SPLITS = {name: name for name in ("train", "dev", "heldout", "test")} | {"validation": "dev"}
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,8 @@ def test_split_column(tmp_path):
     assert {split: len(records) for split, records in found.items()} == {"dev": 1, "test": 1}
     assert defects.counts == {"unknown": 1}
     assert defects.shown == [
-        f"{path}:3: split: 'extra' is no split; expected one of train, dev, validation, test"
+        f"{path}:3: split: 'extra' is no split; "
+        "expected one of train, dev, heldout, test, validation"
     ]
 
 
