@@ -354,3 +354,17 @@ def test_every_text_counts_once_an_epoch_and_fillers_never(tmp_path):
     wanted = np.mean([losses[start : start + 4].mean() for start in range(0, 21, 4)])
     told = json.loads((tmp_path / "metrics.jsonl").read_text())["train/loss"]
     np.testing.assert_allclose(told, wanted, atol=1e-6)
+
+
+def test_each_epoch_has_an_order_of_its_own(tmp_path, monkeypatch):
+    asked = []
+    rows = Data.rows
+
+    def spy(data, indices):
+        asked.append(indices[: len(data)].tolist())
+        return rows(data, indices)
+
+    monkeypatch.setattr(Data, "rows", spy)
+    fit(tmp_path, settings(epochs=3))
+    assert all(sorted(order) == list(range(21)) for order in asked)
+    assert len({tuple(order) for order in asked}) == 3
