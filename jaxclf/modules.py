@@ -189,11 +189,11 @@ def load_data(config: ConfigDict, name: str) -> Dataset:
 
 
 def scored_split(dataset: Dataset, wanted: str) -> str:
-    """The wanted split where it has labels, else the held-out or the test split.
+    """The wanted split where it has labels, else dev, the held-out or the test split.
 
     Raises InputError where none has.
     """
-    for split in (wanted, "heldout", "test"):
+    for split in (wanted, "dev", "heldout", "test"):
         if any(has_gold(record, dataset.tasks) for record in dataset.splits.get(split, ())):
             return split
     raise InputError(f"data set {dataset.name} has no split with labels to score")
