@@ -26,6 +26,6 @@ def get_config(argument: str = ""):
     config.train.learning_rate = 5e-4
     config.train.schedule = "linear"
     config.train.warmup_steps = 50
-    config.attens.learning_rate = 3e-4
+    config.attens.learning_rate = 1e-3
     config.attens.schedule = "linear"
     return common.finish_attens(config, chosen)
