@@ -108,9 +108,7 @@ def default() -> ConfigDict:
     config.attens = attens = ConfigDict()
     attens.modules = ()  # data sets whose adapters are combined; empty: no ensemble
     attens.targets = ()  # data sets they are combined for; empty: data.name
-    attens.adapters = (
-        ""  # folder of a run or peft directory a module; missing ones are trained there
-    )
+    attens.adapters = ""  # folder with a run or a peft directory a module; empty: WORKDIR/adapters
     attens.k = 0  # modules combined, the target's own first; 0: all
     attens.sweep = ()  # further numbers of modules to compare
     attens.baselines = True  # the untrained head, one layer on the base, and the target's adapter
@@ -347,7 +345,6 @@ def finish_attens(config: ConfigDict, chosen: ConfigDict) -> ConfigDict:
     """Apply the word `smoke`: three modules of a tiny model, a few steps each."""
     if chosen.smoke:
         smoke(config, encoder=True)
-        config.data.check_counts = True
         config.attens.modules = config.attens.modules[:3]
         config.attens.k = 0
         config.attens.sweep = (2,) if chosen.k == "sweep" else ()

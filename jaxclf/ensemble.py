@@ -112,7 +112,7 @@ def open_ensemble(
         with Checkpoints(path / "combiners" / f"{task.name}-{len(chosen)}", 1, "") as checkpoints:
             trained[task.name] = checkpoints.restore_params("last", abstract)
     classifier = EnsembleClassifier(
-        seen.model, modules.tokenizer, recipe, modules.pooling, combiners, len(stacks)
+        seen.model, modules.tokenizer, recipe, modules.pooling, combiners
     )
     params = {"base": seen.params, "modules": stacks, "combiners": trained}
     source = dataclasses.replace(

@@ -51,11 +51,11 @@ class Seen:
 
 
 def make_pass(
-    model: Model, pooling: Pooling, groups: int
+    model: Model, pooling: Pooling
 ) -> Callable[[Params, Sequence[Adapters], Any], Float[Array, "A1 B D"]]:
-    """A function (base, stacked adapters a group, batch) → the vectors: base first, then adapters.
+    """A function (base, stacks of adapters, batch) → the vectors: base first, then adapters.
 
-    A group are adapters of one spec, stacked; `groups` counts them.
+    A stack are adapters of one spec, as `grouped` makes them.
     """
 
     def one(params: Params, batch: Batch | PromptBatch) -> Float[Array, "B D"]:
@@ -63,10 +63,10 @@ def make_pass(
         hidden = model.bind(params).hidden(batch.tokens, batch.positions, batch.segment_ids, *types)
         return attens.pool(hidden, jnp.asarray(batch.segment_ids) > 0, pooling)
 
-    def compute(params: Params, stacked: Sequence[Adapters], batch: Any):
+    def compute(params: Params, stacks: Sequence[Adapters], batch: Any):
         found = [one(params, batch)[None]]
-        for group in stacked[:groups]:
-            found.append(jax.vmap(lambda each: one(lora.bind(params, each), batch))(group))
+        for stack in stacks:
+            found.append(jax.vmap(lambda each: one(lora.bind(params, each), batch))(stack))
         return jnp.concatenate(found)
 
     return compute
@@ -121,11 +121,10 @@ def load(
     """
     _check_length(examples, pooling)
     folder.mkdir(parents=True, exist_ok=True)
-    size = seen.model.config.hidden_size
-    keys = {name: _key(name, seen, _hash(examples), pooling) for name in (BASE, *seen.adapters)}
+    shape, inputs = (len(examples), seen.model.config.hidden_size), _hash(examples)
     files = {
-        name: _File(folder / f"{name}.npy", key, (len(examples), size))
-        for name, key in keys.items()
+        name: _File(folder / f"{name}.npy", _key(name, seen, inputs, pooling), shape)
+        for name in (BASE, *seen.adapters)
     }
     missing = [name for name, file in files.items() if not file.is_whole()]
     if missing:
@@ -149,7 +148,7 @@ def load(
 def _fill(files, done: int, seen: Seen, wanted, examples, batch_size, pooling, progress) -> None:
     """Compute from batch `done` on, marking how far it came."""
     names, stacks = grouped(wanted)
-    compute = jax.jit(make_pass(seen.model, pooling, len(stacks)))
+    compute = jax.jit(make_pass(seen.model, pooling))
     arrays = {name: file.open(done) for name, file in files.items()}
     try:
         for number, (indices, batch) in enumerate(batches(examples, batch_size, pooling)):

@@ -131,10 +131,9 @@ class EnsembleClassifier:
         recipe: Recipe,
         pooling: Pooling,
         combiners: Mapping[str, tuple[Combiner, tuple[int, ...]]],
-        groups: int,
     ):
         self.model, self.tokenizer, self.recipe, self.pooling = model, tokenizer, recipe, pooling
-        compute = features.make_pass(model, pooling, groups)
+        compute = features.make_pass(model, pooling)
 
         def scores(params: Params, batch: Batch | PromptBatch) -> dict[str, Any]:
             seen = jnp.swapaxes(compute(params["base"], params["modules"], batch), 0, 1)
