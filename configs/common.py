@@ -56,8 +56,15 @@ def default() -> ConfigDict:
     model.dropout = -1.0  # of every kind the model has; below 0: the model's own
     model.heads = "keep"  # keep | new: what becomes of the checkpoint's own heads (encoders)
 
+    model.attention = "auto"  # plain | cudnn (GPU) | splash (TPU); auto: that of the backend
     model.quantise = "none"  # of the frozen base: none | int8 | int4 | nf4
     model.prefix = 0  # trained keys and values before every layer's own; for tune="prefix"
+
+    config.mesh = mesh = ConfigDict()  # how many devices cut what; -1: those that others leave
+    mesh.data = 1  # rows of a batch; parameters are repeated
+    mesh.fsdp = -1  # rows of a batch; and parameters
+    mesh.tensor = 1  # heads and feed-forward
+    mesh.sequence = 1  # tokens of a row; and parameters
 
     config.tune = "full"  # full | lora | dora | lora_fa | bitfit | prefix | head
     config.lora = lora = ConfigDict()

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxclf import lora, storage
+from jaxclf import lora, sharding, storage
 from jaxclf.errors import ArtifactError, InputError, StorageError
 from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
@@ -223,12 +223,10 @@ def resolve(path: str | Path, step: Which = "best") -> ModelSource:
     return _source(run_dir, directory / "params", meta.manifest["params"], run_dir, meta.step)
 
 
-def load_params(
-    source: ModelSource | str | Path, abstract: Params, *, sharding: Any = None, dtype: Any = None
-) -> Params:
+def load_params(source: ModelSource | str | Path, abstract: Params, *, dtype: Any = None) -> Params:
     """Verified parameters in the structure of `abstract`, cast to its dtypes or to `dtype`.
 
-    `sharding`: one for all leaves or a tree of them. Raises ArtifactError listing what is
+    Each process reads the parts of its own devices. Raises ArtifactError listing what is
     missing, unexpected, of another shape or corrupt, InputError where there are adapters alone.
     """
     if not isinstance(source, ModelSource):
@@ -240,9 +238,8 @@ def load_params(
         )
     if dtype is not None:
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
-    return storage.restore(
-        source.params_dir, source.manifest, abstract, sharding=sharding, cast=True
-    )
+    abstract = sharding.abstract(abstract)
+    return storage.restore(source.params_dir, source.manifest, abstract, cast=True)
 
 
 def load_adapters(source: ModelSource, base: Params) -> lora.Adapters:
@@ -251,7 +248,7 @@ def load_adapters(source: ModelSource, base: Params) -> lora.Adapters:
     Raises ArtifactError where they are corrupt or do not fit.
     """
     assert source.adapters is not None
-    abstract = lora.abstract(base, source.adapters.spec)
+    abstract = sharding.abstract(lora.abstract(base, source.adapters.spec))
     return storage.restore(source.params_dir, source.manifest, abstract)
 
 

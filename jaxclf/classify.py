@@ -6,10 +6,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxclf import config as configs
-from jaxclf import lora, transfer
+from jaxclf import lora, sharding, transfer
 from jaxclf.checkpoints import (
     ModelSource,
     Which,
@@ -29,6 +30,7 @@ from jaxclf.errors import InputError
 from jaxclf.generation import GenerativeClassifier, PromptSource
 from jaxclf.kernels import Quantise
 from jaxclf.models import zoo
+from jaxclf.models.attention import BY_BACKEND, Implementation
 from jaxclf.models.zoo import Model, ModelConfig
 from jaxclf.recipe import Recipe
 from jaxclf.scoring import EnsembleClassifier, HeadClassifier
@@ -92,7 +94,14 @@ def create_model(config: ConfigDict, dimensions: ModelConfig) -> Model:
         remat=config.model.remat,
         unroll=config.model.unroll,
         quantise=config.model.quantise,
+        attention=implementation(config),
     )
+
+
+def implementation(config: ConfigDict) -> Implementation:
+    """How attention is computed: as the config says, or by the backend."""
+    name = config.model.attention
+    return BY_BACKEND.get(jax.default_backend(), "plain") if name == "auto" else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +112,7 @@ class Opened:
     params: Params
     config: ConfigDict
     source: ModelSource
+    mesh: Mesh  # that the parameters lie on
 
 
 def which(text: str) -> Which:
@@ -139,15 +149,16 @@ def open_run(
     dimensions, _ = read_model(source.model_json)
     model = create_model(config, dimensions)
     classifier = make_classifier(model, Tokenizer.load(source.tokenizer_dir), recipe)
-    if source.adapters is None:
-        params = load_params(source, model.abstract)
-    else:
-        base = find_base(config, source.run_dir, find)
-        check_base(source.adapters, base, source.run_dir)
-        plan = transfer.plan(model, base, config.model.heads, recipe)
-        frozen = transfer.load(model, base, plan, jax.random.key(config.seed))
-        params = lora.bind(frozen, load_adapters(source, frozen))
-    return Opened(classifier, params, config, source)
+    with sharding.use(config.mesh) as mesh:
+        if source.adapters is None:
+            params = load_params(source, model.abstract)
+        else:
+            base = find_base(config, source.run_dir, find)
+            check_base(source.adapters, base, source.run_dir)
+            plan = transfer.plan(model, base, config.model.heads, recipe)
+            frozen = transfer.load(model, base, plan, jax.random.key(config.seed))
+            params = lora.bind(frozen, load_adapters(source, frozen))
+    return Opened(classifier, params, config, source, mesh)
 
 
 def find_base(config: ConfigDict, run_dir: Path, find: FindModel) -> ModelSource:

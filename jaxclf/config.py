@@ -27,7 +27,7 @@ from jaxclf.fields import leaves, nearest, validate
 # -- the command line
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, workdir: bool = True) -> None:
     """Add `--config` and `--workdir`, and the word on overrides to the help."""
     parser.add_argument(
         "--config",
@@ -35,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py[:VARIANT,...]",
         help="the experiment, such as configs/quickstart.py or configs/quickstart.py:smoke",
     )
-    parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="folder that receives all results"
-    )
+    if workdir:
+        parser.add_argument(
+            "--workdir", required=True, metavar="DIR", help="folder that receives all results"
+        )
     parser.epilog = (
         "Any field of the config is overridden by --config.GROUP.FIELD=VALUE, such as "
         "--config.train.steps=100. configs/common.py lists the fields with their meaning."

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxclf import sharding
 from jaxclf.data.pack import PromptBatch
-from jaxclf.models.attention import Cache, causal_mask
+from jaxclf.models.attention import Cache
 from jaxclf.models.zoo import Model
 from jaxclf.shapes import Array, Bool, Int, Params
 
@@ -30,13 +31,11 @@ def make_greedy(
         prompt_slots: Bool[Array, "B T"] = jnp.asarray(prompt.segment_ids) > 0
 
         def pick(hidden) -> Int[Array, "B"]:
-            return jnp.argmax(module.logits(hidden[:, -1]), axis=-1).astype(jnp.int32)
+            return jnp.argmax(module.logits(hidden[:, -1:]), axis=-1)[:, 0].astype(jnp.int32)
 
-        mask = jnp.pad(
-            causal_mask(prompt.segment_ids), ((0, 0), (0, 0), (0, 0), (0, max_new_tokens))
+        hidden, cache = module.begin(
+            prompt.tokens, prompt.positions, prompt.segment_ids, width + max_new_tokens
         )
-        cache = module.empty_cache(rows, width + max_new_tokens)
-        hidden, cache = module.extend(prompt.tokens, prompt.positions, mask, cache, 0)
         token = pick(hidden)
         generated = jnp.full((rows, max_new_tokens), eos_id, jnp.int32).at[:, 0].set(token)
 
@@ -61,6 +60,6 @@ def make_greedy(
             token == eos_id,
             generated,
         )
-        return jax.lax.while_loop(unfinished, append, start)[-1]
+        return sharding.everywhere(jax.lax.while_loop(unfinished, append, start)[-1])
 
     return greedy

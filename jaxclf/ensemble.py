@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf import attens, combining, features, logs, metrics, report, storage
+from jaxclf import attens, combining, features, logs, metrics, report, sharding, storage
 from jaxclf import config as configs
 from jaxclf.attens import Combiner
 from jaxclf.checkpoints import Checkpoints, ModelSource, Which
@@ -62,7 +62,7 @@ def train_ensemble(
         dataclasses.replace(targets[0].recipe, tasks=tasks).save(workdir / "task.json")
     names = [target.name for target in targets]
     modules.train_missing(names)
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, sharding.use(config.mesh):
         seen = modules.open(modules.wanted(names))
         interrupts.hold()
         parts = [_Part(modules, target, seen, interrupts).finish() for target in targets]
@@ -101,16 +101,19 @@ def open_ensemble(
     base = find_base(config, path, find)
     modules = Modules(config, path, base, from_peft)
     wanted = {name for task in recipe.tasks for name in facts[task.name]["modules"]}
-    seen = modules.open(sorted(wanted))
-    names, stacks = features.grouped(seen.adapters)
-    combiners, trained = {}, {}
-    for task in recipe.tasks:
-        chosen = facts[task.name]["modules"]
-        combiner = _combiner(config, modules.dimensions.hidden_size, task)
-        combiners[task.name] = combiner, tuple(1 + names.index(name) for name in chosen)
-        abstract = jax.eval_shape(partial(attens.init, combiner), jax.random.key(0))
-        with Checkpoints(path / "combiners" / f"{task.name}-{len(chosen)}", 1, "") as checkpoints:
-            trained[task.name] = checkpoints.restore_params("last", abstract)
+    with sharding.use(config.mesh) as mesh:
+        seen = modules.open(sorted(wanted))
+        names, stacks = features.grouped(seen.adapters)
+        combiners, trained = {}, {}
+        for task in recipe.tasks:
+            chosen = facts[task.name]["modules"]
+            combiner = _combiner(config, modules.dimensions.hidden_size, task)
+            combiners[task.name] = combiner, tuple(1 + names.index(name) for name in chosen)
+            abstract = jax.eval_shape(partial(attens.init, combiner), jax.random.key(0))
+            folder = path / "combiners" / f"{task.name}-{len(chosen)}"
+            with Checkpoints(folder, 1, "") as checkpoints:
+                restored = checkpoints.restore_params("last", abstract)
+                trained[task.name] = jax.device_put(restored, sharding.whole())
     classifier = EnsembleClassifier(
         seen.model, modules.tokenizer, recipe, modules.pooling, combiners
     )
@@ -118,7 +121,7 @@ def open_ensemble(
     source = dataclasses.replace(
         base, manifest=storage.describe(trained), run_dir=path, step=config.attens.epochs
     )
-    return Opened(classifier, params, config, source)
+    return Opened(classifier, params, config, source, mesh)
 
 
 def open_any(
@@ -232,7 +235,7 @@ class _Part:
                 folder,
                 self.seen,
                 examples,
-                run.config.eval.batch_size,
+                sharding.divisible(run.config.eval.batch_size),
                 run.pooling,
                 progress,
             )

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxclf import logs, metrics, report
 from jaxclf.classify import Opened, prompt_source
 from jaxclf.data import datasets
@@ -29,7 +31,7 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
         )
     records = dataset.splits[split]
     output.mkdir(parents=True, exist_ok=True)
-    with logs.count(f"{split} evaluation", len(records)) as advance:
+    with logs.count(f"{split} evaluation", len(records)) as advance, jax.set_mesh(opened.mesh):
         predictions = opened.classifier.predict(
             opened.params,
             records,

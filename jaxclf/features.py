@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf import attens, lora
+from jaxclf import attens, lora, sharding
 from jaxclf.attens import Pooling
 from jaxclf.data import loader
 from jaxclf.data.encode import Encoded
@@ -67,7 +67,7 @@ def make_pass(
         found = [one(params, batch)[None]]
         for stack in stacks:
             found.append(jax.vmap(lambda each: one(lora.bind(params, each), batch))(stack))
-        return jnp.concatenate(found)
+        return sharding.everywhere(jnp.concatenate(found))
 
     return compute
 
@@ -153,7 +153,7 @@ def _fill(files, done: int, seen: Seen, wanted, examples, batch_size, pooling, p
     try:
         for number, (indices, batch) in enumerate(batches(examples, batch_size, pooling)):
             if number >= done:
-                found = np.asarray(compute(seen.params, stacks, jax.device_put(batch)))
+                found = np.asarray(compute(seen.params, stacks, sharding.put_batch(batch)))
                 for name, values in zip((BASE, *names), found, strict=True):
                     if name in arrays:
                         arrays[name][indices] = values[: len(indices)]

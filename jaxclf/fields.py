@@ -105,6 +105,11 @@ def _are_weights(values: Any) -> bool:
     return type(values) is tuple and all(map(weight.holds, values))
 
 
+_SIZE = Rule(
+    "-1 (the devices that the other axes leave) or a whole number of at least 1",
+    lambda value: value == -1 or whole(1).holds(value),
+)
+
 RULES: dict[str, Rule] = {
     "seed": whole(0),
     "data.name": one_of(*TASKS),
@@ -129,6 +134,8 @@ RULES: dict[str, Rule] = {
     "loss.label_smoothing": real(0, 1),
     "model.quantise": one_of("none", "int8", "int4", "nf4"),
     "model.prefix": whole(0),
+    "model.attention": one_of("auto", "plain", "cudnn", "splash"),
+    **{f"mesh.{axis}": _SIZE for axis in ("data", "fsdp", "tensor", "sequence")},
     "model.unroll": whole(1),
     "tune": one_of("full", "lora", "dora", "lora_fa", "bitfit", "prefix", "head"),
     "lora.targets": Rule("names or patterns such as q,v or all-linear", _are_patterns),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from jaxclf import decode, labels
+from jaxclf import decode, labels, sharding
 from jaxclf.data import loader
 from jaxclf.data.prompts import Prompt
 from jaxclf.data.tasks import Record, words
@@ -50,8 +50,8 @@ class GenerativeClassifier:
         `ended` is False where the limit of new tokens cut the output.
         """
         eos_id = self.tokenizer.eos_id
-        for indices, prompt in loader.prompt_batches(examples, batch_size):
-            generated = np.asarray(self.greedy(params, jax.device_put(prompt)))
+        for indices, prompt in loader.prompt_batches(examples, sharding.divisible(batch_size)):
+            generated = np.asarray(self.greedy(params, sharding.put_batch(prompt)))
             rows = []
             for index, ids in zip(indices, generated, strict=False):
                 ended = eos_id in ids

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxclf import logs, report, storage
 from jaxclf.classify import Opened
 from jaxclf.data import records as data_records
@@ -51,6 +53,7 @@ def label_file(
     done = _resume(partial, header)
     chunk = batch_size * _CHUNK_BATCHES
     with (
+        jax.set_mesh(opened.mesh),
         partial.open("a", encoding="utf-8") as file,
         logs.count("labelling", len(records), done) as advance,
     ):

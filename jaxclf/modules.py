@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from jaxclf import storage, transfer
+from jaxclf import sharding, storage, transfer
 from jaxclf.attens import Pooling
 from jaxclf.checkpoints import (
     ModelSource,
@@ -172,7 +172,7 @@ def own_base(config: ConfigDict, workdir: Path) -> ModelSource:
             texts += [text for each in train_split for text in (each.text, each.pair) if text]
         tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
         model = create_model(config, with_vocabulary(zoo.find(config.model.name), tokenizer, None))
-        params = jax.jit(model.init)(jax.random.key(config.seed))
+        params = sharding.born(model.init, jax.random.key(config.seed))
         write_base(own, params, model.config, config.model.param_dtype, config.model.quantise)
         tokenizer.save(own / "tokenizer.partial")
         (own / "tokenizer.partial").rename(own / "tokenizer")

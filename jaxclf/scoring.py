@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf import attens, features, losses
+from jaxclf import attens, features, losses, sharding
 from jaxclf.attens import Combiner, Pooling
 from jaxclf.data import loader
 from jaxclf.data.encode import Encoded, encode
@@ -39,7 +39,8 @@ class HeadClassifier:
 
         def scores(params: Params, batch: Batch) -> losses.Scores:
             found = losses.head_scores(model.bind(params), batch)
-            return {task.name: READ[task.kind](found[task.name]) for task in recipe.tasks}
+            read = {task.name: READ[task.kind](found[task.name]) for task in recipe.tasks}
+            return sharding.everywhere(read)
 
         self.scores = jax.jit(scores)
 
@@ -63,8 +64,8 @@ class HeadClassifier:
             gold=False,
         )
         predictions: dict[int, Prediction] = {}
-        for indices, batch in loader.score_batches(examples, batch_size):
-            scores = jax.device_get(self.scores(params, jax.device_put(batch)))
+        for indices, batch in loader.score_batches(examples, sharding.divisible(batch_size)):
+            scores = jax.device_get(self.scores(params, sharding.put_batch(batch)))
             for row, index in enumerate(indices):
                 of_row = {name: values[row] for name, values in scores.items()}
                 predictions[index] = self.read(records[index], examples[index], of_row)
@@ -143,7 +144,7 @@ class EnsembleClassifier:
                 rows = seen[:, np.array((0, *places))]
                 values, _ = attens.combine(combiner, params["combiners"][task.name], rows)
                 found[task.name] = READ[task.kind](values)
-            return found
+            return sharding.everywhere(found)
 
         self.scores = jax.jit(scores)
 
@@ -159,8 +160,9 @@ class EnsembleClassifier:
         """One prediction a record, in the records' order; the recipe's prompt is the only one."""
         examples = inputs(records, self.recipe, self.tokenizer)
         rows: dict[int, dict[str, np.ndarray]] = {}
+        batch_size = sharding.divisible(batch_size)
         for indices, batch in features.batches(examples, batch_size, self.pooling):
-            scores = jax.device_get(self.scores(params, jax.device_put(batch)))
+            scores = jax.device_get(self.scores(params, sharding.put_batch(batch)))
             for row, index in enumerate(indices):
                 rows[index] = {name: values[row] for name, values in scores.items()}
             progress(len(indices))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxclf import sharding
 from jaxclf.data.pack import Batch
 from jaxclf.losses import Objective, Sums
 from jaxclf.models.zoo import Model
@@ -82,16 +83,26 @@ def make_train_step(
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
+    def as_multiplied(path, leaf):
+        """A kernel in the dtype of matmuls, which is that of its gradient too.
+
+        Cast within the layers, the compiler would keep whole stacks of both in both dtypes.
+        """
+        is_kernel = jax.tree_util.keystr(path, simple=True, separator="/").endswith("/kernel")
+        return leaf.astype(model.dtype) if is_kernel else leaf
+
     def train_step(state: TrainState, frozen: Tree, batch: Batch):
         totals = objective.totals(batch)
         key = _of_generator(jax.random.fold_in(state.key, state.step), prng)
+        multiplied = jax.tree_util.tree_map_with_path(as_multiplied, state.trained)
 
         def add_micro_batch(total, item):
             micro, index = item
             (_, sums), gradient = value_and_grad(
-                state.trained, frozen, micro, totals, jax.random.fold_in(key, index)
+                multiplied, frozen, micro, totals, jax.random.fold_in(key, index)
             )
-            return jax.tree.map(jnp.add, total, (sums, gradient)), None
+            sums, gradient = jax.tree.map(jnp.add, total, (sums, gradient))
+            return (sums, sharding.like_params(gradient)), None
 
         # Sums in float32: bfloat16 gradients would lose the later micro-batches.
         zeros = (

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf import config as configs
-from jaxclf import metrics, optim, report, storage, transfer, tuning
+from jaxclf import metrics, optim, report, sharding, storage, transfer, tuning
 from jaxclf.checkpoints import (
     AdapterInfo,
     Checkpoints,
@@ -40,6 +40,8 @@ from jaxclf.tuning import Adapted
 # but no step already taken.
 _FREE_FIELDS = (
     "eval.",
+    "mesh.",
+    "model.attention",
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
@@ -57,8 +59,9 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
     NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
     stays good in each case.
     """
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, sharding.use(config.mesh):
         claim(workdir, config)
+        _check_rows(config)
         setup = prepare(config, workdir, base)
         config = with_steps(config, setup.examples)
         _check_best_metric(config, setup.dataset.tasks)
@@ -72,6 +75,17 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             ) as logger:
                 run.fit(logger)
                 return run.finish(logger)
+
+
+def _check_rows(config: ConfigDict) -> None:
+    """Raise InputError where the rows of a step cannot be divided over the mesh."""
+    train, parts = config.train, sharding.rows()
+    if train.batch_size % (parts * train.accumulate):
+        raise InputError(
+            f"train.batch_size is {train.batch_size:,}; expected a multiple of {parts:,} (mesh.data"
+            " times mesh.fsdp: the devices that share a step's rows) times train.accumulate, "
+            f"{train.accumulate:,}. Raise it, or lower mesh.fsdp and raise mesh.tensor"
+        )
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
@@ -132,7 +146,7 @@ class _Run:
         tokens = loader.used_tokens(setup.examples) if used else None
         self.tuning = tuning.choose(config, setup.model.abstract, tokens)
         self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
-        step = make_train_step(
+        self.step_function = make_train_step(
             setup.model,
             self.tuning,
             self.optimizer,
@@ -141,7 +155,6 @@ class _Run:
             may_skip=config.train.max_skipped > 0,
             prng=config.train.prng,
         )
-        self.train_step = jax.jit(step, donate_argnums=0)
         self.batches = loader.train_batches(
             setup.examples,
             batch_size=config.train.batch_size,
@@ -168,21 +181,29 @@ class _Run:
             params = transfer.load(model, base, self.plan, key)
         if latest is None:
             assert params is not None
-            trained, self.frozen = tuned.start(params, key)
-            self.state = jax.jit(init_state, static_argnums=1)(trained, self.optimizer, key)
+            trained, self.frozen = sharding.put(tuned.start(params, key))
+            self.state = sharding.born(lambda t, k: init_state(t, self.optimizer, k), trained, key)
             self.step = 0
+            self.compile()
             return
-        stored = tuned.abstract(model.abstract)
+        stored = sharding.abstract(tuned.abstract(model.abstract))
         abstract = jax.eval_shape(
             lambda stored, params: init_state(tuned.resume(stored, params)[0], self.optimizer, key),
             stored,
             params,
         )
-        restored = self.checkpoints.restore(latest, stored, abstract._replace(trained=None))
-        trained, self.frozen = tuned.resume(restored.params, params)
+        state = sharding.abstract(abstract._replace(trained=None))
+        restored = self.checkpoints.restore(latest, stored, state)
+        trained, self.frozen = sharding.put(tuned.resume(restored.params, params))
         self.state: TrainState = restored.state._replace(trained=trained)
         self.batches.set_state(restored.iterator_state)
         self.step = latest
+        self.compile()
+
+    def compile(self) -> None:
+        """The step as one program, whose results lie where its arguments lay."""
+        results = sharding.shardings(self.state), sharding.whole()
+        self.train_step = jax.jit(self.step_function, donate_argnums=0, out_shardings=results)
 
     def frozen_base(self, base: ModelSource | None, key) -> ModelSource:
         """The base of the adapters, checked against the run's adapters.json, which it writes once.
@@ -193,7 +214,7 @@ class _Run:
             own = self.workdir / "base"
             if not own.is_dir():
                 model, fields = self.setup.model, self.config.model
-                params = jax.jit(model.init)(key)
+                params = sharding.born(model.init, key)
                 write_base(own, params, model.config, fields.param_dtype, fields.quantise)
             base = resolve(own)
         path = self.workdir / "adapters.json"
@@ -234,7 +255,7 @@ class _Run:
         while self.step < train.steps:
             batch = next(self.batches)
             with jax.transfer_guard("disallow"):  # but for what is handed over by name
-                device_batch = jax.device_put(_micro_batches(batch, train.accumulate))
+                device_batch = sharding.put_batch(_micro_batches(batch, train.accumulate), axis=1)
                 self.state, step_metrics = self.train_step(self.state, self.frozen, device_batch)
             if late is not None:
                 self.read(late, self.step, logger)
@@ -368,7 +389,7 @@ class _Run:
         best = self.checkpoints.best_step()
         params = self.params()
         if best is not None and best != self.step:
-            abstract = self.tuning.abstract(self.setup.model.abstract)
+            abstract = sharding.abstract(self.tuning.abstract(self.setup.model.abstract))
             stored = self.checkpoints.restore_params(best, abstract)
             params = self.tuning.join(*self.tuning.resume(stored, self.tuning.base(self.frozen)))
         try:

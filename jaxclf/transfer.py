@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxclf import storage
+from jaxclf import sharding, storage
 from jaxclf.checkpoints import ModelSource, load_params, read_model
 from jaxclf.data.tasks import head_labels
 from jaxclf.errors import InputError
@@ -70,7 +70,7 @@ def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe | No
 def load(model: Model, base: ModelSource | None, plan: Plan, key: Key[Array, ""]) -> Params:
     """A run's first parameters; raises ArtifactError where the checkpoint's body does not fit."""
     if base is None:
-        return jax.jit(model.init)(key)
+        return sharding.born(model.init, key)
     wanted = storage.flatten(model.abstract)
     part = dataclasses.replace(
         base, manifest={path: base.manifest[path] for path in plan.taken.values()}
@@ -80,7 +80,7 @@ def load(model: Model, base: ModelSource | None, plan: Plan, key: Key[Array, ""]
     }
     loaded = storage.flatten(load_params(part, storage.nest(abstract)))
     # The compiler leaves out what the other parameters would have started from.
-    random = jax.jit(lambda key: _select(model.init(key), plan.new))(key)
+    random = sharding.born(lambda key: _select(model.init(key), plan.new), key)
     leaves = [random[path] if path in plan.new else loaded[plan.taken[path]] for path in wanted]
     return jax.tree.unflatten(jax.tree.structure(model.abstract), leaves)
 

@@ -1,6 +1,7 @@
-"""Masks, grouped-query attention and the key/value cache."""
+"""Masks, grouped-query attention, the kernels of each backend, and the key/value cache."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from flax import nnx
 
 from jaxclf.models.layers import dropout
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
+from jaxclf.sharding import constrain
 
 
 def causal_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
@@ -28,19 +30,63 @@ def full_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
     return jnp.asarray(same & (segment_ids[:, None, :] > 0))[:, None]
 
 
+Implementation = Literal["plain", "cudnn", "splash"]
+BY_BACKEND: dict[str, Implementation] = {"tpu": "splash", "gpu": "cudnn"}  # else plain
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """What queries may see, for kernels that make no mask: tokens of their own segment `ids`."""
+
+    ids: Int[AnyArray, "B T"]
+    causal: bool = dataclasses.field(metadata={"static": True})
+    implementation: Implementation = dataclasses.field(metadata={"static": True})
+
+
+Visible = Bool[Array, "B 1 T S"] | Segments
+
+
+def visible(
+    segment_ids: Int[AnyArray, "B T"], causal: bool, implementation: Implementation
+) -> Visible:
+    """What tokens may see of their own row, in the form that the implementation reads."""
+    if implementation == "plain":
+        return causal_mask(segment_ids) if causal else full_mask(segment_ids)
+    return Segments(segment_ids, causal, implementation)
+
+
 def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    mask: Bool[Array, "B 1 T S"],
+    mask: Visible,
     rate: float = 0.0,
     random_key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention scaled by 1/sqrt(H); each key head serves N/K query heads.
 
-    Scores and softmax are float32; a key turns dropout of the weights on. A query whose mask is all
-    False gets a finite value that means nothing.
+    Scores and softmax are float32; a key turns dropout of the weights on, for which it takes a
+    mask. A query that may see nothing gets a finite value that means nothing.
     """
+    query = constrain(query, "batch", "length", "heads", None)
+    key, value = (constrain(each, "batch", None, "heads", None) for each in (key, value))
+    if isinstance(mask, Segments):
+        kernel = {"cudnn": _cudnn, "splash": _splash}[mask.implementation]
+        return constrain(kernel(query, key, value, mask), "batch", "length", "heads", None)
+    return constrain(
+        _plain(query, key, value, mask, rate, random_key), "batch", "length", "heads", None
+    )
+
+
+def _plain(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "B 1 T S"],
+    rate: float,
+    random_key: Key[Array, ""] | None,
+) -> Float[Array, "B T N H"]:
     rows, count, heads, size = query.shape
     group = heads // key.shape[2]
     # Heads before tokens, and the queries of a group below each other: matmuls of whole blocks.
@@ -53,6 +99,31 @@ def attend(
     weights = dropout(jax.nn.softmax(scores, axis=-1), rate, random_key)
     found = jnp.einsum("bkts,bksh->bkth", weights.astype(value.dtype), value)
     return jnp.swapaxes(found.reshape(rows, heads, count, size), 1, 2)
+
+
+def _cudnn(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segments: Segments,
+) -> Float[Array, "B T N H"]:
+    """cuDNN's flash attention; XLA's own where it has none for these numbers (float32)."""
+    mask = causal_mask(segments.ids) if segments.causal else full_mask(segments.ids)
+    fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, implementation="cudnn" if fits else "xla"
+    )
+
+
+def _splash(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segments: Segments,
+) -> Float[Array, "B T N H"]:
+    from jaxclf.models import splash  # Pallas takes a second to import
+
+    return splash.attend(query, key, value, jnp.asarray(segments.ids), segments.causal)
 
 
 class Prefix(nnx.Module):
@@ -99,7 +170,7 @@ class Cache(NamedTuple):
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int, int], dtype) -> "Cache":
         """All zeros, of shape [L, B, S, K, H]."""
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return cls(_cut_cache(jnp.zeros(shape, dtype)), _cut_cache(jnp.zeros(shape, dtype)))
 
     def write(
         self,
@@ -110,7 +181,13 @@ class Cache(NamedTuple):
     ) -> "Cache":
         """Put the keys and values of T tokens at `slot` and on, for one layer."""
         at = (layer, 0, slot, 0, 0)
-        return Cache(
-            jax.lax.dynamic_update_slice(self.key, key[None].astype(self.key.dtype), at),
-            jax.lax.dynamic_update_slice(self.value, value[None].astype(self.value.dtype), at),
-        )
+
+        def written(whole, new):
+            new = constrain(new, "batch", None, "heads", None)[None].astype(whole.dtype)
+            return _cut_cache(jax.lax.dynamic_update_slice(whole, new, at))
+
+        return Cache(written(self.key, key), written(self.value, value))
+
+
+def _cut_cache(x: Float[Array, "L B S K H"]) -> Float[Array, "L B S K H"]:
+    return constrain(x, None, "batch", None, "heads", None)

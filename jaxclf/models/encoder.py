@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxclf import sharding
 from jaxclf.models import layers
-from jaxclf.models.attention import attend, full_mask, prefix
+from jaxclf.models.attention import Implementation, Segments, Visible, attend, prefix, visible
 from jaxclf.models.heads import Head, HeadConfig
-from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
+from jaxclf.shapes import AnyArray, Array, Float, Int, Key
+from jaxclf.sharding import between, gathered
 
 EncoderFamily = Literal["bert", "roberta", "distilbert", "electra"]
 
@@ -119,30 +121,35 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "B 1 T S"],
+        mask: Visible,
         key: Key[Array, ""] | None,
         at: Int[AnyArray, "B J"] | None = None,
     ) -> Float[Array, "B J D"]:
-        """The next hidden states, of all places (J = T) or of those `at` alone."""
+        """The next hidden states, of all places (J = T) or of those `at` alone (by a mask)."""
         config = self.config
         keys = layers.split_key(key, 3)
 
         def heads_of(name, x):
             return self.attention[name](x).reshape(*x.shape[:2], config.num_heads, -1)
 
-        key_heads, value = heads_of("k", x), heads_of("v", x)
+        whole = gathered(x)
+        key_heads, value = heads_of("k", whole), heads_of("v", whole)
         if at is not None:
+            assert not isinstance(mask, Segments)
             x, mask = layers.take_places(x, at), layers.take_places(mask[:, 0], at)[:, None]
-        query = heads_of("q", x)
+        query = heads_of("q", x if at is not None else whole)
         if self.prefix is not None:
+            assert not isinstance(mask, Segments)
             key_heads, value, mask = self.prefix.before(key_heads, value, mask)
         heads = attend(query, key_heads, value, mask, config.attention_dropout, keys[0])
-        heads = self.attention["o"](heads.reshape(x.shape))
+        heads = self.attention["o"](sharding.inner(heads.reshape(x.shape), config.hidden_size))
         if config.family != "distilbert":  # which drops only what feed-forward adds
             heads = layers.dropout(heads, config.dropout, keys[1])
-        x = self.attention_norm(x + heads)
-        inner = ACTIVATIONS[config.activation](self.mlp["up"](x))
-        return self.mlp_norm(x + layers.dropout(self.mlp["down"](inner), config.dropout, keys[2]))
+        x = between(self.attention_norm(x + heads))
+        inner = self.mlp["up"](gathered(x))
+        inner = sharding.inner(ACTIVATIONS[config.activation](inner), config.hidden_size)
+        x = self.mlp_norm(x + layers.dropout(self.mlp["down"](inner), config.dropout, keys[2]))
+        return between(x)
 
 
 class Encoder(nnx.Module):
@@ -160,6 +167,7 @@ class Encoder(nnx.Module):
         param_dtype: Any = jnp.float32,
         remat: bool = False,
         unroll: int = 1,
+        attention: Implementation = "plain",
         rngs: nnx.Rngs,
     ):
         def linear(size_in):
@@ -195,6 +203,7 @@ class Encoder(nnx.Module):
             }
         )
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
+        self.attention: Implementation = "plain" if config.prefix else attention
 
     def hidden(
         self,
@@ -210,17 +219,21 @@ class Encoder(nnx.Module):
         Tokens see all tokens of their own segment and nothing else.
         """
         config = self.config
-        mask = full_mask(segment_ids)
+        # Dropout of the weights needs the weights, and chosen places a mask.
+        drops = key is not None and config.attention_dropout > 0
+        mask = visible(segment_ids, False, "plain" if drops else self.attention)
         x = self.embed(tokens, positions, types, self.dtype)
         first, key = layers.split_key(key, 2)
         x = layers.dropout(x, config.dropout, first)
         if self.project is not None:
             x = self.project(x)
+        x = between(x)
 
         def body(block, x, index, at):
             return block(x, mask, layers.fold_key(key, index), at)
 
-        return layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at)
+        alone = isinstance(mask, jax.Array)  # kernels that make none compute all places
+        return layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone)
 
     def scores(
         self, name: str, hidden: Float[Array, "*batch D"], key: Key[Array, ""] | None = None

@@ -13,19 +13,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclf import kernels
+from jaxclf import kernels, sharding
 from jaxclf.kernels import Kernel, LoraKernel
 from jaxclf.shapes import AnyArray, Array, Float, Int, Key, Params, Shaped
 
 
 def matmul(x: Float[Array, "*batch D"], kernel: Kernel) -> Float[Array, "*batch F"]:
     """`x @ kernel` in the dtype of `x`: the one place where a kernel's kind is chosen."""
+    if sharding.is_cut():  # rows and tokens, cut apart, could not be cut as one dimension
+        return _multiply(x, kernel)
     # Two dimensions: XLA's CPU backend takes up to twice as long for the gradients of three.
     y = _multiply(x.reshape(-1, x.shape[-1]), kernel)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _multiply(x: Float[Array, "rows D"], kernel: Kernel) -> Float[Array, "rows F"]:
+def _multiply(x: Float[Array, "*batch D"], kernel: Kernel) -> Float[Array, "*batch F"]:
     if not isinstance(kernel, LoraKernel):
         return jnp.matmul(x, kernels.plain(kernel, x.dtype))
     low = dropout(x, kernel.dropout, kernel.key) @ kernel.a.astype(x.dtype)
@@ -67,7 +69,7 @@ class Embed(nnx.Module):
         self.embedding = nnx.Param(table.astype(dtype))
 
     def __call__(self, tokens: Int[AnyArray, "B T"]) -> Float[Array, "B T D"]:
-        return kernels.take(self.embedding.get_value(), tokens)
+        return sharding.looked_up(kernels.take(self.embedding.get_value(), tokens))
 
     def attend(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         return matmul(x, kernels.plain(self.embedding.get_value(), x.dtype).T)
@@ -165,12 +167,12 @@ def rope_frequencies(
 
 
 def rope_angles(
-    positions: Int[AnyArray, "B T"], frequencies: Float[Array, "half_H"]
+    positions: Int[AnyArray, "B T"], frequencies: Float[Array, "half_H"], dtype: Any = jnp.float32
 ) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
-    """Cosine and sine for every position, float32, for `rotate`."""
+    """Cosine and sine for every position, computed in float32, for `rotate`."""
     angles = positions[..., None].astype(jnp.float32) * frequencies
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
 def rotate(
@@ -202,14 +204,16 @@ def scan_layers(
     remat: bool,
     unroll: int = 1,
     at: Places | None = None,
+    alone: bool = True,
 ) -> Any:
     """Thread `carry` through `body(layer, carry, index, at)` for every stacked layer.
 
     One compiled body serves all layers. With `remat` a layer's activations are computed again in
     the backward pass, so that only each layer's input is kept. `unroll` layers are compiled one by
     one and looped over: it saves copies into and out of the stack, and costs time to compile. `at`:
-    the places that alone are wanted of the last layer; where all layers are compiled one by one and
-    there are fewer than tokens, it computes no others. In all other calls of `body` it is None.
+    the places that alone are wanted of the last layer; where all layers are compiled one by one,
+    there are fewer than tokens and `alone` allows it, that layer computes no others. In all other
+    calls of `body` it is None.
     """
     graphdef, params = nnx.split(layers)
     count = jax.tree.leaves(params)[0].shape[0]
@@ -227,7 +231,7 @@ def scan_layers(
         )
         for item in first:
             carry, _ = step(carry, item)
-        if at is not None and at.shape[1] < carry.shape[1]:
+        if alone and at is not None and at.shape[1] < carry.shape[1]:
             return step(carry, last, at)[0]
         carry, _ = step(carry, last)
     else:

@@ -12,10 +12,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn import silu
 
+from jaxclf import sharding
 from jaxclf.models import layers
-from jaxclf.models.attention import Cache, attend, causal_mask, prefix
+from jaxclf.models.attention import (
+    Cache,
+    Implementation,
+    Segments,
+    Visible,
+    attend,
+    prefix,
+    visible,
+)
 from jaxclf.models.layers import RopeScaling
-from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
+from jaxclf.shapes import AnyArray, Array, Float, Int, Key
+from jaxclf.sharding import between, gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Attention(nnx.Module):
         self.k = linear(config.hidden_size, kv_width)
         self.v = linear(config.hidden_size, kv_width)
         self.o = linear(width, config.hidden_size)
-        self.head_dim = config.head_dim
+        self.head_dim, self.hidden_size = config.head_dim, config.hidden_size
 
     def query(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> Float[Array, "B T N H"]:
         """Rotated queries, split into heads."""
@@ -71,7 +81,7 @@ class Attention(nnx.Module):
         return linear(x).reshape(*x.shape[:2], -1, self.head_dim)
 
     def combine(self, heads: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        return self.o(heads.reshape(*heads.shape[:2], -1))
+        return self.o(sharding.inner(heads.reshape(*heads.shape[:2], -1), self.hidden_size))
 
 
 class MLP(nnx.Module):
@@ -87,7 +97,7 @@ class MLP(nnx.Module):
         self.down = linear(config.intermediate_size, config.hidden_size)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(silu(self.gate(x)) * self.up(x))
+        return self.down(sharding.inner(silu(self.gate(x)) * self.up(x), x.shape[-1]))
 
 
 class Block(nnx.Module):
@@ -115,18 +125,20 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         cos: Float[Array, "B T 1 H"],
         sin: Float[Array, "B T 1 H"],
-        mask: Bool[Array, "B 1 T S"],
+        mask: Visible,
         random_key: Key[Array, ""] | None = None,
         at: Int[AnyArray, "B J"] | None = None,
     ) -> Float[Array, "B J D"]:
-        """The next hidden states, of all places (J = T) or of those `at` alone."""
-        normal = self.attention_norm(x)
+        """The next hidden states, of all places (J = T) or of those `at` alone (by a mask)."""
+        normal = gathered(self.attention_norm(x))
         key, value = self.attention.keys(normal, cos, sin)
         if at is not None:
+            assert not isinstance(mask, Segments)
             x, normal, cos, sin = (layers.take_places(each, at) for each in (x, normal, cos, sin))
             mask = layers.take_places(mask[:, 0], at)[:, None]
         query = self.attention.query(normal, cos, sin)
         if self.prefix is not None:
+            assert not isinstance(mask, Segments)
             key, value, mask = self.prefix.before(key, value, mask)
         return self.finish(x, attend(query, key, value, mask), random_key)
 
@@ -135,18 +147,23 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         cos: Float[Array, "B T 1 H"],
         sin: Float[Array, "B T 1 H"],
-        mask: Bool[Array, "B 1 T S"],
+        mask: Visible,
         cache: Cache,
         layer: Int[Array, ""],
-        slot: Int[Array, ""] | int,
+        slot: Int[Array, ""] | int | None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """The same, with this call's keys and values put into the cache and all of it attended."""
+        """The same, with this call's keys and values put into the cache and all of it attended.
+
+        Where `slot` is None they are its first, and attend to each other alone.
+        """
         normal = self.attention_norm(x)
         query = self.attention.query(normal, cos, sin)
         key, value = self.attention.keys(normal, cos, sin)
-        cache = cache.write(layer, slot, key, value)
-        key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
+        cache = cache.write(layer, 0 if slot is None else slot, key, value)
+        if slot is not None:
+            key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
         if self.prefix is not None:
+            assert not isinstance(mask, Segments)
             key, value, mask = self.prefix.before(key, value, mask)
         return self.finish(x, attend(query, key, value, mask)), cache
 
@@ -159,7 +176,9 @@ class Block(nnx.Module):
         """Residuals and feed-forward after the heads' outputs."""
         first, second = layers.split_key(random_key, 2)
         x = x + layers.dropout(self.attention.combine(heads), self.dropout, first)
-        return x + layers.dropout(self.mlp(self.mlp_norm(x)), self.dropout, second)
+        x = between(x)
+        x = x + layers.dropout(self.mlp(gathered(self.mlp_norm(x))), self.dropout, second)
+        return between(x)
 
 
 class Llama(nnx.Module):
@@ -176,6 +195,7 @@ class Llama(nnx.Module):
         param_dtype: Any = jnp.float32,
         remat: bool = False,
         unroll: int = 1,
+        attention: Implementation = "plain",
         rngs: nnx.Rngs,
     ):
         std = config.initializer_std
@@ -191,6 +211,7 @@ class Llama(nnx.Module):
                 config.hidden_size, config.vocab_size, std=std, dtype=param_dtype, rngs=rngs
             )
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
+        self.attention: Implementation = "plain" if config.prefix else attention
 
     def hidden(
         self,
@@ -205,25 +226,42 @@ class Llama(nnx.Module):
         Tokens see earlier tokens of their own segment only. A key turns dropout on.
         """
         x, cos, sin = self.start(tokens, positions)
+        mask = visible(segment_ids, True, self.attention)
         # Once for all layers: XLA would compute them again in each fusion that reads them.
-        cos, sin, mask = jax.lax.optimization_barrier((cos, sin, causal_mask(segment_ids)))
+        cos, sin, mask = jax.lax.optimization_barrier((cos, sin, mask))
         first, key = layers.split_key(key, 2)
         x = layers.dropout(x, self.config.dropout, first)
 
         def body(block, x, index, at):
             return block(x, cos, sin, mask, layers.fold_key(key, index), at)
 
-        return self.norm(layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at))
+        alone = isinstance(mask, jax.Array)  # kernels that make none compute all places
+        x = layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone)
+        return self.norm(x)
+
+    def begin(
+        self,
+        tokens: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
+        segment_ids: Int[AnyArray, "B T"],
+        slots: int,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Hidden states of prompts, and a cache of `slots` that begins with these T tokens."""
+        mask = visible(segment_ids, True, self.attention)
+        return self.extend(tokens, positions, mask, self.empty_cache(len(tokens), slots), None)
 
     def extend(
         self,
         tokens: Int[AnyArray, "B T"],
         positions: Int[AnyArray, "B T"],
-        mask: Bool[Array, "B 1 T S"],
+        mask: Visible,
         cache: Cache,
-        slot: Int[Array, ""] | int,
+        slot: Int[Array, ""] | int | None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Hidden states of T tokens put at `slot` of a cache of S slots, which `mask` selects."""
+        """Hidden states of T tokens put at `slot` of a cache of S slots, which `mask` selects.
+
+        Slot None: at its start, with a mask of these tokens alone.
+        """
         x, cos, sin = self.start(tokens, positions)
 
         def body(block, carry, layer, _):
@@ -238,12 +276,14 @@ class Llama(nnx.Module):
         frequencies = layers.rope_frequencies(
             config.head_dim, config.rope_theta, config.rope_scaling
         )
-        cos, sin = layers.rope_angles(positions, frequencies)
+        cos, sin = layers.rope_angles(positions, frequencies, self.dtype)
         return self.embed(tokens).astype(self.dtype), cos, sin
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Unembed chosen hidden states; float32, so that a loss over V stays exact."""
         unembed = self.embed.attend if self.config.tie_embeddings else self.unembed
+        if hidden.ndim == 3:
+            hidden = gathered(hidden)
         return unembed(hidden).astype(jnp.float32)
 
     def empty_cache(self, rows: int, slots: int) -> Cache:

@@ -13,6 +13,7 @@ from jaxclf import kernels
 from jaxclf.errors import InputError
 from jaxclf.kernels import Quantise
 from jaxclf.models import layers
+from jaxclf.models.attention import Implementation
 from jaxclf.models.encoder import Encoder, EncoderConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import Llama, LlamaConfig
@@ -144,6 +145,7 @@ class Model:
 
     config: ModelConfig
     graphdef: nnx.GraphDef
+    dtype: Any  # of matmuls
     abstract: Params  # shapes and dtypes
     init: Callable[[Key[Array, ""]], Params]
 
@@ -184,6 +186,7 @@ def create(
     remat: bool = False,
     unroll: int = 1,
     quantise: Quantise = "none",
+    attention: Implementation = "plain",
 ) -> Model:
     """Build a model from a zoo name or dimensions, without allocating any parameter.
 
@@ -194,6 +197,7 @@ def create(
 
     def make(key):
         options = {"dtype": dtype, "param_dtype": param_dtype, "remat": remat, "unroll": unroll}
+        options["attention"] = attention
         rngs = nnx.Rngs(params=key)
         if isinstance(config, EncoderConfig):
             return Encoder(config, **options, rngs=rngs)
@@ -205,4 +209,4 @@ def create(
 
     key = jax.eval_shape(functools.partial(jax.random.key, 0))
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0))))
-    return Model(config, graphdef, jax.eval_shape(init, key), init)
+    return Model(config, graphdef, dtype, jax.eval_shape(init, key), init)

@@ -1,0 +1,75 @@
+"""Show whether a config fits on TPUs or GPUs, before anyone pays for them.
+
+python -m jaxclf.plan --config configs/llama3_70b_20ng.py --topology v5p:4x4x2 \\
+    --mesh fsdp=8,tensor=4
+
+TPU programs are compiled by libtpu (pip install -e '.[plan]'), which needs no TPU. Without --mesh,
+meshes and micro-batches are ranked and the fastest that fits is compiled; --topology auto finds the
+smallest slice of each generation. Exit codes: 0 it fits, 1 it does not, 2 wrong input.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from jaxclf import config as configs
+from jaxclf import errors
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m jaxclf.plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    configs.add_arguments(parser, workdir=False)
+    parser.add_argument(
+        "--topology",
+        default="auto",
+        metavar="SLICE",
+        help="v5p:4x4x2, v6e:8x8, h100:8 …, or auto (default): the smallest slices that fit",
+    )
+    parser.add_argument(
+        "--mesh", default="", metavar="AXIS=SIZE,…", help="such as fsdp=8,tensor=4; default: search"
+    )
+    parser.add_argument(
+        "--label-tokens", type=int, default=32, metavar="N", help="tokens of an answer (32)"
+    )
+    parser.add_argument("--skip-decoding", action="store_true", help="compile the train step alone")
+    parser.add_argument("--output", default="", metavar="FILE", help="the plan as JSON")
+    options = configs.parse(parser, arguments)
+    if options.label_tokens < 1:
+        raise errors.InputError(f"--label-tokens {options.label_tokens}: expected 1 or more")
+    config = configs.load(options.config, options.overrides)
+
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would look for a machine of Google's
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    from jaxclf import chips, plans
+
+    if options.topology == "auto":
+        if options.mesh:
+            raise errors.InputError("--mesh needs a --topology that it is laid over")
+        found = plans.smallest(config, options.label_tokens)
+    else:
+        import jax
+
+        topology = chips.topology(options.topology)
+        if not topology.is_tpu:
+            jax.config.update("jax_num_cpu_devices", topology.count)
+        mesh = plans.read_mesh(options.mesh, topology) if options.mesh else None
+        found = plans.plan(
+            config, topology, mesh, options.label_tokens, decoding=not options.skip_decoding
+        )
+    print(found.table())
+    if options.output:
+        found.write(Path(options.output))
+    if not found.fits:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    errors.run(main)
