@@ -51,6 +51,11 @@ def train_ensemble(
     `base`: the converted checkpoint that `config.model.checkpoint` names, if it names one.
     `from_peft` converts adapters of the peft library. Raises what `training.train` raises.
     """
+    if jax.process_count() > 1:
+        raise InputError(
+            "an ensemble runs in one process, on all of its devices; train large adapters with "
+            "--distributed one by one, and name their folder in attens.adapters"
+        )
     claim(workdir, config)
     with Interrupts():
         modules = Modules(config, workdir, base or own_base(config, workdir), from_peft)

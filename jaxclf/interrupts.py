@@ -3,6 +3,9 @@
 import signal
 from types import FrameType, TracebackType
 
+import jax
+
+from jaxclf import processes
 from jaxclf.errors import Preempted
 
 
@@ -12,8 +15,11 @@ class Interrupts:
     with Interrupts() as interrupts:
         prepare()                       # SIGTERM here raises Preempted
         interrupts.hold()
-        while not interrupts.requested:
+        while not interrupts.reached(number):
             step()                      # SIGTERM here is seen by the loop, which saves
+
+    One of several processes leaves SIGTERM to JAX, which tells all of them to stop after the same
+    step.
     """
 
     def __init__(self):
@@ -24,8 +30,15 @@ class Interrupts:
         """From here on a request only sets the flag."""
         self._held = True
 
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step; to be asked once a step."""
+        self.requested = processes.should_stop(step, self.requested)
+        return self.requested
+
     def __enter__(self) -> "Interrupts":
-        self._previous = signal.signal(signal.SIGTERM, self._handle)
+        self._previous = None
+        if jax.process_count() == 1:
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
     def __exit__(
@@ -34,7 +47,8 @@ class Interrupts:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -41,7 +41,6 @@ class Logger:
         self.workdir, self.total_steps, self.every = Path(workdir), total_steps, every
         self.workdir.mkdir(parents=True, exist_ok=True)
         drop_later(self.workdir / METRICS_FILE, resume_step)
-        self._file = (self.workdir / METRICS_FILE).open("a", encoding="utf-8")
         self._events = SummaryWriter(
             str(self.workdir / TENSORBOARD_FOLDER), purge_step=resume_step + 1, flush_secs=10
         )
@@ -66,7 +65,6 @@ class Logger:
         if self._bar:
             self._bar.stop()
         self._events.close()
-        self._file.close()
 
     def advance(
         self, step: int, examples: int = 0, tokens: int = 0, loss: SupportsFloat | None = None
@@ -85,8 +83,10 @@ class Logger:
         """Write one line of metrics.jsonl and one event per value; a value not finite is null."""
         numbers = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": step, **line}, allow_nan=False) + "\n")
-        self._file.flush()
+        row = json.dumps({"step": step, **line}, allow_nan=False)
+        # Opened for each line: a bucket mounted as a folder has a file only when it is closed.
+        with (self.workdir / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(row + "\n")
         for name, value in numbers.items():
             self._events.add_scalar(name, value, step)
 

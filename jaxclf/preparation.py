@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from ml_collections import ConfigDict
 
-from jaxclf import losses
+from jaxclf import losses, processes
 from jaxclf.checkpoints import ModelSource, read_model, write_model
 from jaxclf.classify import create_model, prompt_source
 from jaxclf.data import datasets, prompts
@@ -53,6 +53,8 @@ def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setu
         setup = _encoder(config, workdir, base, dataset, dimensions)
     else:
         setup = _decoder(config, workdir, base, dataset, dimensions)
+    if not processes.is_first():
+        return setup
     setup.recipe.save(workdir / "task.json")
     model = setup.model.config
     write_model(workdir / "model.json", model, config.model.param_dtype, config.model.quantise)

@@ -263,9 +263,15 @@ def gathered(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 
 
 def inner(x: Float[Array, "B T F"], hidden_size: int) -> Float[Array, "B T F"]:
-    """What a layer's last matmuls read: heads side by side, or feed-forward."""
+    """What feed-forward's last matmul reads."""
     few = x.shape[0] * x.shape[1] < hidden_size
     return constrain(x, *((None, None) if few else ("batch", "length")), "inner")
+
+
+def heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+    """What attention's last matmul reads."""
+    few = x.shape[0] * x.shape[1] < x.shape[2] * x.shape[3]
+    return constrain(x, *((None, None) if few else ("batch", "length")), "heads", None)
 
 
 def _few(x: Float[Array, "B T D"]) -> bool:
@@ -313,7 +319,9 @@ def put_batch(batch: Tree, axis: int = 0) -> Tree:
 
     if not mesh.is_multi_process:
         return jax.device_put(batch, jax.tree.map(sharding, batch))
-    return jax.tree.map(
-        lambda array: jax.make_array_from_callback(array.shape, sharding(array), array.__getitem__),
-        batch,
-    )
+
+    def own_rows(array):
+        return jax.make_array_from_callback(array.shape, sharding(array), array.__getitem__)
+
+    with jax.transfer_guard("allow"):  # this is the transfer that is meant
+        return jax.tree.map(own_rows, batch)

@@ -23,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from jaxclf import processes
 from jaxclf.errors import ArtifactError
 
 # Bytes of a leaf held at once while writing or verifying: far below the largest tensor of a model
@@ -31,13 +32,21 @@ BLOCK_BYTES = 64 * 1024**2
 _THREADS = 4  # leaves hashed at once
 
 
+Region = tuple[tuple[int, int], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One line of a manifest; `sha256` is over the C-order little-endian bytes."""
+    """One line of a manifest; `sha256` is over the C-order little-endian bytes.
+
+    Of a leaf that lies cut over several processes there is one for each part instead: `parts` has
+    the (start, stop) of every dimension with the part's own checksum.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     sha256: str
+    parts: tuple[tuple[Region, str], ...] = ()
 
 
 Manifest = dict[str, Leaf]
@@ -64,21 +73,47 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(tree: Any) -> Manifest:
-    """The manifest of a tree in memory; waits for its arrays and copies them to the host."""
+    """The manifest of a tree in memory; waits for its arrays and copies them to the host.
+
+    Several processes each describe the parts that they have, and all get the whole manifest.
+    """
     leaves = _plain(tree)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(leaves, pool.map(_describe_leaf, leaves.values()), strict=True))
+        found = dict(zip(leaves, pool.map(_describe_leaf, leaves.values()), strict=True))
+    digests = [bytes.fromhex(digest) for leaf in found.values() for _, digest in leaf.parts]
+    if not digests:
+        return found
+    everywhere = processes.together(np.stack([np.frombuffer(one, np.uint8) for one in digests]))
+    whole = iter(everywhere)
+    return {
+        path: dataclasses.replace(
+            leaf, parts=tuple((region, next(whole).tobytes().hex()) for region, _ in leaf.parts)
+        )
+        for path, leaf in found.items()
+    }
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
-    return {path: dataclasses.asdict(leaf) for path, leaf in manifest.items()}
+    fields = {path: dataclasses.asdict(leaf) for path, leaf in manifest.items()}
+    for leaf in fields.values():
+        if not leaf["parts"]:
+            del leaf["parts"]
+    return fields
 
 
 def manifest_from_json(data: Any, source: Path) -> Manifest:
     """Inverse of `manifest_to_json`; raises ArtifactError naming `source`."""
     try:
         return {
-            path: Leaf(tuple(map(int, leaf["shape"])), str(leaf["dtype"]), str(leaf["sha256"]))
+            path: Leaf(
+                tuple(map(int, leaf["shape"])),
+                str(leaf["dtype"]),
+                str(leaf["sha256"]),
+                tuple(
+                    (tuple((int(start), int(stop)) for start, stop in region), str(digest))
+                    for region, digest in leaf.get("parts", ())
+                ),
+            )
             for path, leaf in data.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -214,13 +249,16 @@ def check_tree(directory: Path, manifest: Manifest, abstract: Any, *, cast: bool
 
 
 def verify(directory: Path, manifest: Manifest) -> None:
-    """Read every leaf and compare it with the manifest.
+    """Read every leaf and compare it with the manifest; several processes share the leaves.
 
     Raises ArtifactError naming each leaf that cannot be read or differs by a single bit.
     """
+    own = list(manifest.items())[jax.process_index() :: jax.process_count()]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda item: _defect(directory, *item), manifest.items())
+        found = pool.map(lambda item: _defect(directory, *item), own)
         defects = [defect for defect in found if defect]
+    if processes.together(np.array(len(defects))) and not defects:
+        defects = ["another process found which leaves"]
     if defects:
         raise ArtifactError(_list(f"{directory}: corrupt", defects, "Restore it from a copy."))
 
@@ -291,12 +329,19 @@ def _defect(directory: Path, path: str, leaf: Leaf) -> str:
                 f"{path}: stored as {array.dtype.name}{array.shape}, "
                 f"the manifest says {leaf.dtype}{leaf.shape}"
             )
-        digest = hashlib.sha256()
-        for block in _blocks(array):
-            digest.update(_bytes(array[block].read().result()))
+        for region, expected in leaf.parts or (((), leaf.sha256),):
+            part = array
+            if region:
+                place = tuple(slice(start, stop) for start, stop in region)
+                part = array[place].translate_to[(0,) * array.ndim]
+            digest = hashlib.sha256()
+            for block in _blocks(part):
+                digest.update(_bytes(part[block].read().result()))
+            if digest.hexdigest() != expected:
+                return f"{path}: its checksum differs"
     except Exception as error:  # tensorstore reports damage as any of several types
         return f"{path}: unreadable ({str(error)[:200]})"
-    return "" if digest.hexdigest() == leaf.sha256 else f"{path}: its checksum differs"
+    return ""
 
 
 # Leaves -------------------------------------------------------------------------------------------
@@ -342,9 +387,27 @@ def _decode(array: jax.Array, leaf: Any) -> Any:
 
 
 def _describe_leaf(leaf: Any) -> Leaf:
-    array = np.asarray(leaf)
-    digest = hashlib.sha256(_bytes(np.ascontiguousarray(array)))
-    return Leaf(array.shape, array.dtype.name, digest.hexdigest())
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        array = np.asarray(leaf)
+        return Leaf(array.shape, array.dtype.name, _checksum(array))
+    own = {
+        _region(shard.index, leaf.shape): _checksum(np.asarray(shard.data))
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0
+    }
+    every = leaf.sharding.devices_indices_map(leaf.shape).values()
+    regions = sorted({_region(index, leaf.shape) for index in every})
+    parts = tuple((region, own.get(region, "00" * 32)) for region in regions)
+    return Leaf(leaf.shape, leaf.dtype.name, "", parts)
+
+
+def _region(index: tuple[slice, ...], shape: tuple[int, ...]) -> Region:
+    bounds = (part.indices(size) for part, size in zip(index, shape, strict=True))
+    return tuple((start, stop) for start, stop, _ in bounds)
+
+
+def _checksum(array: np.ndarray) -> str:
+    return hashlib.sha256(_bytes(np.ascontiguousarray(array))).hexdigest()
 
 
 # Bytes --------------------------------------------------------------------------------------------

@@ -22,11 +22,28 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     configs.add_arguments(parser)
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes of a run: on every host of a TPU pod, in every task of a "
+        "JobSet or of Slurm",
+    )
+    parser.add_argument(
+        "--heartbeat",
+        type=int,
+        default=60,
+        metavar="SECONDS",
+        help="with --distributed: all end when one was silent for so long (60)",
+    )
     options = configs.parse(parser, arguments)
     config = configs.load(options.config, options.overrides)
 
     keep_freed_memory()
     # Only now what takes seconds to import: a typo is told at once.
+    if options.distributed:
+        from jaxclf import processes
+
+        processes.join(options.heartbeat)
     from jaxclf.training import train
 
     base = None

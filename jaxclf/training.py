@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf import config as configs
-from jaxclf import metrics, optim, report, sharding, storage, transfer, tuning
+from jaxclf import metrics, optim, processes, report, sharding, storage, transfer, tuning
 from jaxclf.checkpoints import (
     AdapterInfo,
     Checkpoints,
@@ -60,9 +60,10 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
     stays good in each case.
     """
     with Interrupts() as interrupts, sharding.use(config.mesh):
-        claim(workdir, config)
-        _check_rows(config)
-        setup = prepare(config, workdir, base)
+        with processes.first_then_others("prepare"):
+            claim(workdir, config)
+            _check_rows(config)
+            setup = prepare(config, workdir, base)
         config = with_steps(config, setup.examples)
         _check_best_metric(config, setup.dataset.tasks)
         main = config.train.best_metric or "score"
@@ -70,11 +71,12 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             run = _Run(config, workdir, setup, checkpoints, interrupts)
             run.start(base)
             interrupts.hold()
-            with Logger(
-                workdir, config.train.steps, run.step, every=config.train.log_every
-            ) as logger:
-                run.fit(logger)
-                return run.finish(logger)
+            with (
+                processes.own_folder(workdir) as folder,
+                Logger(folder, config.train.steps, run.step, every=config.train.log_every) as log,
+            ):
+                run.fit(log)
+                return run.finish(log)
 
 
 def _check_rows(config: ConfigDict) -> None:
@@ -107,7 +109,8 @@ def claim(workdir: Path, config: ConfigDict) -> None:
                 "--workdir, or the same config to resume it"
             )
     workdir.mkdir(parents=True, exist_ok=True)
-    configs.write(config, path)
+    if processes.is_first():
+        configs.write(config, path)
 
 
 def with_steps(config: ConfigDict, examples: Examples) -> ConfigDict:
@@ -213,9 +216,7 @@ class _Run:
         if base is None:
             own = self.workdir / "base"
             if not own.is_dir():
-                model, fields = self.setup.model, self.config.model
-                params = sharding.born(model.init, key)
-                write_base(own, params, model.config, fields.param_dtype, fields.quantise)
+                self.write_base(own, key)
             base = resolve(own)
         path = self.workdir / "adapters.json"
         if path.is_file():
@@ -224,8 +225,18 @@ class _Run:
             assert isinstance(self.tuning, Adapted)
             fingerprint = storage.fingerprint(base.manifest)
             info = AdapterInfo(self.tuning.spec, self.config.model.checkpoint, fingerprint)
-            write_adapters(path, info)
+            if processes.is_first():
+                write_adapters(path, info)
         return base
+
+    def write_base(self, directory: Path, key) -> None:
+        model, fields = self.setup.model, self.config.model
+        if jax.process_count() > 1:
+            raise InputError(
+                "adapters of several processes need a base on disk: set model.checkpoint"
+            )
+        params = sharding.born(model.init, key)
+        write_base(directory, params, model.config, fields.param_dtype, fields.quantise)
 
     def params(self) -> Params:
         """The parameters that label: the whole tree as it is now, adapters bound to it."""
@@ -263,6 +274,7 @@ class _Run:
             self.step += 1
             self.count(batch, logger)
 
+            self.interrupts.reached(self.step)
             evaluates = _due(self.step, train.eval_every, train.steps) and self.dev_records()
             if evaluates or _due(self.step, train.checkpoint_every, train.steps) or self.stopping():
                 self.read(step_metrics, self.step, logger)  # nothing that went wrong is saved
@@ -404,9 +416,10 @@ class _Run:
             predictions, self.setup.dataset.tasks, self.config.prompt.slots
         )
         result["eval_split"] = split
-        report.write(
-            self.workdir, result, predictions, self.setup.dataset.tasks, read_metrics(self.workdir)
-        )
+        if processes.is_first():
+            history = read_metrics(self.workdir)
+            report.write(self.workdir, result, predictions, self.setup.dataset.tasks, history)
+        processes.wait("report")
         logger.say(report.table(result))
         logger.say(f"report: {self.workdir / 'report.html'}")
         return result

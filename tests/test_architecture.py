@@ -11,15 +11,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The rooms of jaxclf from the ground up. A room imports from its own level and those below.
 LEVELS = (
-    {"__init__", "allocator", "errors", "shapes"},
-    {"config", "fields", "interrupts", "kernels", "sharding", "storage"},
+    {"__init__", "allocator", "chips", "errors", "hlo", "shapes"},
+    {"config", "fields", "interrupts", "kernels", "processes", "sharding", "storage"},
     {"data", "models"},
     {"attens", "checkpoints", "decode", "labels", "logs", "lora", "losses", "metrics", "optim"}
     | {"report"},
     {"classify", "combining", "features", "generation", "objectives", "recipe", "scoring"}
     | {"steps", "transfer", "tuning"},
-    {"preparation"},
-    {"evaluation", "labelling", "training"},
+    {"planning", "preparation"},
+    {"evaluation", "labelling", "plans", "training"},
     {"modules"},
     {"ensemble"},
     {"evaluate", "plan", "predict", "reproduce", "train"},

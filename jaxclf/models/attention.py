@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxclf import sharding
 from jaxclf.models.layers import dropout
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 from jaxclf.sharding import constrain
@@ -73,10 +74,10 @@ def attend(
     key, value = (constrain(each, "batch", None, "heads", None) for each in (key, value))
     if isinstance(mask, Segments):
         kernel = {"cudnn": _cudnn, "splash": _splash}[mask.implementation]
-        return constrain(kernel(query, key, value, mask), "batch", "length", "heads", None)
-    return constrain(
-        _plain(query, key, value, mask, rate, random_key), "batch", "length", "heads", None
-    )
+        found = kernel(query, key, value, mask)
+    else:
+        found = _plain(query, key, value, mask, rate, random_key)
+    return sharding.heads(found)
 
 
 def _plain(

@@ -142,7 +142,7 @@ class Block(nnx.Module):
             assert not isinstance(mask, Segments)
             key_heads, value, mask = self.prefix.before(key_heads, value, mask)
         heads = attend(query, key_heads, value, mask, config.attention_dropout, keys[0])
-        heads = self.attention["o"](sharding.inner(heads.reshape(x.shape), config.hidden_size))
+        heads = self.attention["o"](heads.reshape(x.shape))
         if config.family != "distilbert":  # which drops only what feed-forward adds
             heads = layers.dropout(heads, config.dropout, keys[1])
         x = between(self.attention_norm(x + heads))

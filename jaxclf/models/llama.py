@@ -67,7 +67,7 @@ class Attention(nnx.Module):
         self.k = linear(config.hidden_size, kv_width)
         self.v = linear(config.hidden_size, kv_width)
         self.o = linear(width, config.hidden_size)
-        self.head_dim, self.hidden_size = config.head_dim, config.hidden_size
+        self.head_dim = config.head_dim
 
     def query(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> Float[Array, "B T N H"]:
         """Rotated queries, split into heads."""
@@ -81,7 +81,7 @@ class Attention(nnx.Module):
         return linear(x).reshape(*x.shape[:2], -1, self.head_dim)
 
     def combine(self, heads: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        return self.o(sharding.inner(heads.reshape(*heads.shape[:2], -1), self.hidden_size))
+        return self.o(heads.reshape(*heads.shape[:2], -1))
 
 
 class MLP(nnx.Module):

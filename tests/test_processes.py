@@ -1,0 +1,119 @@
+"""A run of several processes on this machine: the same numbers, one set of files, no hang."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEARTBEAT = 10
+STEPS = 12
+
+
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def start(workdir: Path, count: int, devices: int, *fields: str) -> list[subprocess.Popen]:
+    """The processes of one run, each with as many devices as it takes to have `devices` in all."""
+    address = f"localhost:{port()}"
+    command = [sys.executable, "-m", "jaxclf.train", "--config", "configs/quickstart.py:smoke"]
+    command += ["--workdir", str(workdir), "--config.train.batch_size=4"]
+    command += [f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=4", *fields]
+    if count > 1:
+        command += ["--distributed", f"--heartbeat={HEARTBEAT}"]
+    found = []
+    for index in range(count):
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
+        log = (workdir.parent / f"{workdir.name}-{index}.log").open("a")
+        found.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        )
+    return found
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 240) -> list[int]:
+    """Their exit codes; what still runs after so long is killed."""
+    end = time.monotonic() + seconds
+    try:
+        return [each.wait(max(0.1, end - time.monotonic())) for each in processes]
+    finally:
+        for each in processes:
+            each.kill()
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def wait_for_step(workdir: Path, step: int, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (workdir / "metrics.jsonl").is_file() and step in losses(workdir):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} did not come")
+
+
+def said(workdir: Path) -> str:
+    return "\n".join(path.read_text() for path in workdir.parent.glob(f"{workdir.name}-*.log"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    assert finish(start(workdir, 1, 4)) == [0], said(workdir)
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_compute_what_one_does(alone, tmp_path, count):
+    workdir = tmp_path / "run"
+    assert finish(start(workdir, count, 4)) == [0] * count, said(workdir)
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
+    reports = [json.loads((each / "report.json").read_text())["eval"] for each in (workdir, alone)]
+    assert reports[0] == reports[1]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_the_run_resumes(alone, tmp_path):
+    workdir = tmp_path / "run"
+    first, second = start(workdir, 2, 4)
+    wait_for_step(workdir, 5)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    codes = finish([first, second], HEARTBEAT + 10)
+    assert time.monotonic() - killed < HEARTBEAT + 10
+    assert codes[0] not in (0, None)
+    assert finish(start(workdir, 2, 4)) == [0, 0], said(workdir)
+    assert "resumed at step 4" in said(workdir)
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_saves_and_ends_all(alone, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start(workdir, 2, 4, "--config.train.checkpoint_every=1000")
+    wait_for_step(workdir, 2)
+    processes[1].send_signal(signal.SIGTERM)
+    assert finish(processes) == [75, 75], said(workdir)
+    assert finish(start(workdir, 2, 4, "--config.train.checkpoint_every=1000")) == [0, 0]
+    assert "resumed at step" in said(workdir)
+    assert losses(workdir) == pytest.approx(losses(alone), rel=1e-5)
