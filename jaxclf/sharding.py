@@ -135,7 +135,8 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     """How the leaf at `path` is cut on a mesh of these sizes.
 
     `path`: of a parameter, with whatever stands before it (`opt_state/0/mu/…`); scalars, and
-    dimensions of size 1, are never cut. Raises InputError where no rule names the leaf, or a
+    dimensions of size 1, are never cut; a quantised kernel's scales are where that divides them.
+    Raises InputError where no rule names the leaf, or a
     dimension cannot be divided.
     """
     if not shape:
@@ -143,6 +144,9 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     found = _dims(path)
     if found is None or len(found) > len(shape):
         raise InputError(f"sharding: no rule for {path} {shape}; add one to RULES of sharding.py")
+    if "/kernel/scale" in path:
+        whole: Dims = (None,) * (len(shape) - len(found))
+        return activation(shape, (*whole, *found), sizes)
     cut: list[tuple[str, ...] | None] = [None] * (len(shape) - len(found))
     for size, dim in zip(shape[len(cut) :], found, strict=True):
         axes = tuple(axis for axis in MESH_AXES[dim] if sizes[axis] > 1)
@@ -151,7 +155,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
             raise InputError(
                 f"sharding: {path} {shape}: {size:,} cannot be divided over "
                 f"{' and '.join(f'{axis}={sizes[axis]}' for axis in axes)}. Choose a mesh whose "
-                f"sizes divide it"
+                "sizes divide it"
             )
         cut.append(axes if axes and size > 1 else None)
     return PartitionSpec(*cut)

@@ -40,9 +40,7 @@ def start(workdir: Path, count: int, devices: int, *fields: str) -> list[subproc
             "JAX_PROCESS_ID": str(index),
         }
         log = (workdir.parent / f"{workdir.name}-{index}.log").open("a")
-        found.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        )
+        found.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return found
 
 

@@ -1,0 +1,327 @@
+"""What must hold on eight devices; `test_mesh` runs each of these in a process that has them."""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import common
+from jaxclf import decode, hlo, losses, optim, sharding, steps, tuning
+from jaxclf.checkpoints import Checkpoints
+from jaxclf.data import loader, pack
+from jaxclf.losses import Objective, Term
+from jaxclf.models import zoo
+from jaxclf.models.attention import attend, visible
+from jaxclf.models.heads import HeadConfig
+from jaxclf.models.llama import LlamaConfig
+from jaxclf.training import train
+from tests.models.test_attention import inputs as attention_inputs
+from tests.tiny import examples, random_params
+from tests.tiny_encoders import ENCODERS
+
+MESHES = {
+    "data": (8, 1, 1, 1),
+    "fsdp": (1, 8, 1, 1),
+    "fsdp-tensor": (1, 4, 2, 1),
+    "data-fsdp-tensor": (2, 2, 2, 1),
+    "fsdp-tensor-sequence": (1, 2, 2, 2),
+    "tensor-sequence": (1, 1, 2, 4),
+}
+ONE = (1, 1, 1, 1)
+RATE = 3e-3
+CONFIG = LlamaConfig(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=64,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    dropout=0.1,
+)
+SIZES = [(3, 5, 1), (3, 9, 2), (3, 2, 1), (3, 11, 1), (3, 4, 9), (3, 8, 7), (3, 3, 2), (3, 7, 4)]
+
+
+def on(shape: tuple[int, ...]):
+    """The mesh of these sizes as a context."""
+    sizes = dict(zip(sharding.AXES, shape, strict=True))
+    return jax.set_mesh(sharding.make_mesh(sizes, jax.devices()[: np.prod(shape)]))
+
+
+def text_batch(count: int = 1, sizes=SIZES) -> pack.Batch:
+    """Eight examples in `count` micro-batches."""
+    batch = pack.padded([pack.row(each) for each in examples(sizes, vocab_size=64)])
+    return jax.tree.map(lambda rows: rows.reshape(count, -1, rows.shape[1]), batch)
+
+
+def trained(shape, model, tuned, params, batch, objective, count=10):
+    """Losses of `count` steps, and what was trained, computed on this mesh."""
+    # AdamW makes whole steps of gradients that are zero but for rounding: of a key's bias (hence
+    # the eps), and of most of an adapter (hence no AdamW).
+    optimizer = optax.adamw(RATE, eps=1e-4)
+    if isinstance(tuned, tuning.Adapted):
+        optimizer = optax.sgd(10 * RATE, momentum=0.9)
+    step = steps.make_train_step(
+        model, tuned, optimizer, optax.constant_schedule(RATE), objective, may_skip=False
+    )
+    with on(shape):
+        start, frozen = sharding.put(tuned.start(sharding.put(params), jax.random.key(1)))
+        state = sharding.born(
+            lambda tree, key: steps.init_state(tree, optimizer, key), start, jax.random.key(0)
+        )
+        lies = sharding.shardings(state), sharding.whole()
+        run = jax.jit(step, donate_argnums=0, out_shardings=lies)
+        batch = sharding.put_batch(batch, axis=1)
+        found = []
+        for _ in range(count):
+            state, metrics = run(state, frozen, batch)
+            found.append(float(metrics.loss))
+        return found, jax.device_get(state.trained)
+
+
+def agree(names, *arguments):
+    expected = trained(ONE, *arguments)
+    assert expected[0][-1] < expected[0][0]
+    for name in names:
+        found = trained(MESHES[name], *arguments)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, err_msg=name)
+
+        def close(one, other, name=name):
+            scale = np.max(np.abs(other)) or 1.0
+            np.testing.assert_allclose(one / scale, other / scale, atol=1e-5, err_msg=name)
+
+        jax.tree.map(close, found[1], expected[1])
+
+
+def config(**fields):
+    found = common.default()
+    with found.unlocked():
+        for name, value in fields.items():
+            group, _, field = name.rpartition("__")
+            target = found[group] if group else found
+            target[field] = value
+    return found
+
+
+def full():
+    model = zoo.create(CONFIG, remat=True)
+    tuned = tuning.choose(config(), model.abstract)
+    params = random_params(model)
+    agree(MESHES, model, tuned, params, text_batch(), losses.GENERATION)
+    agree(
+        ["data-fsdp-tensor"],
+        model,
+        tuned,
+        params,
+        jax.tree.map(lambda x: np.concatenate([x, x], axis=1), text_batch(2)),
+        losses.GENERATION,
+    )
+
+
+def adapters():
+    for quantised in ("none", "nf4"):
+        model = zoo.create(CONFIG, remat=True, quantise=quantised)
+        fields = config(
+            tune="lora", lora__targets="all-linear", lora__dropout=0.1, model__quantise=quantised
+        )
+        tuned = tuning.choose(fields, model.abstract)
+        plain = random_params(zoo.create(CONFIG))
+        params = plain if quantised == "none" else zoo.kernels.quantised(plain, "nf4")
+        agree(
+            ["fsdp-tensor", "fsdp-tensor-sequence"],
+            model,
+            tuned,
+            params,
+            text_batch(),
+            losses.GENERATION,
+        )
+
+
+def encoders():
+    for family in ("roberta", "electra"):
+        head = HeadConfig("label", "sequence", 5)
+        dims = dataclasses.replace(
+            ENCODERS[family],
+            heads=(head,),
+            vocab_size=64,
+            hidden_size=32,
+            embedding_size=32 if family == "roberta" else 16,
+            intermediate_size=64,
+            num_heads=4,
+            max_position=32,
+        )
+        model = zoo.create(dims)
+        tuned = tuning.choose(config(), model.abstract)
+        batch = text_batch()
+        random = np.random.default_rng(0)
+        places = np.zeros((1, 8, 1), np.int32)
+        labels = random.integers(0, 5, places.shape).astype(np.int32)
+        targets = {"label": pack.Targets(places, labels, np.ones(places.shape, bool))}
+        batch = batch._replace(types=np.zeros_like(batch.tokens), targets=targets)
+        agree(
+            ["fsdp", "data-fsdp-tensor", "fsdp-tensor-sequence"],
+            model,
+            tuned,
+            jax.tree.map(
+                lambda leaf: leaf + 0.1 * np.sin(np.arange(leaf.size)).reshape(leaf.shape),
+                jax.jit(model.init)(jax.random.key(0)),
+            ),
+            batch,
+            Objective(losses.head_scores, {"label": Term("class")}),
+        )
+
+
+def decoding():
+    """The same tokens on every mesh, where caches are cut too."""
+    model = zoo.create(CONFIG)
+    params = random_params(model)
+    greedy = decode.make_greedy(model, 6, eos_id=2)
+    prompts = pack.prompts(examples(SIZES, vocab_size=64), 8)
+    found = []
+    for shape in (ONE, *MESHES.values()):
+        with on(shape):
+            found.append(
+                np.asarray(jax.jit(greedy)(sharding.put(params), sharding.put_batch(prompts)))
+            )
+    for each in found[1:]:
+        np.testing.assert_array_equal(each, found[0])
+
+
+def kernels():
+    """Splash attention over heads and tokens that are cut equals the plain one on one device."""
+    query, key, value, ids = attention_inputs(count=256)
+
+    def total(implementation, arrays):
+        found = attend(*arrays, visible(ids, True, implementation))
+        return jnp.sum(jnp.where(ids[..., None, None] > 0, found * jnp.cos(found), 0))
+
+    expected = jax.value_and_grad(lambda arrays: total("plain", arrays))((query, key, value))
+    for shape in ((2, 1, 2, 2), (1, 1, 4, 2)):
+        with on(shape):
+            run = jax.jit(jax.value_and_grad(lambda arrays: total("splash", arrays)))
+            actual = jax.device_get(run((query, key, value)))
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=3e-4), actual, expected)
+
+
+def checkpoints():
+    """What one mesh wrote, each other one reads bit for bit."""
+    model = zoo.create(CONFIG)
+    values = jax.device_get(random_params(model))
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as saved:
+        for number, shape in enumerate((ONE, *MESHES.values()), 1):
+            with on(shape):
+                saved.save(number, sharding.put(values), {"step": jnp.int32(3)}, b"", {})
+                saved.wait()
+            for other in (ONE, *MESHES.values()):
+                with on(other):
+                    wanted = sharding.abstract(model.abstract)
+                    found = saved.restore_params(number, wanted)
+                    jax.tree.map(
+                        lambda leaf, want: np.testing.assert_equal(leaf.sharding, want.sharding),
+                        found,
+                        wanted,
+                    )
+                    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), values)
+
+
+def examples_seen():
+    """Devices that share the rows of a batch have each example once an epoch, on every mesh."""
+    texts = examples([(2, 3, 1)] * 32)
+    texts = [dataclasses.replace(each, text=each.text * 0 + i) for i, each in enumerate(texts)]
+    for shape in ((1, 1, 1, 1), (1, 2, 1, 1), (2, 2, 1, 1), (4, 2, 1, 1), (1, 4, 2, 1)):
+        batches = loader.train_batches(texts, batch_size=8, seed=0)
+        with on(shape):
+            seen = []
+            for _ in range(4):
+                tokens = sharding.put_batch(next(batches)).tokens
+                own = [s for s in tokens.addressable_shards if s.replica_id == 0]
+                assert len(own) == sharding.rows()
+                seen += [int(row[2]) for shard in own for row in np.asarray(shard.data)]
+        assert sorted(seen) == list(range(32)), shape
+
+
+def whole_run():
+    """A run that was stopped on one mesh goes on on another, as if on one device."""
+    fields = {
+        "data__limit": 24,
+        "model__name": "llama_smoke",
+        "train__steps": 4,
+        "train__batch_size": 4,
+        "train__accumulate": 2,
+        "train__checkpoint_every": 2,
+        "train__log_every": 1,
+        "prompt__template": "plain",
+    }
+
+    def run(folder: str, **more):
+        train(config(**fields | more), Path(folder))
+        rows = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row)["train/loss"] for row in rows if "train/loss" in row]
+
+    eight = {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__sequence": 2}
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        expected = run(first, mesh__data=1, mesh__fsdp=1, mesh__tensor=4, mesh__sequence=2)
+        run(second, **eight | {"train__steps": 2})
+        resumed = run(second, mesh__data=1, mesh__fsdp=2, mesh__tensor=4)
+        np.testing.assert_allclose(resumed, expected, rtol=1e-5)
+        assert (Path(second) / "report.json").is_file()
+
+
+def compiled_text():
+    """No array has all tokens and the vocabulary, and no stack of kernels is gathered whole."""
+    dims = dataclasses.replace(CONFIG, vocab_size=160, num_layers=5, dropout=0.0)
+    model = zoo.create(dims, remat=True)
+    tuned = optim.choose(model.abstract, "all")
+    step = steps.make_train_step(
+        model, tuned, optax.adamw(1e-2), optax.constant_schedule(1e-2), losses.GENERATION
+    )
+    batch = text_batch(sizes=[(3, 80, 2)] * 8)
+    width = batch.tokens.shape[-1]
+    assert width == 96
+    with on(MESHES["fsdp-tensor"]):
+        trained, frozen = tuned.split(sharding.abstract(model.abstract))
+        state = sharding.abstract(
+            jax.eval_shape(
+                lambda tree: steps.init_state(tree, optax.adamw(1e-2), jax.random.key(0)), trained
+            )
+        )
+        lies = sharding.shardings(state), sharding.whole()
+        program = jax.jit(step, out_shardings=lies).lower(state, frozen, batch).compile()
+    text = program.as_text()
+    # Of all rows, of a device's two, and of the half that a device has between layers.
+    tokens = {width, 8 * width, 2 * width, width // 2}
+    for shape in hlo.shapes(text):
+        assert not ({160, 80} & set(shape) and tokens & set(shape)), shape
+    stacks = {
+        leaf.shape for leaf in jax.tree.leaves(model.abstract["layers"]) if len(leaf.shape) > 2
+    }
+    assert hlo.gathered(text)
+    for shape in hlo.gathered(text):
+        assert shape not in stacks, shape
+        assert not (shape[0] == 5 and len(shape) > 2), shape
+
+
+def every_config():
+    """Every leaf of every config has a rule, and the meshes of the README divide it."""
+    for path in sorted((Path(__file__).parent.parent / "configs").glob("[a-z]*.py")):
+        if path.name != "common.py":
+            _every_leaf(path)
+
+
+def _every_leaf(path: Path):
+    from jaxclf import config as configs
+    from jaxclf.chips import topology
+    from jaxclf.planning import Job
+
+    for variant in ("", ":lora", ":qlora"):
+        if variant and path.name.startswith(("attens", "my_task", "quickstart", "tiny")):
+            continue
+        found = configs.load(f"{path}{variant}")
+        job = Job(found, topology("v5p:2x2x2"))
+        sizes = {"data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
+        assert job.need(sizes, 1).parameters > 0

@@ -1,0 +1,85 @@
+"""One device and eight: the same numbers. Each check runs in a process that has eight devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxclf import sharding
+from jaxclf.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+CHECKS = (
+    *("full", "adapters", "encoders", "decoding", "kernels", "checkpoints", "examples_seen"),
+    *("whole_run", "compiled_text", "every_config"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKS)
+def test_eight_devices(name):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    program = f"from tests import mesh_checks; mesh_checks.{name}()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "expected"),
+    [
+        ((1, -1, 1, 1), 8, (1, 8, 1, 1)),
+        ((2, -1, 2, 1), 8, (2, 2, 2, 1)),
+        ((1, 1, 1, 1), 1, (1, 1, 1, 1)),
+    ],
+)
+def test_one_axis_takes_what_the_others_leave(sizes, count, expected):
+    found = sharding.complete(dict(zip(sharding.AXES, sizes, strict=True)), count)
+    assert tuple(found.values()) == expected
+
+
+@pytest.mark.parametrize("sizes", [(3, -1, 1, 1), (2, 2, 1, 1), (-1, -1, 1, 1), (16, 1, 1, 1)])
+def test_sizes_that_do_not_make_the_devices_are_refused(sizes):
+    with pytest.raises(InputError, match=r"do not make 8 devices"):
+        sharding.complete(dict(zip(sharding.AXES, sizes, strict=True)), 8)
+
+
+SIZES = {"data": 2, "fsdp": 4, "tensor": 2, "sequence": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "expected"),
+    [
+        ("layers/attention/q/kernel", (3, 8, 6), (None, "fsdp", "tensor")),
+        ("opt_state/1/mu/layers/mlp/down/kernel", (3, 6, 8), (None, "tensor", "fsdp")),
+        ("layers/attention/q/kernel/parts/0", (8, 6), ("fsdp", "tensor")),
+        ("layers/mlp/up/kernel/values", (3, 4, 6), (None, "fsdp", "tensor")),
+        ("layers/mlp/up/kernel/scale", (3, 1, 6), (None, None, "tensor")),
+        ("factors/layers/attention/o/a", (3, 6, 5), (None, "tensor", None)),
+        ("factors/layers/attention/o/b", (3, 5, 8), (None, None, "fsdp")),
+        ("saved/heads/topic/out/kernel", (8, 5), ("fsdp", None)),
+        ("embed/tokens/embedding", (61, 8), (None, ("fsdp", "tensor"))),
+        ("step", (), ()),
+    ],
+)
+def test_rules_name_every_kind_of_leaf(path, shape, expected):
+    assert sharding.spec(path, shape, SIZES) == jax.P(*expected)
+
+
+def test_a_leaf_without_a_rule_is_named():
+    with pytest.raises(InputError, match=r"no rule for layers/new/thing \(3, 4\)"):
+        sharding.spec("layers/new/thing", (3, 4), SIZES)
+
+
+def test_a_size_that_cannot_be_divided_is_named():
+    with pytest.raises(InputError, match=r"unembed/kernel .*: 61 cannot be divided over tensor=2"):
+        sharding.spec("unembed/kernel", (8, 61), SIZES)
