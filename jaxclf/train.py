@@ -4,6 +4,7 @@ python -m jaxclf.train --config configs/quickstart.py --workdir runs/quickstart
 
 The same command resumes a run that was stopped. Exit codes: 0 done, 2 wrong input, 3 corrupt or
 mismatched artifact, 4 input or output failed, 5 training went non-finite, 75 stopped after saving.
+On several hosts start it on each, with --distributed; launch/ does that.
 """
 
 import argparse
@@ -40,9 +41,9 @@ def main(arguments: list[str]) -> None:
 
     keep_freed_memory()
     # Only now what takes seconds to import: a typo is told at once.
-    if options.distributed:
-        from jaxclf import processes
+    from jaxclf import processes
 
+    if options.distributed:
         processes.join(options.heartbeat)
     from jaxclf.training import train
 
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> None:
     if config.model.checkpoint:
         from conversion import from_hf
 
-        base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
+        with processes.first_then_others("convert"):
+            base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
     if config.attens.modules:
         from conversion import from_peft
         from jaxclf.ensemble import train_ensemble

@@ -124,7 +124,7 @@ def full():
 
 
 def adapters():
-    for quantised in ("none", "nf4"):
+    for quantised, names in (("none", ["fsdp-tensor-sequence"]), ("nf4", ["fsdp-tensor"])):
         model = zoo.create(CONFIG, remat=True, quantise=quantised)
         fields = config(
             tune="lora", lora__targets="all-linear", lora__dropout=0.1, model__quantise=quantised
@@ -132,18 +132,12 @@ def adapters():
         tuned = tuning.choose(fields, model.abstract)
         plain = random_params(zoo.create(CONFIG))
         params = plain if quantised == "none" else zoo.kernels.quantised(plain, "nf4")
-        agree(
-            ["fsdp-tensor", "fsdp-tensor-sequence"],
-            model,
-            tuned,
-            params,
-            text_batch(),
-            losses.GENERATION,
-        )
+        agree(names, model, tuned, params, text_batch(), losses.GENERATION)
 
 
 def encoders():
-    for family in ("roberta", "electra"):
+    meshes = {"roberta": ["fsdp", "data-fsdp-tensor"], "electra": ["fsdp-tensor-sequence"]}
+    for family, names in meshes.items():
         head = HeadConfig("label", "sequence", 5)
         dims = dataclasses.replace(
             ENCODERS[family],
@@ -164,7 +158,7 @@ def encoders():
         targets = {"label": pack.Targets(places, labels, np.ones(places.shape, bool))}
         batch = batch._replace(types=np.zeros_like(batch.tokens), targets=targets)
         agree(
-            ["fsdp", "data-fsdp-tensor", "fsdp-tensor-sequence"],
+            names,
             model,
             tuned,
             jax.tree.map(

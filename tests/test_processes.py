@@ -27,7 +27,8 @@ def start(workdir: Path, count: int, devices: int, *fields: str) -> list[subproc
     address = f"localhost:{port()}"
     command = [sys.executable, "-m", "jaxclf.train", "--config", "configs/quickstart.py:smoke"]
     command += ["--workdir", str(workdir), "--config.train.batch_size=4"]
-    command += [f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=4", *fields]
+    command += [f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=4"]
+    command += ["--config.prompt.template=plain", "--config.data.limit=8", *fields]
     if count > 1:
         command += ["--distributed", f"--heartbeat={HEARTBEAT}"]
     found = []

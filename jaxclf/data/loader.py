@@ -1,4 +1,4 @@
-"""Batches in a shuffled, sharded, endless order that can be resumed at any step (grain)."""
+"""Batches in a shuffled, endless order that can be resumed at any step (grain)."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -57,20 +57,17 @@ def train_batches(
     seed: int,
     row_length: int = 0,
     like_lengths: bool = False,
-    shard: int = 0,
-    shards: int = 1,
 ) -> grain.DatasetIterator:
     """An endless iterator of `Batch`; `get_state` and `set_state` make it resumable.
 
-    Every epoch has an order of its own, drawn from `seed`, in which each example comes once over
-    all shards. `batch_size` counts this shard's examples, or its rows when `row_length` > 0 packs
-    several examples into rows of that many tokens; an example that is longer raises InputError.
-    `like_lengths` pads less: examples of like length stand together, in windows of some batches.
+    Every epoch has an order of its own, drawn from `seed`, in which each example comes once. The
+    batches are those of all devices: each process makes them whole and keeps the rows of its own.
+    `batch_size` counts examples, or rows when `row_length` > 0 packs several examples into rows of
+    that many tokens; an example that is longer raises InputError. `like_lengths` pads less:
+    examples of like length stand together, in windows of some batches.
     """
     dataset = grain.MapDataset.source(_Rows(examples)).shuffle(seed).repeat()
-    rows = dataset.slice(slice(shard, None, shards)).to_iter_dataset(
-        grain.ReadOptions(num_threads=0)
-    )
+    rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
     if like_lengths:
         windows = rows.batch(batch_size * _WINDOW, batch_fn=list)
         return iter(grain.experimental.FlatMapIterDataset(windows, _LikeLengths(batch_size, seed)))

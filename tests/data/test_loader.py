@@ -154,16 +154,7 @@ def test_order_is_the_seed_s_and_new_in_every_epoch():
     assert epochs[0] != sorted(epochs[0])
 
 
-@pytest.mark.parametrize("shards", [1, 2, 4])
-def test_shards_together_give_each_example_once_an_epoch(shards):
-    epochs, count = 3, 13
-    each = -(-epochs * count // shards)
-    parts = [numbers(stream(count, shard=i, shards=shards), each) for i in range(shards)]
-    merged = [number for together in zip(*parts, strict=True) for number in together]
-    assert merged[: epochs * count] == numbers(stream(count), epochs * count)
-
-
-@pytest.mark.parametrize("options", [{}, {"row_length": ROW_LENGTH}, {"shards": 2, "shard": 1}])
+@pytest.mark.parametrize("options", [{}, {"row_length": ROW_LENGTH}, {"like_lengths": True}])
 def test_resumed_iterator_yields_the_same_batches(options):
     examples = random_examples([(2, 1 + i % 9, 1 + i % 5) for i in range(90)])
 
