@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import qwix
 
-from jaxclf.shapes import AnyArray, Array, Float, Int, Params, Shaped, Tree
+from jaxclf.shapes import AnyArray, Array, Float, Int, Params, Shaped, Tree, path_name
 
 Quantisation = Literal["int8", "int4", "nf4"]
 Quantise = Quantisation | Literal["none"]
@@ -105,7 +105,7 @@ def quantised(params: Params, kind: Quantisation) -> Params:
     """A model's parameters with every leaf quantised that `quantiser` names."""
 
     def one(path, leaf):
-        change = quantiser(jax.tree_util.keystr(path, simple=True, separator="/"), kind)
+        change = quantiser(path_name(path), kind)
         return change(leaf) if change else leaf
 
     return jax.tree_util.tree_map_with_path(one, params)

@@ -14,15 +14,10 @@ from ml_collections import ConfigDict
 
 from jaxclf.errors import InputError
 from jaxclf.kernels import TOKEN_TABLES, SplitTable, stack, unstack
-from jaxclf.shapes import Array, Key, Tree
+from jaxclf.shapes import Array, Key, Tree, path_name
 
 _PARTS = "parts"  # what an Unstacked array adds to the path of its leaves
 _NAMED_PATTERNS = {"all": ".*", "biases": r".*/bias", "norms": r".*norm.*"}
-
-
-def path_name(path) -> str:
-    """`layers/attention/q/kernel` for a key path of `jax.tree_util`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 class Partition(NamedTuple):

@@ -11,6 +11,7 @@ hook) and cost nothing otherwise.
 
 from typing import Any
 
+import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, Shaped
@@ -23,4 +24,20 @@ Tree = Any
 
 AnyArray = Array | np.ndarray
 
-__all__ = ["AnyArray", "Array", "Bool", "Float", "Int", "Key", "Params", "Shaped", "Tree"]
+__all__ = [
+    "AnyArray",
+    "Array",
+    "Bool",
+    "Float",
+    "Int",
+    "Key",
+    "Params",
+    "Shaped",
+    "Tree",
+    "path_name",
+]
+
+
+def path_name(path: Any) -> str:
+    """`layers/attention/q/kernel` for a key path of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxclf.errors import InputError
-from jaxclf.shapes import Array, Float, Shaped, Tree
+from jaxclf.shapes import Array, Float, Shaped, Tree, path_name
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -32,11 +32,7 @@ MESH_AXES: dict[str | None, tuple[str, ...]] = {
     "length": ("sequence",),  # tokens, where heads or feed-forward are cut over tensor
     "between": ("sequence", "tensor"),  # tokens, between layers
     "model": ("fsdp", "sequence"),  # D of a parameter
-    "features": (
-        "fsdp",
-        "sequence",
-        "tensor",
-    ),  # D of a table
+    "features": ("fsdp", "sequence", "tensor"),  # D of a table
     "own_features": ("sequence", "tensor"),  # D of what was taken from it, rows cut already
     "inner": ("tensor",),  # heads times their size, F
     "heads": ("tensor",),
@@ -170,7 +166,7 @@ def shardings(tree: Tree) -> Tree:
 
     def one(path, leaf):
         try:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = path_name(path)
             return NamedSharding(mesh, spec(name, np.shape(leaf), mesh.shape))
         except InputError as error:
             defects.append(str(error))
@@ -214,7 +210,7 @@ def like_params(tree: Tree) -> Tree:
     sizes = jax.sharding.get_abstract_mesh().shape
 
     def one(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         return jax.lax.with_sharding_constraint(leaf, spec(name, leaf.shape, sizes))
 
     return jax.tree_util.tree_map_with_path(one, tree)

@@ -11,7 +11,7 @@ from jaxclf import sharding
 from jaxclf.data.pack import Batch
 from jaxclf.losses import Objective, Sums
 from jaxclf.models.zoo import Model
-from jaxclf.shapes import Array, Float, Int, Key, Params, Tree
+from jaxclf.shapes import Array, Float, Int, Key, Params, Tree, path_name
 
 _ADAPTER_DROPOUT = 0x10A  # keys of a stream apart from the model's own dropout
 
@@ -88,7 +88,7 @@ def make_train_step(
 
         Cast within the layers, the compiler would keep whole stacks of both in both dtypes.
         """
-        is_kernel = jax.tree_util.keystr(path, simple=True, separator="/").endswith("/kernel")
+        is_kernel = path_name(path).endswith("/kernel")
         return leaf.astype(model.dtype) if is_kernel else leaf
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch):

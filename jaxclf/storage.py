@@ -25,6 +25,7 @@ import tensorstore
 
 from jaxclf import processes
 from jaxclf.errors import ArtifactError
+from jaxclf.shapes import path_name
 
 # Bytes of a leaf held at once while writing or verifying: far below the largest tensor of a model
 # that matters, far above the cost of a file.
@@ -54,10 +55,7 @@ Manifest = dict[str, Leaf]
 
 def flatten(tree: Any) -> dict[str, Any]:
     """Leaf path → leaf, in the tree's order."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
