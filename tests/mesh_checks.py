@@ -11,9 +11,12 @@ import numpy as np
 import optax
 
 from configs import common
-from jaxclf import decode, hlo, losses, optim, sharding, steps, tuning
+from jaxclf import decode, features, hlo, losses, optim, sharding, steps, tuning
+from jaxclf.attens import Pooling
 from jaxclf.checkpoints import Checkpoints
+from jaxclf.classify import open_run
 from jaxclf.data import loader, pack
+from jaxclf.evaluation import evaluate
 from jaxclf.losses import Objective, Term
 from jaxclf.models import zoo
 from jaxclf.models.attention import attend, visible
@@ -21,6 +24,7 @@ from jaxclf.models.heads import HeadConfig
 from jaxclf.models.llama import LlamaConfig
 from jaxclf.training import train
 from tests.models.test_attention import inputs as attention_inputs
+from tests.test_features import seen_of, texts
 from tests.tiny import examples, random_params
 from tests.tiny_encoders import ENCODERS
 
@@ -257,13 +261,32 @@ def whole_run():
         rows = (Path(folder) / "metrics.jsonl").read_text().splitlines()
         return [json.loads(row)["train/loss"] for row in rows if "train/loss" in row]
 
-    eight = {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__sequence": 2}
+    eight = (("mesh__fsdp", 2), ("mesh__tensor", 2), ("mesh__sequence", 2))
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         expected = run(first, mesh__data=1, mesh__fsdp=1, mesh__tensor=4, mesh__sequence=2)
-        run(second, **eight | {"train__steps": 2})
+        run(second, **dict(eight) | {"train__steps": 2})
         resumed = run(second, mesh__data=1, mesh__fsdp=2, mesh__tensor=4)
         np.testing.assert_allclose(resumed, expected, rtol=1e-5)
-        assert (Path(second) / "report.json").is_file()
+        report = json.loads((Path(second) / "report.json").read_text())
+        opened = open_run(Path(second), overrides=[f"mesh.{name[6:]}={n}" for name, n in eight])
+        assert evaluate(opened, Path(second) / "again")["eval"] == report["eval"]
+
+
+def module_features():
+    """What base and adapters see, rows and parameters cut."""
+    dims = dataclasses.replace(
+        ENCODERS["bert"], vocab_size=64, hidden_size=32, embedding_size=32, num_heads=4
+    )
+    seen, examples = seen_of(dims), texts(11)
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        expected = features.load(Path(first), seen, examples, 8, Pooling())
+        with on(MESHES["data-fsdp-tensor"]):
+            params = sharding.put(seen.params)
+            cut = {name: sharding.put(each) for name, each in seen.adapters.items()}
+            there = dataclasses.replace(seen, params=params, adapters=cut)
+            found = features.load(Path(second), there, examples, 8, Pooling())
+        for name, vectors in expected.items():
+            np.testing.assert_allclose(found[name], vectors, atol=1e-5)
 
 
 def compiled_text():
