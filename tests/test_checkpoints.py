@@ -23,7 +23,7 @@ from jaxclf.models.layers import RopeScaling
 def make(value=1.0):
     params = {
         "embed": {"embedding": jnp.linspace(-value, value, 12).reshape(6, 2)},
-        "layers": {"q": {"kernel": jnp.full((2, 2, 3), value, jnp.bfloat16)}},
+        "layers": {"attention": {"q": {"kernel": jnp.full((2, 2, 3), value, jnp.bfloat16)}}},
     }
     state = {
         "optimizer": optax.adamw(1e-3).init(params),
@@ -192,8 +192,8 @@ def damage(file):
     ("item", "leaf"),
     [
         ("params", "embed/embedding"),
-        ("params", "layers/q/kernel"),
-        ("state", "optimizer/0/mu/layers/q/kernel"),
+        ("params", "layers/attention/q/kernel"),
+        ("state", "optimizer/0/mu/layers/attention/q/kernel"),
         ("state", "optimizer/0/count"),
         ("state", "key"),
         ("state", "step"),
