@@ -34,7 +34,6 @@ MESHES = {
     "fsdp-tensor": (1, 4, 2, 1),
     "data-fsdp-tensor": (2, 2, 2, 1),
     "fsdp-tensor-sequence": (1, 2, 2, 2),
-    "tensor-sequence": (1, 1, 2, 4),
 }
 ONE = (1, 1, 1, 1)
 RATE = 3e-3
