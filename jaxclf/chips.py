@@ -1,6 +1,6 @@
 """What accelerators have: memory, speed and links, as their makers publish them.
 
-Sources: Google Cloud's pages on TPU v4, v5e, v5p and v6e; NVIDIA's data sheets of A100, H100, H200.
+Sources: Google Cloud's pages on TPU v5e, v5p and v6e; NVIDIA's data sheets of A100, H100, H200.
 """
 
 import dataclasses
@@ -31,7 +31,6 @@ _2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
 CHIPS: dict[str, Chip] = {
-    "v4": Chip(32 * GIB, 275e12, 1.2e12, 0.3e12, 3, _3D),
     "v5e": Chip(16 * GIB, 197e12, 0.82e12, 0.2e12, 2, _2D),
     "v5p": Chip(95 * GIB, 459e12, 2.765e12, 0.6e12, 3, _3D),
     "v6e": Chip(32 * GIB, 918e12, 1.64e12, 0.448e12, 2, _2D),

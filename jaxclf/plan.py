@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would look for a machine of Google's
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans at once
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     from jaxclf import chips, plans
 

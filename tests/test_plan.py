@@ -56,7 +56,7 @@ def test_plan_of_a_mesh_that_is_searched(tmp_path, topology, memory):
     ("arguments", "message"),
     [
         (["--topology", "v5p:4x4"], "has 3 dimensions"),
-        (["--topology", "v9:2x2"], "known: v4"),
+        (["--topology", "v9:2x2"], "known: v5e"),
         (["--topology", "h100:8", "--mesh", "model=8"], "axes are data, fsdp, tensor, sequence"),
         (["--topology", "h100:8", "--mesh", "fsdp=3"], "do not make 8 devices"),
         (["--mesh", "fsdp=8"], "needs a --topology"),
