@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxclf import decode, hlo, losses, optim, sharding, storage, tuning
@@ -248,9 +247,7 @@ def _devices(name: str, count: int) -> Any:
 
 
 def _of_rows(shape: tuple[int, ...], dtype: Any, axis: int) -> Any:
-    spec = [None] * axis + [sharding.MESH_AXES["batch"]] + [None] * (len(shape) - axis - 1)
-    mesh = jax.sharding.get_mesh()
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.of_rows(shape, axis))
 
 
 def _bytes(tree: Any, sizes: Sizes, kernels: bool = False) -> int:

@@ -132,8 +132,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
 
     `path`: of a parameter, with whatever stands before it (`opt_state/0/mu/…`); scalars, and
     dimensions of size 1, are never cut; a quantised kernel's scales are where that divides them.
-    Raises InputError where no rule names the leaf, or a
-    dimension cannot be divided.
+    Raises InputError where no rule names the leaf, or a dimension cannot be divided.
     """
     if not shape:
         return PartitionSpec()
@@ -252,30 +251,33 @@ def between(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     Where there are fewer tokens than features (decoding), each has its own features instead: it is
     cheaper to bring the tokens to the kernels' parts than the kernels to the tokens.
     """
-    return constrain(x, *((None, None, "model") if _few(x) else ("batch", "between", None)))
+    few = _few(x, x.shape[-1])
+    return constrain(x, *((None, None, "model") if few else ("batch", "between", None)))
 
 
 def gathered(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """What a layer's first matmuls read: all tokens that a device's heads and columns serve."""
     # What made `x` is computed for each device's own tokens, then exchanged.
     x = between(x)
-    return x if _few(x) else constrain(x, "batch", "length", None)
+    return x if _few(x, x.shape[-1]) else constrain(x, "batch", "length", None)
 
 
 def inner(x: Float[Array, "B T F"], hidden_size: int) -> Float[Array, "B T F"]:
     """What feed-forward's last matmul reads."""
-    few = x.shape[0] * x.shape[1] < hidden_size
-    return constrain(x, *((None, None) if few else ("batch", "length")), "inner")
+    return constrain(x, *_tokens(x, hidden_size), "inner")
 
 
 def heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
     """What attention's last matmul reads."""
-    few = x.shape[0] * x.shape[1] < x.shape[2] * x.shape[3]
-    return constrain(x, *((None, None) if few else ("batch", "length")), "heads", None)
+    return constrain(x, *_tokens(x, x.shape[2] * x.shape[3]), "heads", None)
 
 
-def _few(x: Float[Array, "B T D"]) -> bool:
-    return x.shape[0] * x.shape[1] < x.shape[2]
+def _few(x: Float[Array, "B T ..."], features: int) -> bool:
+    return x.shape[0] * x.shape[1] < features
+
+
+def _tokens(x: Float[Array, "B T ..."], features: int) -> Dims:
+    return (None, None) if _few(x, features) else ("batch", "length")
 
 
 def looked_up(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -305,23 +307,25 @@ def everywhere(tree: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
+def of_rows(shape: tuple[int, ...], axis: int = 0) -> NamedSharding:
+    """The sharding of an array of a batch whose `axis` counts rows."""
+    mesh = _mesh()
+    dims: Dims = (*[None] * axis, "batch", *[None] * (len(shape) - axis - 1))
+    return NamedSharding(mesh, activation(shape, dims, mesh.shape))
+
+
 def put_batch(batch: Tree, axis: int = 0) -> Tree:
     """A batch of NumPy arrays, the same in every process, with `axis` cut as rows are.
 
     Each process keeps the rows of its own devices: which examples a step sees does not depend on
     how many processes there are.
     """
-    mesh = _mesh()
-
-    def sharding(array):
-        dims: Dims = (*[None] * axis, "batch", *[None] * (array.ndim - axis - 1))
-        return NamedSharding(mesh, activation(array.shape, dims, mesh.shape))
-
-    if not mesh.is_multi_process:
-        return jax.device_put(batch, jax.tree.map(sharding, batch))
+    if not _mesh().is_multi_process:
+        return jax.device_put(batch, jax.tree.map(lambda x: of_rows(x.shape, axis), batch))
 
     def own_rows(array):
-        return jax.make_array_from_callback(array.shape, sharding(array), array.__getitem__)
+        cut = of_rows(array.shape, axis)
+        return jax.make_array_from_callback(array.shape, cut, array.__getitem__)
 
     with jax.transfer_guard("allow"):  # this is the transfer that is meant
         return jax.tree.map(own_rows, batch)

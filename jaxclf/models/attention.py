@@ -144,9 +144,10 @@ class Prefix(nnx.Module):
         self,
         key: Float[Array, "B S K H"],
         value: Float[Array, "B S K H"],
-        mask: Bool[Array, "B 1 T S"],
+        mask: Visible,
     ) -> tuple[Float[Array, "B PS K H"], Float[Array, "B PS K H"], Bool[Array, "B 1 T PS"]]:
-        """Keys, values and mask with the prefix in front."""
+        """Keys, values and mask with the prefix in front; models that have one make masks."""
+        assert not isinstance(mask, Segments)
 
         def extended(param, rest):
             own = param.get_value().astype(rest.dtype)

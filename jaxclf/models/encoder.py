@@ -139,7 +139,6 @@ class Block(nnx.Module):
             x, mask = layers.take_places(x, at), layers.take_places(mask[:, 0], at)[:, None]
         query = heads_of("q", x if at is not None else whole)
         if self.prefix is not None:
-            assert not isinstance(mask, Segments)
             key_heads, value, mask = self.prefix.before(key_heads, value, mask)
         heads = attend(query, key_heads, value, mask, config.attention_dropout, keys[0])
         heads = self.attention["o"](heads.reshape(x.shape))

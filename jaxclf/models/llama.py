@@ -138,7 +138,6 @@ class Block(nnx.Module):
             mask = layers.take_places(mask[:, 0], at)[:, None]
         query = self.attention.query(normal, cos, sin)
         if self.prefix is not None:
-            assert not isinstance(mask, Segments)
             key, value, mask = self.prefix.before(key, value, mask)
         return self.finish(x, attend(query, key, value, mask), random_key)
 
@@ -163,7 +162,6 @@ class Block(nnx.Module):
         if slot is not None:
             key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
         if self.prefix is not None:
-            assert not isinstance(mask, Segments)
             key, value, mask = self.prefix.before(key, value, mask)
         return self.finish(x, attend(query, key, value, mask)), cache
 

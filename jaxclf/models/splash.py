@@ -33,10 +33,9 @@ def attend(
     if key.shape[2] % sizes["tensor"]:  # each device's queries come with keys of their own
         key, value = (jnp.repeat(each, heads // each.shape[2], axis=2) for each in (key, value))
 
-    def filled(x, axis=1):
-        padding = [(0, 0)] * x.ndim
-        padding[axis] = (0, -count % (_LANES * sizes["sequence"]))
-        return jnp.pad(x, padding)
+    def filled(x):
+        missing = -count % (_LANES * sizes["sequence"])
+        return jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)])
 
     query, key, value = (
         jnp.swapaxes(filled(each), 1, 2) for each in (query * size**-0.5, key, value)
