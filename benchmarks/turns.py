@@ -19,12 +19,8 @@ from typing import Any
 Arm = tuple[Callable[[Iterator[Any]], int], Iterator[Any]]
 
 
-def measure(description: str | None, arms: Mapping[str, Callable[[], Arm]]) -> dict[str, float]:
-    """Examples per second of every arm, the median over rounds; printed, and kept on request.
-
-    `arms`: for each name a function that a new process can import and call. `description` is the
-    text of --help.
-    """
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of every comparison; `description` is the text of --help."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,8 +28,14 @@ def measure(description: str | None, arms: Mapping[str, Callable[[], Arm]]) -> d
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=40, help="steps of each arm before")
     parser.add_argument("--output", type=Path, help="JSON with every measured value")
-    options = parser.parse_args()
+    return parser
 
+
+def measure(arms: Mapping[str, Callable[[], Arm]], options: argparse.Namespace) -> dict[str, float]:
+    """Examples per second of every arm, the median over rounds; printed, and kept on request.
+
+    `arms`: for each name a function that a new process can unpickle and call.
+    """
     context = multiprocessing.get_context("spawn")
     connections = {}
     for name, make in arms.items():

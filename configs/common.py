@@ -87,6 +87,7 @@ def default() -> ConfigDict:
     train.row_length = 0  # tokens of a packed row; 0: max_length
     train.pack = False  # several examples a row
     train.bucket = False  # batches of examples of like length, which pads less
+    train.share_prefix = True  # compute what prompts have in common once a batch, exactly
     train.accumulate = 1  # micro-batches a step
     train.learning_rate = 1e-3
     train.schedule = "constant"  # constant | linear | cosine

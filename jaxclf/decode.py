@@ -1,21 +1,45 @@
 """Greedy decoding with a key/value cache, compiled once per prompt shape."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxclf import sharding
 from jaxclf.data.pack import PromptBatch
-from jaxclf.models.attention import Cache
+from jaxclf.models.attention import Before, Cache
 from jaxclf.models.zoo import Model
 from jaxclf.shapes import Array, Bool, Int, Params
 
 
+class Prefix(NamedTuple):
+    """Shared prefixes, computed: keys and values, and the number of the one each token is of."""
+
+    cache: Cache
+    numbers: Int[Array, "P"]
+
+    def before(self, prompt: PromptBatch) -> Before:
+        """What the prompts see of it: the prefix that each continues."""
+        assert prompt.seen is not None, "prompts beside a prefix say which they continue"
+        return Before(self.cache, jnp.asarray(prompt.seen)[:, None] == self.numbers)
+
+
+def make_prefix(model: Model) -> Callable[[Params, PromptBatch], Prefix]:
+    """A function (params, one row of prefixes, a segment each) → them computed, to be jitted."""
+
+    def compute(params: Params, row: PromptBatch) -> Prefix:
+        count = row.tokens.shape[1]
+        _, cache = model.bind(params).begin(row.tokens, row.positions, row.segment_ids, count)
+        return Prefix(cache, jnp.asarray(row.segment_ids)[0])
+
+    return compute
+
+
 def make_greedy(
     model: Model, max_new_tokens: int, eos_id: int
-) -> Callable[[Params, PromptBatch], Int[Array, "B new"]]:
-    """A function (params, prompts) → generated ids `[B, max_new_tokens]`, to be jitted.
+) -> Callable[..., Int[Array, "B new"]]:
+    """A function (params, prompts[, prefix]) → generated ids `[B, max_new_tokens]`, to be jitted.
 
     Each row continues its own prompt with the likeliest token at every step, until `eos_id`
     (which is kept) or the limit; what follows is filled with `eos_id`. The loop ends when every
@@ -25,8 +49,11 @@ def make_greedy(
     >>> greedy(params, prompts)            # [[8, 2, 2], [8, 9, 2]]
     """
 
-    def greedy(params: Params, prompt: PromptBatch) -> Int[Array, "B new"]:
+    def greedy(
+        params: Params, prompt: PromptBatch, prefix: Prefix | None = None
+    ) -> Int[Array, "B new"]:
         module = model.bind(params)
+        before = prefix.before(prompt) if prefix else None
         rows, width = prompt.tokens.shape
         prompt_slots: Bool[Array, "B T"] = jnp.asarray(prompt.segment_ids) > 0
 
@@ -34,7 +61,7 @@ def make_greedy(
             return jnp.argmax(module.logits(hidden[:, -1:]), axis=-1)[:, 0].astype(jnp.int32)
 
         hidden, cache = module.begin(
-            prompt.tokens, prompt.positions, prompt.segment_ids, width + max_new_tokens
+            prompt.tokens, prompt.positions, prompt.segment_ids, width + max_new_tokens, before
         )
         token = pick(hidden)
         generated = jnp.full((rows, max_new_tokens), eos_id, jnp.int32).at[:, 0].set(token)
@@ -48,7 +75,8 @@ def make_greedy(
             new_slots = jnp.broadcast_to(jnp.arange(max_new_tokens) < count, (rows, max_new_tokens))
             mask = jnp.concatenate([prompt_slots, new_slots], axis=1)[:, None, None]
             positions = prompt.positions[:, -1:] + count
-            hidden, cache = module.extend(token[:, None], positions, mask, cache, width + count - 1)
+            slot = width + count - 1
+            hidden, cache = module.extend(token[:, None], positions, mask, cache, slot, before)
             token = jnp.where(done, eos_id, pick(hidden))
             generated = generated.at[:, count].set(token)
             return count + 1, token, cache, done | (token == eos_id), generated

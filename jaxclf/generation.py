@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from jaxclf import decode, labels, sharding
-from jaxclf.data import loader
+from jaxclf.data import loader, pack, prefixes
+from jaxclf.data.prefixes import Shared
 from jaxclf.data.prompts import Prompt
 from jaxclf.data.tasks import Record, words
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
@@ -21,11 +22,27 @@ PromptSource = Prompt | Callable[[int, Record], Prompt]
 
 
 class GenerativeClassifier:
-    """Labels texts by greedy generation. Compiled programs are kept, one per prompt shape."""
+    """Labels texts by greedy generation.
+
+    Compiled programs are kept, one per prompt shape, and so is what was computed of the prefixes
+    that the last prompts shared, as long as the parameters are the same.
+    """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, recipe: Recipe):
         self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
         self.greedy = jax.jit(decode.make_greedy(model, recipe.max_new_tokens, tokenizer.eos_id))
+        self.compute_prefix = jax.jit(decode.make_prefix(model))
+        self._computed: tuple[Params, bytes, decode.Prefix] | None = None
+
+    def prefix(self, params: Params, shared: Shared) -> decode.Prefix | None:
+        """The shared prefixes computed with these parameters, once for calls that follow."""
+        if not shared:
+            return None
+        row = pack.prefix_row(shared)
+        name = row.tokens.tobytes() + row.segment_ids.tobytes()
+        if self._computed is None or self._computed[0] is not params or self._computed[1] != name:
+            self._computed = params, name, self.compute_prefix(params, sharding.put_batch(row))
+        return self._computed[2]
 
     def tokens(self, records: Sequence[Record], prompt: PromptSource | None = None) -> list[Tokens]:
         """Prompts without answers, with room left for the longest answer."""
@@ -50,8 +67,11 @@ class GenerativeClassifier:
         `ended` is False where the limit of new tokens cut the output.
         """
         eos_id = self.tokenizer.eos_id
-        for indices, prompt in loader.prompt_batches(examples, sharding.divisible(batch_size)):
-            generated = np.asarray(self.greedy(params, sharding.put_batch(prompt)))
+        batch_size = sharding.divisible(batch_size)
+        shared = prefixes.find(examples, min(batch_size, len(examples)))
+        prefix = self.prefix(params, shared)
+        for indices, prompt in loader.prompt_batches(examples, batch_size, shared):
+            generated = np.asarray(self.greedy(params, sharding.put_batch(prompt), prefix))
             rows = []
             for index, ids in zip(indices, generated, strict=False):
                 ended = eos_id in ids

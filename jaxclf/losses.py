@@ -83,7 +83,7 @@ def label_logits(
     """Logits where a label token is predicted, and nowhere else."""
     places = batch.targets[ANSWER].positions
     return module.logits(
-        module.hidden(batch.tokens, batch.positions, batch.segment_ids, key, places)
+        module.hidden(batch.tokens, batch.positions, batch.segment_ids, key, places, batch.prefixes)
     )
 
 

@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 from jaxclf import losses, processes
 from jaxclf.checkpoints import ModelSource, read_model, write_model
 from jaxclf.classify import create_model, prompt_source
-from jaxclf.data import datasets, prompts
+from jaxclf.data import datasets, prefixes, prompts
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.encode import encode
 from jaxclf.data.loader import Examples
 from jaxclf.data.pack import ANSWER
+from jaxclf.data.prefixes import Shared
 from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.errors import InputError
@@ -41,6 +42,7 @@ class Setup:
     prompt: PromptSource | None  # the recipe's, or a function that draws fresh examples
     examples: Examples  # the training split
     objective: Objective
+    shared: Shared = Shared()  # prompt prefixes that these have in common
 
 
 def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setup:
@@ -112,7 +114,20 @@ def _decoder(
     objective = dataclasses.replace(
         losses.GENERATION, terms={ANSWER: Term(label_smoothing=config.loss.label_smoothing)}
     )
-    return Setup(dataset, tokenizer, model, recipe, source, examples, objective)
+    shared = _shared(config, examples)
+    return Setup(dataset, tokenizer, model, recipe, source, examples, objective, shared)
+
+
+def _shared(config: ConfigDict, examples: Sequence[Tokens]) -> Shared:
+    """The prefixes that the examples of a micro-batch will share."""
+    train = config.train
+    if not train.share_prefix:
+        return Shared()
+    per_batch = train.batch_size / train.accumulate
+    if train.pack:
+        own = sum(len(example.text) + len(example.label) for example in examples)
+        per_batch *= (train.row_length or train.max_length) * len(examples) / own
+    return prefixes.find(examples, per_batch)
 
 
 def _encoder(

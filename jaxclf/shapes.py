@@ -9,7 +9,7 @@ Annotations such as `Float[Array, "B T D"]` are checked while the tests run (jax
 hook) and cost nothing otherwise.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,20 @@ Tree = Any
 
 AnyArray = Array | np.ndarray
 
+
+class Prefixes(NamedTuple):
+    """Prompt prefixes that rows share: each row holds C tokens of them, one row after the other.
+
+    numbers: which prefix a token belongs to, from 1; 0 is padding. seen: which prefix each of the
+    row's own T tokens continues; 0: none.
+    """
+
+    tokens: Int[AnyArray, "*micro B C"]
+    positions: Int[AnyArray, "*micro B C"]
+    numbers: Int[AnyArray, "*micro B C"]
+    seen: Int[AnyArray, "*micro B T"]
+
+
 __all__ = [
     "AnyArray",
     "Array",
@@ -32,6 +46,7 @@ __all__ = [
     "Int",
     "Key",
     "Params",
+    "Prefixes",
     "Shaped",
     "Tree",
     "path_name",

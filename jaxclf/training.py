@@ -26,6 +26,7 @@ from jaxclf.checkpoints import (
 from jaxclf.classify import make_classifier
 from jaxclf.data import datasets, loader, pack
 from jaxclf.data.loader import Examples
+from jaxclf.data.prefixes import Shared
 from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import InputError, NonFiniteError, Preempted
 from jaxclf.fields import did_you_mean, leaves
@@ -64,7 +65,7 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             claim(workdir, config)
             _check_rows(config)
             setup = prepare(config, workdir, base)
-        config = with_steps(config, setup.examples)
+        config = with_steps(config, setup.examples, setup.shared)
         _check_best_metric(config, setup.dataset.tasks)
         main = config.train.best_metric or "score"
         with Checkpoints(workdir, config.train.keep, main) as checkpoints:
@@ -113,17 +114,19 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         configs.write(config, path)
 
 
-def with_steps(config: ConfigDict, examples: Examples) -> ConfigDict:
+def with_steps(config: ConfigDict, examples: Examples, shared: Shared | None = None) -> ConfigDict:
     """The config with `train.steps` for as many `train.epochs`, where these are set.
 
-    Of packed rows the steps are about as many: those that hold all tokens if the rows are full.
+    Of packed rows the steps are about as many: those that hold all tokens, less the `shared`
+    prefixes, if the rows are full.
     """
     train = config.train
     if not train.epochs:
         return config
     share = len(examples) / train.batch_size
     if train.pack:
-        tokens = sum(len(pack.row(example)["tokens"]) for example in examples)
+        rows = (pack.row(example, shared or Shared()) for example in examples)
+        tokens = sum(len(row["tokens"]) for row in rows)
         share = tokens / ((train.row_length or train.max_length) * train.batch_size)
     counted = config.copy_and_resolve_references()
     with counted.unlocked():
@@ -166,8 +169,11 @@ class _Run:
             if config.train.pack
             else 0,
             like_lengths=config.train.bucket,
+            shared=setup.shared,
+            groups=config.train.accumulate,
         )
-        self.seconds = self.examples = self.tokens = 0.0  # of steps, since this process started
+        # Of steps, since this process started.
+        self.seconds = self.examples = self.tokens = self.saved_tokens = 0.0
         self.loss: float | None = None  # the last one read
 
     # -- parameters and state
@@ -314,6 +320,11 @@ class _Run:
     def count(self, batch, logger: Logger) -> None:
         """Add a batch to the throughput figures and the progress bar."""
         tokens = int(np.count_nonzero(batch.segment_ids))
+        if batch.prefixes is not None:
+            tokens += int(np.count_nonzero(batch.prefixes.numbers))
+            self.saved_tokens += self.setup.shared.saved(
+                batch.prefixes.seen, batch.segment_ids, self.config.train.accumulate
+            )
         examples = int(batch.segment_ids.max(axis=-1).sum())
         self.tokens += tokens
         self.examples += examples
@@ -461,6 +472,8 @@ class _Run:
                 "examples_per_second": self.examples / self.seconds if self.seconds else None,
                 "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
                 "examples_seen_by_this_process": self.examples,
+                "tokens_computed_by_this_process": self.tokens,
+                "tokens_saved_by_shared_prefixes": self.saved_tokens,
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             },
             "versions": report.versions(),

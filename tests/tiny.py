@@ -1,5 +1,6 @@
 """A tiny model, random weights for it without compiling an initialiser, and random examples."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
@@ -77,3 +78,13 @@ def shapes(function: Callable, *arguments) -> Iterator[tuple[int, ...]]:
                     yield from walk(leaf)
 
     return walk(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def sharing(documents: list[Tokens], lengths: Iterable[int], seed: int = 9) -> list[Tokens]:
+    """The examples with prefixes of these lengths, which they take in turn."""
+    random = np.random.default_rng(seed)
+    prefixes = [random.integers(0, CONFIG.vocab_size, count).astype(np.int32) for count in lengths]
+    return [
+        dataclasses.replace(each, prefix=prefixes[index % len(prefixes)])
+        for index, each in enumerate(documents)
+    ]

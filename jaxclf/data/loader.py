@@ -1,7 +1,8 @@
 """Batches in a shuffled, endless order that can be resumed at any step (grain)."""
 
+import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from jaxclf.data import pack
 from jaxclf.data.encode import Encoded
 from jaxclf.data.pack import Batch, PromptBatch
+from jaxclf.data.prefixes import Shared
 from jaxclf.data.tokenize import Tokens
 from jaxclf.errors import InputError
 
@@ -23,14 +25,14 @@ Examples = Sequence[Tokens] | Sequence[Encoded]
 class _Rows:
     """Random access to the examples' arrays, as grain reads a source."""
 
-    def __init__(self, examples: Examples):
-        self.examples = examples
+    def __init__(self, examples: Examples, shared: Shared):
+        self.examples, self.shared = examples, shared
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> pack.Row:
-        return pack.row(self.examples[index])
+        return pack.row(self.examples[index], self.shared)
 
 
 class _LikeLengths(grain.experimental.FlatMapTransform):
@@ -38,8 +40,8 @@ class _LikeLengths(grain.experimental.FlatMapTransform):
 
     max_fan_out = _WINDOW
 
-    def __init__(self, batch_size: int, seed: int):
-        self.batch_size, self.seed = batch_size, seed
+    def __init__(self, batch_size: int, seed: int, padded: Callable[[list[pack.Row]], Batch]):
+        self.batch_size, self.seed, self.padded = batch_size, seed, padded
 
     def flat_map(self, element: list[pack.Row]) -> list[Batch]:
         rows = sorted(element, key=lambda row: len(row["tokens"]))
@@ -47,7 +49,7 @@ class _LikeLengths(grain.experimental.FlatMapTransform):
         # Drawn from the window itself: a resumed run meets the same order.
         salt = zlib.crc32(element[0]["tokens"].tobytes())
         np.random.default_rng([self.seed, salt]).shuffle(starts)
-        return [pack.padded(rows[start : start + self.batch_size]) for start in starts]
+        return [self.padded(rows[start : start + self.batch_size]) for start in starts]
 
 
 def train_batches(
@@ -57,6 +59,8 @@ def train_batches(
     seed: int,
     row_length: int = 0,
     like_lengths: bool = False,
+    shared: Shared | None = None,
+    groups: int = 1,
 ) -> grain.DatasetIterator:
     """An endless iterator of `Batch`; `get_state` and `set_state` make it resumable.
 
@@ -64,30 +68,36 @@ def train_batches(
     batches are those of all devices: each process makes them whole and keeps the rows of its own.
     `batch_size` counts examples, or rows when `row_length` > 0 packs several examples into rows of
     that many tokens; an example that is longer raises InputError. `like_lengths` pads less:
-    examples of like length stand together, in windows of some batches.
+    examples of like length stand together, in windows of some batches. Prefixes that are `shared`
+    are laid once over the rows of each of `groups` micro-batches; lengths then are of the rest.
     """
-    dataset = grain.MapDataset.source(_Rows(examples)).shuffle(seed).repeat()
+    shared = shared or Shared()
+    padded = functools.partial(pack.padded, shared=shared, groups=groups)
+    dataset = grain.MapDataset.source(_Rows(examples, shared)).shuffle(seed).repeat()
     rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
     if like_lengths:
         windows = rows.batch(batch_size * _WINDOW, batch_fn=list)
-        return iter(grain.experimental.FlatMapIterDataset(windows, _LikeLengths(batch_size, seed)))
+        batches = _LikeLengths(batch_size, seed, padded)
+        return iter(grain.experimental.FlatMapIterDataset(windows, batches))
     if not row_length:
-        return iter(rows.batch(batch_size, batch_fn=pack.padded))
+        return iter(rows.batch(batch_size, batch_fn=padded))
     for item in examples:
-        if (length := len(pack.row(item)["tokens"])) > row_length:
+        if (length := len(pack.row(item, shared)["tokens"])) > row_length:
             raise InputError(
                 f"record {item.id} has {length:,} tokens; a packed row holds {row_length:,}. "
                 "Raise train.row_length or lower train.max_length."
             )
-    first = pack.row(examples[0])
+    first = pack.row(examples[0], shared)
     lengths = dict.fromkeys(first, row_length)
     for name in pack.target_names(first):
-        budget = label_budget(examples, name, row_length)
+        budget = label_budget(examples, name, row_length, shared)
         lengths |= {f"{name}/positions": budget, f"{name}/labels": budget}
     filled = grain.experimental.FirstFitPackIterDataset(
         rows, length_struct=lengths, num_packing_bins=_PACKING_BINS, seed=seed
     )
-    return iter(filled.batch(batch_size).map(pack.packed))
+    return iter(
+        filled.batch(batch_size).map(functools.partial(pack.packed, shared=shared, groups=groups))
+    )
 
 
 def used_tokens(examples: Examples) -> np.ndarray:
@@ -95,9 +105,12 @@ def used_tokens(examples: Examples) -> np.ndarray:
     return np.unique(np.concatenate([[0], *(pack.row(item)["tokens"] for item in examples)]))
 
 
-def label_budget(examples: Examples, name: str, row_length: int) -> int:
+def label_budget(
+    examples: Examples, name: str, row_length: int, shared: Shared | None = None
+) -> int:
     """Labels J of a target that a packed row may hold: its usual share and a quarter more."""
-    sizes = [(len(row[f"{name}/labels"]), len(row["tokens"])) for row in map(pack.row, examples)]
+    rows = (pack.row(example, shared or Shared()) for example in examples)
+    sizes = [(len(row[f"{name}/labels"]), len(row["tokens"])) for row in rows]
     labels, tokens = (sum(column) for column in zip(*sizes, strict=True))
     share = 1.25 * row_length * labels / max(1, tokens)
     longest = max(count for count, _ in sizes)
@@ -105,17 +118,21 @@ def label_budget(examples: Examples, name: str, row_length: int) -> int:
 
 
 def prompt_batches(
-    examples: Sequence[Tokens], batch_size: int
+    examples: Sequence[Tokens], batch_size: int, shared: Shared | None = None
 ) -> Iterator[tuple[list[int], PromptBatch]]:
     """Every example once, by length, as (indices, prompts); the last batch is filled up, not cut.
 
-    Prompts of like length stand together, so that little padding is computed.
+    Prompts of like length stand together, so that little padding is computed; they are without the
+    prefixes that are `shared`.
     """
-    lengths = [len(item.prefix) + len(item.text) for item in examples]
+    shared = shared or Shared()
+    lengths = [
+        len(item.text) + (0 if shared.number(item) else len(item.prefix)) for item in examples
+    ]
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         indices = [int(index) for index in order[start : start + batch_size]]
-        yield indices, pack.prompts([examples[index] for index in indices], batch_size)
+        yield indices, pack.prompts([examples[index] for index in indices], batch_size, shared)
 
 
 def score_batches(

@@ -16,12 +16,14 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxclf.data.encode import Encoded
+from jaxclf.data.prefixes import Shared
 from jaxclf.data.tokenize import Tokens
-from jaxclf.shapes import AnyArray, Bool, Int, Shaped
+from jaxclf.shapes import AnyArray, Bool, Int, Prefixes, Shaped
 
 Row = dict[str, np.ndarray]
 
 ANSWER = "answer"  # the one target of generation
+_NONE = Shared()
 
 
 class Targets(NamedTuple):
@@ -40,6 +42,7 @@ class Batch(NamedTuple):
     """What one train step reads. Padding has segment 0; positions start at 0 in each segment.
 
     `types`: 1 in the second text of a pair, else 0; None where a model has no such input.
+    `prefixes`: those that examples share; positions of the examples then go on from their ends.
     """
 
     tokens: Int[AnyArray, "*micro B T"]
@@ -47,14 +50,19 @@ class Batch(NamedTuple):
     positions: Int[AnyArray, "*micro B T"]
     types: Int[AnyArray, "*micro B T"] | None
     targets: dict[str, Targets]
+    prefixes: Prefixes | None = None
 
 
 class PromptBatch(NamedTuple):
-    """Left-padded prompts: every row ends where its answer begins."""
+    """Left-padded prompts: every row ends where its answer begins.
+
+    `seen`: the number of the shared prefix that a row continues; 0: it has the whole prompt.
+    """
 
     tokens: Int[AnyArray, "B T"]
     segment_ids: Int[AnyArray, "B T"]
     positions: Int[AnyArray, "B T"]
+    seen: Int[AnyArray, "B"] | None = None
 
 
 def bucket(length: int, smallest: int = 16) -> int:
@@ -67,24 +75,31 @@ def bucket(length: int, smallest: int = 16) -> int:
     return size
 
 
-def row(example: Tokens | Encoded) -> Row:
-    """One example's arrays; positions count from its own first token."""
+def row(example: Tokens | Encoded, shared: Shared = _NONE) -> Row:
+    """One example's arrays, without its prefix where that is shared; positions count from their
+    first token."""
     if isinstance(example, Encoded):
         arrays = {"tokens": example.tokens, "types": example.types}
         for name, (positions, labels) in example.targets.items():
             arrays |= {f"{name}/positions": positions, f"{name}/labels": labels}
         return arrays
-    read = np.concatenate([example.prefix, example.text, example.label[:-1]]).astype(np.int32)
-    first = len(example.prefix) + len(example.text) - 1
-    return {
+    number = shared.number(example)
+    prefix = example.prefix[:0] if number else example.prefix
+    read = np.concatenate([prefix, example.text, example.label[:-1]]).astype(np.int32)
+    first = len(prefix) + len(example.text) - 1
+    arrays = {
         "tokens": read,
         f"{ANSWER}/positions": np.arange(first, len(read), dtype=np.int32),
         f"{ANSWER}/labels": example.label.astype(np.int32),
     }
+    return arrays | {"seen": np.full(len(read), number, np.int32)} if shared else arrays
 
 
-def padded(rows: Sequence[Row]) -> Batch:
-    """One example a row, padded on the right to the bucket of the longest."""
+def padded(rows: Sequence[Row], shared: Shared = _NONE, groups: int = 1) -> Batch:
+    """One example a row, padded on the right to the bucket of the longest.
+
+    `groups`: micro-batches that the rows are divided into; each has the shared prefixes.
+    """
     widths: dict[str, int] = {}
     for name in rows[0]:
         longest = max(len(item[name]) for item in rows)
@@ -103,23 +118,19 @@ def padded(rows: Sequence[Row]) -> Batch:
             segments[name][index, : len(values)] = 1
         count = len(item["tokens"])
         positions[index, :count] = np.arange(count)
-    return Batch(
-        arrays["tokens"],
-        segments["tokens"],
-        positions,
-        arrays.get("types"),
-        {
-            name: Targets(
-                arrays[f"{name}/positions"],
-                arrays[f"{name}/labels"],
-                segments[f"{name}/labels"] > 0,
-            )
-            for name in target_names(arrays)
-        },
+    targets = {
+        name: Targets(
+            arrays[f"{name}/positions"], arrays[f"{name}/labels"], segments[f"{name}/labels"] > 0
+        )
+        for name in target_names(arrays)
+    }
+    batch = Batch(
+        arrays["tokens"], segments["tokens"], positions, arrays.get("types"), targets, None
     )
+    return _with_prefixes(batch, arrays.get("seen"), shared, groups)
 
 
-def packed(rows: Mapping[str, np.ndarray]) -> Batch:
+def packed(rows: Mapping[str, np.ndarray], shared: Shared = _NONE, groups: int = 1) -> Batch:
     """Rows filled by grain's packer, `[B, T]` and `[B, J]`, with their segment ids.
 
     The packer only lays examples side by side: label positions are moved by where their example
@@ -138,13 +149,25 @@ def packed(rows: Mapping[str, np.ndarray]) -> Batch:
         mask = of_labels > 0
         positions = np.where(mask, rows[f"{name}/positions"] + starts, 0)
         targets[name] = Targets(positions.astype(np.int32), rows[f"{name}/labels"], mask)
-    return Batch(
+    batch = Batch(
         rows["tokens"].astype(np.int32),
         segment_ids.astype(np.int32),
         rows["tokens_positions"].astype(np.int32),
         rows.get("types"),
         targets,
     )
+    return _with_prefixes(batch, rows.get("seen"), shared, groups)
+
+
+def _with_prefixes(batch: Batch, seen: np.ndarray | None, shared: Shared, groups: int) -> Batch:
+    """The batch with the shared prefixes over the rows of each group, and positions after them."""
+    if not shared or seen is None:
+        return batch
+    tokens, positions, numbers = (
+        np.tile(part, (groups, 1)) for part in shared.laid(len(batch.tokens) // groups)
+    )
+    prefixes = Prefixes(tokens, positions, numbers, seen)
+    return batch._replace(positions=batch.positions + shared.lengths[seen], prefixes=prefixes)
 
 
 def target_names(row: Mapping[str, np.ndarray]) -> list[str]:
@@ -157,14 +180,27 @@ def _filled(segments: np.ndarray) -> np.ndarray:
     return np.where(segments == 0, np.iinfo(np.int32).max, segments)
 
 
-def prompts(examples: Sequence[Tokens], rows: int) -> PromptBatch:
-    """Prompts without answers, padded on the left; missing rows repeat the last example."""
-    texts = [np.concatenate([item.prefix, item.text]) for item in examples]
-    texts += texts[-1:] * (rows - len(texts))
+def prompts(examples: Sequence[Tokens], rows: int, shared: Shared = _NONE) -> PromptBatch:
+    """Prompts without answers, padded on the left; missing rows repeat the last example.
+
+    Prefixes that are `shared` are left out.
+    """
+    examples = [*examples, *examples[-1:] * (rows - len(examples))]
+    seen = np.array([shared.number(item) for item in examples], np.int32)
+    texts = [
+        item.text if number else np.concatenate([item.prefix, item.text])
+        for item, number in zip(examples, seen, strict=True)
+    ]
     width = bucket(max(map(len, texts)))
     tokens, segment_ids, positions = (np.zeros((rows, width), np.int32) for _ in range(3))
-    for index, ids in enumerate(texts):
+    for index, (ids, number) in enumerate(zip(texts, seen, strict=True)):
         tokens[index, width - len(ids) :] = ids
         segment_ids[index, width - len(ids) :] = 1
-        positions[index, width - len(ids) :] = np.arange(len(ids))
-    return PromptBatch(tokens, segment_ids, positions)
+        positions[index, width - len(ids) :] = np.arange(len(ids)) + shared.lengths[number]
+    return PromptBatch(tokens, segment_ids, positions, seen if shared else None)
+
+
+def prefix_row(shared: Shared) -> PromptBatch:
+    """All shared prefixes in one row, a segment each."""
+    tokens, positions, numbers = shared.laid(1)
+    return PromptBatch(tokens, numbers, positions)

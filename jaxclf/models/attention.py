@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclf import sharding
-from jaxclf.models.layers import dropout
+from jaxclf.models import shared
+from jaxclf.models.layers import dropout, take_places
+from jaxclf.models.shared import Shared
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 from jaxclf.sharding import constrain
 
@@ -45,7 +47,7 @@ class Segments:
     implementation: Implementation = dataclasses.field(metadata={"static": True})
 
 
-Visible = Bool[Array, "B 1 T S"] | Segments
+Visible = Bool[Array, "B 1 T S"] | Segments | Shared
 
 
 def visible(
@@ -55,6 +57,14 @@ def visible(
     if implementation == "plain":
         return causal_mask(segment_ids) if causal else full_mask(segment_ids)
     return Segments(segment_ids, causal, implementation)
+
+
+def at_places(mask: Visible, places: Int[AnyArray, "B J"]) -> Bool[Array, "B 1 J S"] | Shared:
+    """What these places alone may see; kernels that make no mask compute all places."""
+    assert not isinstance(mask, Segments)
+    if isinstance(mask, Shared):
+        return mask.at(places)
+    return take_places(mask[:, 0], places)[:, None]
 
 
 def attend(
@@ -75,6 +85,8 @@ def attend(
     if isinstance(mask, Segments):
         kernel = {"cudnn": _cudnn, "splash": _splash}[mask.implementation]
         found = kernel(query, key, value, mask)
+    elif isinstance(mask, Shared):
+        found = shared.attend(query, key, value, mask)
     else:
         found = _plain(query, key, value, mask, rate, random_key)
     return sharding.heads(found)
@@ -145,9 +157,12 @@ class Prefix(nnx.Module):
         key: Float[Array, "B S K H"],
         value: Float[Array, "B S K H"],
         mask: Visible,
-    ) -> tuple[Float[Array, "B PS K H"], Float[Array, "B PS K H"], Bool[Array, "B 1 T PS"]]:
+    ) -> tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], Bool[Array, "B 1 T _"] | Shared]:
         """Keys, values and mask with the prefix in front; models that have one make masks."""
         assert not isinstance(mask, Segments)
+        if isinstance(mask, Shared):
+            own = self.key.get_value(), self.value.get_value()
+            return key, value, mask.after(*(each.astype(key.dtype) for each in own))
 
         def extended(param, rest):
             own = param.get_value().astype(rest.dtype)
@@ -193,3 +208,16 @@ class Cache(NamedTuple):
 
 def _cut_cache(x: Float[Array, "L B S K H"]) -> Float[Array, "L B S K H"]:
     return constrain(x, None, "batch", None, "heads", None)
+
+
+class Before(NamedTuple):
+    """Shared prefixes computed before: their keys and values, and which of P tokens a row sees."""
+
+    cache: Cache  # of one row
+    seen: Bool[Array, "B P"]
+
+    def mask(self, own: Bool[Array, "B 1 T S"], layer: Int[Array, ""]) -> Shared:
+        """What tokens see of one layer: `own` places of their row after the prefixes."""
+        rows, _, count, _ = own.shape
+        seen = jnp.broadcast_to(self.seen[:, None], (rows, count, self.seen.shape[1]))
+        return Shared(seen, own, key=self.cache.key[layer, 0], value=self.cache.value[layer, 0])

@@ -15,16 +15,19 @@ from jax.nn import silu
 from jaxclf import sharding
 from jaxclf.models import layers
 from jaxclf.models.attention import (
+    Before,
     Cache,
     Implementation,
     Segments,
     Visible,
+    at_places,
     attend,
     prefix,
     visible,
 )
 from jaxclf.models.layers import RopeScaling
-from jaxclf.shapes import AnyArray, Array, Float, Int, Key
+from jaxclf.models.shared import training_mask
+from jaxclf.shapes import AnyArray, Array, Float, Int, Key, Prefixes
 from jaxclf.sharding import between, gathered
 
 
@@ -133,9 +136,8 @@ class Block(nnx.Module):
         normal = gathered(self.attention_norm(x))
         key, value = self.attention.keys(normal, cos, sin)
         if at is not None:
-            assert not isinstance(mask, Segments)
             x, normal, cos, sin = (layers.take_places(each, at) for each in (x, normal, cos, sin))
-            mask = layers.take_places(mask[:, 0], at)[:, None]
+            mask = at_places(mask, at)
         query = self.attention.query(normal, cos, sin)
         if self.prefix is not None:
             key, value, mask = self.prefix.before(key, value, mask)
@@ -218,13 +220,23 @@ class Llama(nnx.Module):
         segment_ids: Int[AnyArray, "B T"],
         key: Key[Array, ""] | None = None,
         at: Int[AnyArray, "B J"] | None = None,
+        prefixes: Prefixes | None = None,
     ) -> Float[Array, "B J D"]:
         """Normalised last hidden states, of all tokens (J = T) or of those `at` alone.
 
-        Tokens see earlier tokens of their own segment only. A key turns dropout on.
+        Tokens see earlier tokens of their own segment, and the shared prefix that it continues. A
+        key turns dropout on.
         """
+        # TODO-KERNELS
+        implementation = self.attention if prefixes is None else "plain"
+        mask = visible(segment_ids, True, implementation)
+        if prefixes is not None:
+            lead = prefixes.tokens.shape[1]
+            tokens = jnp.concatenate([prefixes.tokens, tokens], axis=1)
+            positions = jnp.concatenate([prefixes.positions, positions], axis=1)
+            mask = training_mask(prefixes.numbers, prefixes.seen, positions, mask)
+            at = jnp.arange(lead, tokens.shape[1])[None] if at is None else at + lead
         x, cos, sin = self.start(tokens, positions)
-        mask = visible(segment_ids, True, self.attention)
         # Once for all layers: XLA would compute them again in each fusion that reads them.
         cos, sin, mask = jax.lax.optimization_barrier((cos, sin, mask))
         first, key = layers.split_key(key, 2)
@@ -233,7 +245,7 @@ class Llama(nnx.Module):
         def body(block, x, index, at):
             return block(x, cos, sin, mask, layers.fold_key(key, index), at)
 
-        alone = isinstance(mask, jax.Array)  # kernels that make none compute all places
+        alone = not isinstance(mask, Segments)  # kernels that make none compute all places
         x = layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone)
         return self.norm(x)
 
@@ -243,10 +255,13 @@ class Llama(nnx.Module):
         positions: Int[AnyArray, "B T"],
         segment_ids: Int[AnyArray, "B T"],
         slots: int,
+        before: Before | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Hidden states of prompts, and a cache of `slots` that begins with these T tokens."""
-        mask = visible(segment_ids, True, self.attention)
-        return self.extend(tokens, positions, mask, self.empty_cache(len(tokens), slots), None)
+        # What was computed before is attended by masks.
+        mask = visible(segment_ids, True, self.attention if before is None else "plain")
+        cache = self.empty_cache(len(tokens), slots)
+        return self.extend(tokens, positions, mask, cache, None, before)
 
     def extend(
         self,
@@ -255,16 +270,19 @@ class Llama(nnx.Module):
         mask: Visible,
         cache: Cache,
         slot: Int[Array, ""] | int | None,
+        before: Before | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Hidden states of T tokens put at `slot` of a cache of S slots, which `mask` selects.
 
-        Slot None: at its start, with a mask of these tokens alone.
+        Slot None: at its start, with a mask of these tokens alone. `before`: prefixes that rows
+        share and see before these.
         """
         x, cos, sin = self.start(tokens, positions)
 
         def body(block, carry, layer, _):
             x, cache = carry
-            return block.cached(x, cos, sin, mask, cache, layer, slot)
+            seen = mask if before is None else before.mask(mask, layer)
+            return block.cached(x, cos, sin, seen, cache, layer, slot)
 
         x, cache = layers.scan_layers(self.layers, body, (x, cache), remat=False)
         return self.norm(x), cache

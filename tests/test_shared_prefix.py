@@ -1,0 +1,168 @@
+"""A prefix that examples share, computed once: losses, gradients and answers of repeated ones."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclf import decode, kernels, lora, losses
+from jaxclf.data import pack, prefixes
+from jaxclf.data.prefixes import Shared
+from jaxclf.models import zoo
+from tests.tiny import CONFIG, examples, random_params, shapes, sharing
+from tests.tiny_adapters import random_adapters
+
+SIZES = [(0, 5, 1), (0, 9, 2), (0, 2, 1), (0, 11, 1), (0, 4, 3), (0, 1, 4), (0, 3, 2), (0, 7, 1)]
+
+
+def documents(*lengths):
+    """Examples that have prefixes of these lengths in turn."""
+    return sharing(examples(SIZES), lengths)
+
+
+def padded(documents):
+    """A batch of one example a row: its prefixes repeated, and shared."""
+    shared = prefixes.find(documents, len(documents))
+    return tuple(
+        pack.padded([pack.row(each, which) for each in documents], which)
+        for which in (Shared(), shared)
+    )
+
+
+def packed(documents, rows=2):
+    """The same for rows that hold several examples."""
+    shared = prefixes.find(documents, len(documents))
+    return tuple(side_by_side(documents, rows, which) for which in (Shared(), shared))
+
+
+def side_by_side(documents, rows, shared):
+    arrays = {}
+    for index in range(rows):
+        parts = [pack.row(each, shared) for each in documents[index::rows]]
+        for name in parts[0]:
+            values = np.concatenate([part[name] for part in parts])
+            segments = np.repeat(np.arange(1, len(parts) + 1), [len(part[name]) for part in parts])
+            places = np.concatenate([np.arange(len(part[name])) for part in parts])
+            for key, column in ("", values), ("_segment_ids", segments), ("_positions", places):
+                filled = np.zeros((rows, 120), np.int32)
+                filled[index, : len(column)] = column
+                arrays[name + key] = arrays.get(name + key, 0) + filled
+    return pack.packed(arrays, shared)
+
+
+def gentle(model):
+    """Weights through which float32's rounding doesn't grow beyond 1e-6."""
+    halved = jax.tree.map(lambda leaf: leaf / 2, random_params(model)["layers"])
+    return random_params(model) | {"layers": halved}
+
+
+def agree(model, trained, frozen, repeated, once):
+    """Loss and every gradient are the same, to float32's rounding."""
+
+    def loss(trained, batch):
+        params = trained if frozen is None else lora.bind(frozen, trained)
+        totals = losses.GENERATION.totals(batch)
+        return losses.GENERATION.sums(model.bind(params), batch, totals).loss
+
+    assert once.prefixes is not None
+    compute = jax.jit(jax.value_and_grad(loss))
+    expected, found = (compute(trained, batch) for batch in (repeated, once))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+
+    def difference(one, other):
+        return np.linalg.norm(one - other) / (np.linalg.norm(other) or 1.0)
+
+    assert max(jax.tree.leaves(jax.tree.map(difference, found[1], expected[1]))) < 1e-6
+    assert max(np.max(np.abs(leaf)) for leaf in jax.tree.leaves(expected[1])) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("make", "lengths"), [(padded, (7,)), (padded, (40, 1)), (packed, (9, 6, 4))]
+)
+def test_full_tuning(make, lengths):
+    model = zoo.create(CONFIG, remat=True)
+    agree(model, gentle(model), None, *make(documents(*lengths)))
+
+
+@pytest.mark.parametrize("quantise", ["none", "nf4"])
+def test_adapters(quantise):
+    config = dataclasses.replace(CONFIG, hidden_size=32, head_dim=8, intermediate_size=32)
+    model = zoo.create(config, unroll=3, quantise=quantise)
+    base = gentle(zoo.create(config))
+    base = base if quantise == "none" else kernels.quantised(base, quantise)
+    adapters = random_adapters(base, lora.Spec(rank=4))
+    agree(model, adapters, base, *packed(documents(9, 6)))
+
+
+def test_trained_keys_before_a_shared_prefix():
+    model = zoo.create(dataclasses.replace(CONFIG, prefix=3))
+    agree(model, gentle(model), None, *padded(documents(7)))
+
+
+def test_an_example_may_keep_a_prefix_of_its_own():
+    first, *rest = documents(7)
+    own = dataclasses.replace(first, prefix=first.prefix[:3])
+    empty = dataclasses.replace(first, text=first.text[:0])  # its label would follow nothing
+    repeated, once = padded([own, empty, *rest])
+    assert once.prefixes.seen[:2].max() == 0 < once.prefixes.seen[2:, 0].min()
+    model = zoo.create(CONFIG)
+    agree(model, gentle(model), None, repeated, once)
+
+
+def test_which_prefixes_are_shared():
+    found = prefixes.find(documents(7, 3), 8)
+    assert sorted(map(len, found.prefixes)) == [3, 7]
+    assert not prefixes.find(documents(7, 3), 3)  # fewer than two of each a batch
+    assert not prefixes.find(documents(*range(1, 9)), 8)  # each has its own
+    assert not prefixes.find(documents(0), 8)
+
+
+def test_every_micro_batch_has_the_prefixes():
+    shared = prefixes.find(documents(7, 4), 4)
+    rows = [pack.row(each, shared) for each in documents(7, 4)]
+    batch = pack.padded(rows, shared, groups=2)
+    for half in np.split(batch.prefixes.tokens, 2), np.split(batch.prefixes.numbers, 2):
+        np.testing.assert_array_equal(half[0], half[1])
+        assert np.size(half[0]) >= 11
+    spared = shared.saved(batch.prefixes.seen, batch.segment_ids, groups=2)
+    assert spared == 4 * 7 + 4 * 4 - 2 * 11
+
+
+def test_no_array_repeats_the_prefix():
+    """Neither keys nor a mask of rows by prefix and text, whose lengths nothing else has."""
+    model = zoo.create(CONFIG)
+    _, once = padded(documents(331))
+    rows = len(once.tokens)
+
+    def loss(params, batch):
+        return jnp.sum(losses.label_logits(model.bind(params), batch))
+
+    found = list(shapes(jax.grad(loss), random_params(model), once))
+    count = rows * once.prefixes.tokens.shape[1]
+    assert any(count in shape for shape in found)
+    assert not [shape for shape in found if rows in shape and max(shape) > count]
+    assert not [shape for shape in found if {rows, count, CONFIG.head_dim} <= {*shape}]
+
+
+@pytest.fixture(scope="module")
+def greedy():
+    model = zoo.create(CONFIG)
+    return (
+        jax.jit(decode.make_greedy(model, 8, CONFIG.vocab_size)),
+        jax.jit(decode.make_prefix(model)),
+        random_params(model),
+    )
+
+
+def test_answers_are_the_same(greedy):
+    decoded, compute, params = greedy
+    texts = documents(9, 6)
+    texts[3] = dataclasses.replace(texts[3], prefix=texts[3].prefix[:2])  # shared with none
+    shared = prefixes.find(texts, len(texts))
+    expected = decoded(params, pack.prompts(texts, 9))
+    prefix = compute(params, pack.prefix_row(shared))
+    found = decoded(params, pack.prompts(texts, 9, shared), prefix)
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(expected)) > 5
