@@ -136,9 +136,11 @@ def default() -> ConfigDict:
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 32
     evaluation.split = "test"
-    evaluation.limit = 0  # records of dev scored during training; 0: all
+    evaluation.limit = 0  # records of dev scored during training and for the temperature; 0: all
     evaluation.fallback = "none"  # none | first | nearest | random: what an unparsed output becomes
     evaluation.max_new_tokens = 0  # 0: the longest answer of the label set or train split
+    evaluation.temperature = "dev"  # none | dev: where that of class probabilities is fitted
+    evaluation.wanted_accuracy = 0.95  # reported: the confidence to answer from; 0: not reported
 
     return config.lock()
 

@@ -1,7 +1,7 @@
 """A classifier ready to label texts: model, parameters, tokenizer, tasks and prompt together."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxclf import calibration, lora, sharding, transfer
 from jaxclf import config as configs
-from jaxclf import lora, sharding, transfer
 from jaxclf.checkpoints import (
     ModelSource,
     Which,
@@ -106,13 +106,17 @@ def implementation(config: ConfigDict) -> Implementation:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A trained run, ready to label."""
+    """A trained run, ready to label.
+
+    temperatures: of the class tasks that have one, for the probabilities of the predictions.
+    """
 
     classifier: Classifier
     params: Params
     config: ConfigDict
     source: ModelSource
     mesh: Mesh  # that the parameters lie on
+    temperatures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def which(text: str) -> Which:
@@ -158,7 +162,10 @@ def open_run(
             plan = transfer.plan(model, base, config.model.heads, recipe)
             frozen = transfer.load(model, base, plan, jax.random.key(config.seed))
             params = lora.bind(frozen, load_adapters(source, frozen))
-    return Opened(classifier, params, config, source, mesh)
+    temperatures = {}
+    if config.eval.get("temperature") == "dev":  # which older runs do not have
+        temperatures = calibration.load(source.run_dir / calibration.FILE, source.step)
+    return Opened(classifier, params, config, source, mesh, temperatures)
 
 
 def find_base(config: ConfigDict, run_dir: Path, find: FindModel) -> ModelSource:

@@ -19,7 +19,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf import attens, combining, features, logs, metrics, report, sharding, storage
+from jaxclf import (
+    attens,
+    calibration,
+    combining,
+    features,
+    logs,
+    metrics,
+    report,
+    sharding,
+    storage,
+)
 from jaxclf import config as configs
 from jaxclf.attens import Combiner
 from jaxclf.checkpoints import Checkpoints, ModelSource, Which
@@ -189,6 +199,7 @@ class _Part:
         self.run, self.target, self.seen, self.interrupts = modules, target, seen, interrupts
         self.metrics: dict[str, dict[str, float]] = {}
         self.facts: dict[str, dict[str, Any]] = {}
+        self.calibration: dict[str, dict[str, Any]] = {}
         self.predictions: list[Prediction] = []
         self.history: list[dict[str, Any]] = []
         self.combiner_size = 0
@@ -203,6 +214,8 @@ class _Part:
             scores[task.name] = self.combine(task, vectors)
         self.predictions = _predictions(records, target.tasks, scores)
         self.metrics = metrics.compute(self.predictions, target.tasks)
+        wanted = self.run.config.eval.wanted_accuracy
+        self.calibration = calibration.measure(self.predictions, target.tasks, {}, wanted)
         if "joint" in self.metrics and len(self.run.config.attens.targets) > 1:
             self.metrics[f"{short(target.name)} joint"] = self.metrics.pop("joint")
         return self
@@ -385,6 +398,9 @@ def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
         "train": {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
         "eval": {name: values for part in parts for name, values in part.metrics.items()},
         "eval_split": " and ".join(dict.fromkeys(part.target.split for part in parts)),
+        "calibration": {
+            name: figures for part in parts for name, figures in part.calibration.items()
+        },
         "attens": {name: facts for part in parts for name, facts in part.facts.items()},
         "versions": report.versions(),
     }

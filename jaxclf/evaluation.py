@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxclf import logs, metrics, report
+from jaxclf import calibration, logs, metrics, report
 from jaxclf.classify import Opened, prompt_source
 from jaxclf.data import datasets
 from jaxclf.errors import ArtifactError, InputError
@@ -42,6 +42,11 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
     result = _run_report(opened)
     result["eval"] = metrics.compute(predictions, recipe.tasks, recipe.slot_format)
     result["eval_split"] = split
+    wanted = config.eval.get("wanted_accuracy", 0.0)  # older runs do not have it
+    result["calibration"] = calibration.measure(
+        predictions, recipe.tasks, opened.temperatures, wanted
+    )
+    predictions = calibration.tempered(predictions, opened.temperatures)
     result.pop("attens", None)  # of the run's own evaluation
     report.write(output, result, predictions, recipe.tasks, [])
     print(report.table(result))

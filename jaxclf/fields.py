@@ -198,6 +198,8 @@ RULES: dict[str, Rule] = {
     "eval.limit": whole(0),
     "eval.fallback": one_of("none", "first", "nearest", "random"),
     "eval.max_new_tokens": whole(0),
+    "eval.temperature": one_of("none", "dev"),
+    "eval.wanted_accuracy": real(0, 1),
 }
 
 

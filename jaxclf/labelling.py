@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxclf import logs, report, storage
+from jaxclf import calibration, logs, report, storage
 from jaxclf.classify import Opened
 from jaxclf.data import records as data_records
 from jaxclf.data.records import Defects, Schema
@@ -63,6 +63,7 @@ def label_file(
             predictions = opened.classifier.predict(
                 opened.params, records[start : start + chunk], batch_size
             )
+            predictions = calibration.tempered(predictions, opened.temperatures)
             file.writelines(
                 json.dumps(report.prediction_row(prediction), ensure_ascii=False) + "\n"
                 for prediction in predictions
@@ -77,7 +78,11 @@ def _header(opened: Opened, records: Sequence[Record]) -> dict[str, Any]:
     texts = hashlib.sha256()
     for record in records:
         texts.update(json.dumps([record.id, record.text, record.pair]).encode())
-    return {"model": storage.fingerprint(opened.source.manifest), "texts": texts.hexdigest()}
+    return {
+        "model": storage.fingerprint(opened.source.manifest),
+        "temperatures": dict(opened.temperatures),
+        "texts": texts.hexdigest(),
+    }
 
 
 def _resume(partial: Path, header: dict[str, Any]) -> int:

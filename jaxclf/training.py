@@ -11,8 +11,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxclf import (
+    calibration,
+    metrics,
+    optim,
+    processes,
+    report,
+    sharding,
+    storage,
+    transfer,
+    tuning,
+)
 from jaxclf import config as configs
-from jaxclf import metrics, optim, processes, report, sharding, storage, transfer, tuning
 from jaxclf.checkpoints import (
     AdapterInfo,
     Checkpoints,
@@ -31,6 +41,7 @@ from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import InputError, NonFiniteError, Preempted
 from jaxclf.fields import did_you_mean, leaves
 from jaxclf.interrupts import Interrupts
+from jaxclf.labels import Prediction
 from jaxclf.logs import Logger, read_metrics
 from jaxclf.preparation import Setup, prepare
 from jaxclf.shapes import Params
@@ -417,23 +428,40 @@ class _Run:
             params = self.tuning.join(*self.tuning.resume(stored, self.tuning.base(self.frozen)))
         try:
             predictions = self.predict(params, records, split, logger)
+            temperatures = self.temperatures(params, split, predictions, logger)
         except _Stopped:
             raise Preempted(
                 f"stopped by SIGTERM while scoring {split}; training is complete and saved. The "
                 "same command scores it again"
             ) from None
-        result = self.describe(best if best is not None else self.step)
-        result["eval"] = metrics.compute(
-            predictions, self.setup.dataset.tasks, self.config.prompt.slots
-        )
+        step = best if best is not None else self.step
+        tasks = self.setup.dataset.tasks
+        result = self.describe(step)
+        result["eval"] = metrics.compute(predictions, tasks, self.config.prompt.slots)
         result["eval_split"] = split
+        wanted = self.config.eval.wanted_accuracy
+        result["calibration"] = calibration.measure(predictions, tasks, temperatures, wanted)
         if processes.is_first():
-            history = read_metrics(self.workdir)
-            report.write(self.workdir, result, predictions, self.setup.dataset.tasks, history)
+            if temperatures:
+                calibration.save(self.workdir / calibration.FILE, temperatures, step)
+            predictions = calibration.tempered(predictions, temperatures)
+            report.write(self.workdir, result, predictions, tasks, read_metrics(self.workdir))
         processes.wait("report")
         logger.say(report.table(result))
         logger.say(f"report: {self.workdir / 'report.html'}")
         return result
+
+    def temperatures(
+        self, params: Params, split: str, predictions: Sequence[Prediction], logger: Logger
+    ) -> dict[str, float]:
+        """Those of the class tasks that `predictions` of `split` have scores for, fitted on dev."""
+        tasks = calibration.scored_tasks(predictions, self.setup.dataset.tasks)
+        records = self.dev_records()
+        if self.config.eval.temperature == "none" or not tasks or not records:
+            return {}
+        if split != "dev":
+            predictions = self.predict(params, records, "dev", logger)
+        return calibration.fit(predictions, tasks)
 
     def describe(self, best: int) -> dict[str, Any]:
         """The report's parts other than the evaluation."""

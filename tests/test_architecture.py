@@ -15,7 +15,7 @@ LEVELS = (
     {"config", "fields", "interrupts", "kernels", "processes", "sharding", "storage"},
     {"data", "models"},
     {"attens", "checkpoints", "decode", "labels", "logs", "lora", "losses", "metrics", "optim"}
-    | {"report"},
+    | {"calibration", "report"},
     {"classify", "combining", "features", "generation", "objectives", "recipe", "scoring"}
     | {"steps", "transfer", "tuning"},
     {"planning", "preparation"},

@@ -1,5 +1,6 @@
 """Whole runs of an encoder with heads on the built-in data, and what they start from."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def test_a_run_leaves_report_predictions_and_scores(finished):
     assert max(scores, key=scores.__getitem__) == first["predicted"]["intent"]
     assert len(first["predicted"]["slots"]) == len(first["gold"]["slots"])
     assert first["unparsed"] == []
+    figures = report["calibration"]["intent"]
+    assert set(report["calibration"]) == {"intent"}  # slots are no single label
+    assert figures["accuracy"] == figures["before"]["accuracy"]
+    assert figures["accuracy"] == report["eval"]["intent"]["accuracy"]
+    assert sum(each["count"] for each in figures["bins"]) == 24
     assert (finished / "report.html").stat().st_size > 10_000
 
 
@@ -64,10 +70,31 @@ def test_evaluate_and_predict_agree_with_the_run(finished, tmp_path):
     assert again["eval"] == json.loads((finished / "report.json").read_text())["eval"]
     predicted = (tmp_path / "again" / "predictions.jsonl").read_text()
     assert predicted == (finished / "predictions.jsonl").read_text()
+    assert again["calibration"] == json.loads((finished / "report.json").read_text())["calibration"]
     records = [Record("a", "wake me at five am", {}), Record("b", "play " * 80, {})]
     label_file(opened, records, tmp_path / "out.jsonl", batch_size=4)
     rows = list(map(json.loads, (tmp_path / "out.jsonl").open()))
     assert [len(row["predicted"]["slots"]) for row in rows] == [5, 80]  # cut words are Other
+
+
+def test_a_temperature_changes_scores_and_no_label(finished, tmp_path):
+    opened = open_run(finished)
+    (temperature,) = opened.temperatures.values()
+    assert temperature != 1
+    report = json.loads((finished / "report.json").read_text())["calibration"]["intent"]
+    assert report["temperature"] == temperature
+    plain = dataclasses.replace(opened, temperatures={})
+    found = evaluate(plain, tmp_path)["calibration"]["intent"]
+    assert found["temperature"] is None
+    assert found["nll"] == report["before"]["nll"] != report["nll"]
+    rows = [
+        list(map(json.loads, (folder / "predictions.jsonl").open()))
+        for folder in (finished, tmp_path)
+    ]
+    for mended, raw in zip(*rows, strict=True):
+        assert mended["predicted"] == raw["predicted"]
+        assert mended["scores"] != raw["scores"]
+    assert open_run(finished, overrides=["eval.temperature=none"]).temperatures == {}
 
 
 def test_a_resumed_run_ends_as_an_unbroken_one(finished, tmp_path):

@@ -1,7 +1,8 @@
 """What a run leaves to read: report.json, report.html, predictions.jsonl, a table, a model card.
 
 `report` everywhere is the dict that becomes report.json, with the keys config, data, model, train,
-eval (task → metric → number), eval_split and versions.
+eval (task → metric → number), eval_split, calibration (task → figures, see `calibration.measure`)
+and versions.
 """
 
 import json

@@ -12,7 +12,7 @@ import numpy as np
 from jaxclf import metrics
 from jaxclf.data.tasks import Task, words
 from jaxclf.labels import UNPARSED, Prediction
-from jaxclf.report import ensemble, plots
+from jaxclf.report import calibration, ensemble, plots
 from jaxclf.report.markup import number, table, text
 from jaxclf.report.names import COUNTS, metric_name, show
 from jaxclf.report.style import STYLE
@@ -34,6 +34,7 @@ def page(
         *ensemble.sections(report, tasks),
         ("Learning curves", _curves(history)),
         *((f"Task {task.name}", _task(predictions, task, slot_format)) for task in tasks),
+        ("Calibration", calibration.section(report)),
         ("Unparsed outputs", _unparsed(predictions, tasks)),
         ("Data", _facts(report["data"], leave_out=("tasks",))),
         ("Settings", _settings(report)),

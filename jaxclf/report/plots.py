@@ -1,4 +1,4 @@
-"""The pictures of report.html: curves, and the heat map of a confusion matrix."""
+"""The pictures of report.html: curves, calibration, the heat map of a confusion matrix."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxclf.report.markup import text
 
-_BLUE, _GREY, _GRID = "#2f6db5", "#b9c6d6", "#e4e8ee"
+_BLUE, _RED, _GREY, _GRID = "#2f6db5", "#cd3e28", "#b9c6d6", "#e4e8ee"
 _LONGEST = 32  # characters of a label beside the heat map
 # Of dev, what stands for a task.
 _SHOWN = ("accuracy", "slot_f1", "exact_match", "matthews", "pearson")
@@ -77,9 +77,65 @@ def over_k(curves: Mapping[str, Mapping[int, float | None]]) -> str:
     return _image(figure)
 
 
+def calibration(figures: Mapping[str, Any]) -> str:
+    """A task's part of report["calibration"] as an SVG image in a data URI.
+
+    Accuracy by confidence, before a temperature too where there is one, and accuracy over coverage.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = [("Accuracy by confidence", figures)]
+    if before := figures.get("before"):
+        drawn = [
+            ("Accuracy by confidence, before", before),
+            ("The same with the temperature", figures),
+        ]
+    figure = Figure(figsize=(11.5, 3.6), layout="constrained")
+    *diagrams, last = figure.subplots(1, len(drawn) + 1)
+    for axis, (title, shown) in zip(diagrams, drawn, strict=True):
+        axis.set_title(title, fontsize=10, loc="left")
+        _style(axis, "confidence")
+        _reliability(axis, shown["bins"])
+    last.set_title("Accuracy of those answered", fontsize=10, loc="left")
+    _style(last, "coverage: share of records answered, the most confident first")
+    coverage, accuracy = zip(*figures["coverage"], strict=True)
+    marker = "o" if len(coverage) < 10 else ""
+    last.plot(coverage, accuracy, color=_BLUE, linewidth=1.6, marker=marker, markersize=3)
+    last.set_xlim(0, 1.02)
+    kept = figures.get("abstention") or {}
+    if kept.get("threshold") is not None:
+        last.axhline(kept["wanted"], color=_GREY, linewidth=1, linestyle="--")
+        last.plot([kept["coverage"]], [kept["accuracy"]], color=_RED, marker="o", markersize=6)
+    return _image(figure)
+
+
+def _reliability(axis: Any, bins: Sequence[Mapping[str, Any]]) -> None:
+    """A bar a bin of equal width: its accuracy, and on top the number of its records."""
+    width = 1 / len(bins)
+    for place, each in enumerate(bins):
+        if each["count"]:
+            middle = (place + 0.5) * width
+            axis.bar(middle, each["accuracy"], width * 0.92, color=_BLUE, alpha=0.75)
+            axis.text(
+                middle,
+                1.02,
+                f"{each['count']:,}",
+                ha="center",
+                va="bottom",
+                fontsize=7,
+                rotation=90,
+                color="#445",
+            )
+    axis.plot([0, 1], [0, 1], color=_RED, linewidth=1, linestyle="--")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.16)  # room for the numbers
+    axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+
+
 def _style(axis: Any, unit: str) -> None:
     axis.set_xlabel(unit, fontsize=8, color="#667")
     axis.tick_params(labelsize=8, colors="#445")
+    axis.set_axisbelow(True)
     axis.grid(color=_GRID, linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#b8c0cc")
