@@ -42,7 +42,9 @@ class Setup:
     prompt: PromptSource | None  # the recipe's, or a function that draws fresh examples
     examples: Examples  # the training split
     objective: Objective
-    shared: Shared = Shared()  # prompt prefixes that these have in common
+    shared: Shared = dataclasses.field(
+        default_factory=Shared
+    )  # prompt prefixes that these have in common
 
 
 def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setup:
