@@ -88,6 +88,7 @@ def default() -> ConfigDict:
     train.pack = False  # several examples a row
     train.bucket = False  # batches of examples of like length, which pads less
     train.share_prefix = True  # compute what prompts have in common once a batch, exactly
+    train.max_shapes = 24  # compiled shapes of batches; past that, a new one is padded to another
     train.accumulate = 1  # micro-batches a step
     train.learning_rate = 1e-3
     train.schedule = "constant"  # constant | linear | cosine

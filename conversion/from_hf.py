@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 
 from conversion import attributes, encoders, files, llama, mapping
-from jaxclf import checkpoints, errors, kernels, storage
+from jaxclf import cache, checkpoints, errors, kernels, storage
 from jaxclf.classify import find_model
 from jaxclf.errors import ArtifactError, InputError, StorageError
 from jaxclf.kernels import Quantise, QuantKernel
@@ -118,8 +117,11 @@ def cached(
     or another `quantise` make another entry.
     """
     directory = locate(source)
-    root = Path(os.environ.get("JAXCLF_CACHE") or Path.home() / ".cache" / "jaxclf")
-    entry = root / "models" / f"{directory.name}-{_fingerprint(directory, dtype, quantise)[:16]}"
+    entry = (
+        cache.root()
+        / "models"
+        / f"{directory.name}-{_fingerprint(directory, dtype, quantise)[:16]}"
+    )
     if not entry.is_dir():
         progress(f"converting {directory} into {entry}")
         try:

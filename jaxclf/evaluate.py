@@ -33,10 +33,11 @@ def main(arguments: list[str]) -> None:
 
     # Only now what takes seconds to import.
     from conversion import from_hf, from_peft
-    from jaxclf import evaluation
+    from jaxclf import cache, evaluation
     from jaxclf.classify import which
     from jaxclf.ensemble import open_any
 
+    cache.keep_programs()
     opened = open_any(
         options.checkpoint,
         which(options.step),

@@ -161,6 +161,7 @@ RULES: dict[str, Rule] = {
     "train.max_length": whole(1),
     "train.row_length": whole(0),
     "train.accumulate": whole(1),
+    "train.max_shapes": whole(1),
     "train.learning_rate": real(0),
     "train.schedule": one_of("constant", "linear", "cosine"),
     "train.vocabulary": one_of("all", "used"),

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxclf import decode, labels, sharding
 from jaxclf.data import loader, pack, prefixes
+from jaxclf.data.budget import Budget
 from jaxclf.data.prefixes import Shared
 from jaxclf.data.prompts import Prompt
 from jaxclf.data.tasks import Record, words
@@ -32,6 +33,7 @@ class GenerativeClassifier:
         self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
         self.greedy = jax.jit(decode.make_greedy(model, recipe.max_new_tokens, tokenizer.eos_id))
         self.compute_prefix = jax.jit(decode.make_prefix(model))
+        self.budget = Budget()
         self._computed: tuple[Params, bytes, decode.Prefix] | None = None
 
     def prefix(self, params: Params, shared: Shared) -> decode.Prefix | None:
@@ -71,7 +73,8 @@ class GenerativeClassifier:
         shared = prefixes.find(examples, min(batch_size, len(examples)))
         prefix = self.prefix(params, shared)
         for indices, prompt in loader.prompt_batches(examples, batch_size, shared):
-            generated = np.asarray(self.greedy(params, sharding.put_batch(prompt), prefix))
+            prompt = sharding.put_batch(self.budget.fit(prompt))
+            generated = np.asarray(self.greedy(params, prompt, prefix))
             rows = []
             for index, ids in zip(indices, generated, strict=False):
                 ended = eos_id in ids

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
 
     # Only now what takes seconds to import.
     from conversion import from_hf, from_peft
-    from jaxclf import labelling
+    from jaxclf import cache, labelling
     from jaxclf.classify import which
     from jaxclf.data.records import Schema
     from jaxclf.ensemble import open_any
@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> None:
         Schema(options.text, id=options.id, pair=options.pair),
         skip=options.on_defect == "skip",
     )
+    cache.keep_programs()
     opened = open_any(
         options.checkpoint,
         which(options.step),

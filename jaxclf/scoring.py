@@ -11,6 +11,7 @@ import numpy as np
 from jaxclf import attens, features, losses, sharding
 from jaxclf.attens import Combiner, Pooling
 from jaxclf.data import loader
+from jaxclf.data.budget import Budget
 from jaxclf.data.encode import Encoded, encode
 from jaxclf.data.loader import Examples
 from jaxclf.data.pack import Batch, PromptBatch
@@ -43,6 +44,7 @@ class HeadClassifier:
             return sharding.everywhere(read)
 
         self.scores = jax.jit(scores)
+        self.budget = Budget()
 
     def predict(
         self,
@@ -65,7 +67,8 @@ class HeadClassifier:
         )
         predictions: dict[int, Prediction] = {}
         for indices, batch in loader.score_batches(examples, sharding.divisible(batch_size)):
-            scores = jax.device_get(self.scores(params, sharding.put_batch(batch)))
+            batch = sharding.put_batch(self.budget.fit(batch))
+            scores = jax.device_get(self.scores(params, batch))
             for row, index in enumerate(indices):
                 of_row = {name: values[row] for name, values in scores.items()}
                 predictions[index] = self.read(records[index], examples[index], of_row)

@@ -41,8 +41,9 @@ def main(arguments: list[str]) -> None:
 
     keep_freed_memory()
     # Only now what takes seconds to import: a typo is told at once.
-    from jaxclf import processes
+    from jaxclf import cache, processes
 
+    cache.keep_programs()
     if options.distributed:
         processes.join(options.heartbeat)
     from jaxclf.training import train

@@ -35,6 +35,7 @@ from jaxclf.checkpoints import (
 )
 from jaxclf.classify import make_classifier
 from jaxclf.data import datasets, loader, pack
+from jaxclf.data.budget import Budget
 from jaxclf.data.loader import Examples
 from jaxclf.data.prefixes import Shared
 from jaxclf.data.tasks import Record, Task
@@ -57,6 +58,7 @@ _FREE_FIELDS = (
     "train.checkpoint_every",
     "train.keep",
     "train.log_every",
+    "train.max_shapes",
     "train.steps",
     "train.epochs",
 )
@@ -183,6 +185,7 @@ class _Run:
             shared=setup.shared,
             groups=config.train.accumulate,
         )
+        self.budget = Budget(config.train.max_shapes)
         # Of steps, since this process started.
         self.seconds = self.examples = self.tokens = self.saved_tokens = 0.0
         self.loss: float | None = None  # the last one read
@@ -281,7 +284,7 @@ class _Run:
         late: Metrics | None = None  # the previous step's, read while the device computes this one
         mark = time.perf_counter()
         while self.step < train.steps:
-            batch = next(self.batches)
+            batch = self.budget.fit(next(self.batches))
             with jax.transfer_guard("disallow"):  # but for what is handed over by name
                 device_batch = sharding.put_batch(_micro_batches(batch, train.accumulate), axis=1)
                 self.state, step_metrics = self.train_step(self.state, self.frozen, device_batch)
@@ -502,6 +505,7 @@ class _Run:
                 "examples_seen_by_this_process": self.examples,
                 "tokens_computed_by_this_process": self.tokens,
                 "tokens_saved_by_shared_prefixes": self.saved_tokens,
+                "compiled_shapes": len(self.budget.shapes),
                 "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             },
             "versions": report.versions(),

@@ -15,7 +15,8 @@ from jaxclf import decode, features, hlo, losses, optim, sharding, steps, tuning
 from jaxclf.attens import Pooling
 from jaxclf.checkpoints import Checkpoints
 from jaxclf.classify import open_run
-from jaxclf.data import loader, pack
+from jaxclf.data import loader, pack, prefixes
+from jaxclf.data.prefixes import Shared
 from jaxclf.evaluation import evaluate
 from jaxclf.losses import Objective, Term
 from jaxclf.models import zoo
@@ -25,7 +26,7 @@ from jaxclf.models.llama import LlamaConfig
 from jaxclf.training import train
 from tests.models.test_attention import inputs as attention_inputs
 from tests.test_features import seen_of, texts
-from tests.tiny import examples, random_params
+from tests.tiny import examples, random_params, sharing
 from tests.tiny_encoders import ENCODERS
 
 MESHES = {
@@ -59,6 +60,15 @@ def on(shape: tuple[int, ...]):
 def text_batch(count: int = 1, sizes=SIZES) -> pack.Batch:
     """Eight examples in `count` micro-batches."""
     batch = pack.padded([pack.row(each) for each in examples(sizes, vocab_size=64)])
+    return jax.tree.map(lambda rows: rows.reshape(count, -1, rows.shape[1]), batch)
+
+
+def shared_batch(count: int = 1) -> pack.Batch:
+    """Sixteen examples that share two prefixes, in `count` micro-batches."""
+    texts = sharing(examples([*SIZES, *SIZES], vocab_size=64), (11, 6))
+    shared = prefixes.find(texts, len(texts))
+    batch = pack.padded([pack.row(each, shared) for each in texts], shared, count)
+    assert batch.prefixes is not None
     return jax.tree.map(lambda rows: rows.reshape(count, -1, rows.shape[1]), batch)
 
 
@@ -117,11 +127,11 @@ def full():
     params = random_params(model)
     agree(MESHES, model, tuned, params, text_batch(), losses.GENERATION)
     agree(
-        ["data-fsdp-tensor"],
+        ["data-fsdp-tensor", "fsdp-tensor-sequence"],
         model,
         tuned,
         params,
-        jax.tree.map(lambda x: np.concatenate([x, x], axis=1), text_batch(2)),
+        shared_batch(2),
         losses.GENERATION,
     )
 
@@ -135,7 +145,7 @@ def adapters():
         tuned = tuning.choose(fields, model.abstract)
         plain = random_params(zoo.create(CONFIG))
         params = plain if quantised == "none" else zoo.kernels.quantised(plain, "nf4")
-        agree(names, model, tuned, params, text_batch(), losses.GENERATION)
+        agree(names, model, tuned, params, shared_batch(), losses.GENERATION)
 
 
 def encoders():
@@ -178,15 +188,19 @@ def decoding():
     model = zoo.create(CONFIG)
     params = random_params(model)
     greedy = decode.make_greedy(model, 6, eos_id=2)
-    prompts = pack.prompts(examples(SIZES, vocab_size=64), 8)
-    found = []
-    for shape in (ONE, *MESHES.values()):
-        with on(shape):
-            found.append(
-                np.asarray(jax.jit(greedy)(sharding.put(params), sharding.put_batch(prompts)))
-            )
-    for each in found[1:]:
-        np.testing.assert_array_equal(each, found[0])
+    compute = decode.make_prefix(model)
+    texts = sharing(examples(SIZES, vocab_size=64), (5,))
+    shared = prefixes.find(texts, len(texts))
+    for which in (shared, Shared()):
+        prompts = pack.prompts(texts, 8, which)
+        found = []
+        for shape in (ONE, *MESHES.values()):
+            with on(shape):
+                put = sharding.put(params)
+                prefix = jax.jit(compute)(put, pack.prefix_row(which)) if which else None
+                found.append(np.asarray(jax.jit(greedy)(put, sharding.put_batch(prompts), prefix)))
+        for each in found[1:]:
+            np.testing.assert_array_equal(each, found[0])
 
 
 def kernels():

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The rooms of jaxclf from the ground up. A room imports from its own level and those below.
 LEVELS = (
-    {"__init__", "allocator", "chips", "errors", "hlo", "shapes"},
+    {"__init__", "allocator", "cache", "chips", "errors", "hlo", "shapes"},
     {"config", "fields", "interrupts", "kernels", "processes", "sharding", "storage"},
     {"data", "models"},
     {"attens", "checkpoints", "decode", "labels", "logs", "lora", "losses", "metrics", "optim"}
