@@ -138,6 +138,10 @@ def default() -> ConfigDict:
     evaluation.limit = 0  # records of dev scored during training; 0: all
     evaluation.fallback = "none"  # none | first | nearest | random: what an unparsed output becomes
     evaluation.max_new_tokens = 0  # 0: the longest answer of the label set or train split
+    # free: any text is read for labels | constrained: among the labels | score: p of every label
+    evaluation.decoding = "free"
+    evaluation.score_bound = 1e-3  # share of the labels' probability left unread; 0: none
+    evaluation.normalise = "none"  # of scores: none | length | pmi | contextual
 
     return config.lock()
 

@@ -23,7 +23,7 @@ from jaxclf.checkpoints import (
     write_adapters,
     write_base,
 )
-from jaxclf.classify import make_classifier
+from jaxclf.classify import decoding_facts, make_classifier
 from jaxclf.data import datasets, loader, pack
 from jaxclf.data.loader import Examples
 from jaxclf.data.tasks import Record, Task
@@ -144,7 +144,7 @@ class _Run:
     ):
         self.config, self.workdir, self.setup = config, workdir, setup
         self.checkpoints, self.interrupts = checkpoints, interrupts
-        self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe)
+        self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe, config)
         used = config.train.vocabulary == "used"
         tokens = loader.used_tokens(setup.examples) if used else None
         self.tuning = tuning.choose(config, setup.model.abstract, tokens)
@@ -412,6 +412,7 @@ class _Run:
                 "same command scores it again"
             ) from None
         result = self.describe(best if best is not None else self.step)
+        result |= decoding_facts(self.classifier)
         result["eval"] = metrics.compute(
             predictions, self.setup.dataset.tasks, self.config.prompt.slots
         )
