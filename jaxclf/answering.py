@@ -131,7 +131,7 @@ class Answerer:
     def score(self, params: Params, prompt: PromptBatch, rows: "_Rows", priors: "_Priors") -> None:
         """Fields in their order, each after the best label of those before; slots by choice."""
         fields = self.layout.fields
-        spare = max((ranker.room for ranker in self.rankers.values()), default=0)
+        spare = 0
         plans = [rows.plan([field]) for field in fields]
         for field, plan in zip(fields, plans, strict=True):
             if field.inner:
@@ -189,7 +189,7 @@ class _Rows:
         width = max(map(len, rows))
         if any(field.inner for field in fields):
             width = pack.bucket(width, 4)
-        return self.filled(trie.table([*rows, [-1] * width], -1)[:-1])
+        return self.filled(trie.table(rows, -1, width))
 
     def take(self, chosen: jax.Array, fields: Sequence[Field] | None = None) -> None:
         """Note what `choosing.likeliest` chose."""

@@ -154,7 +154,7 @@ class _Cutter:
             labels: dict[str, Label] = {}
             for number, task in enumerate(self.tasks):
                 names = self.names[task.name]
-                places = (index + number, index + number + 1, index)
+                places = (index + number + step for step in (0, 0, 1))  # as of "time, time, date"
                 chosen = [names[place % len(names)] for place in places]
                 labels[task.name] = self.label(task, *chosen)
             yield labels

@@ -16,7 +16,7 @@ from jaxclf.models.attention import Cache
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int
 from jaxclf.trie import Radix, Trie
 
-# Logits computed at once when all nodes of a trie are scored: 128 MiB of float32.
+# Logits computed at once when nodes of a trie are scored: 128 MiB of float32.
 _LOGITS = 2**25
 
 
@@ -126,92 +126,43 @@ def log_probabilities(
     return found - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def score_first(module: Any, read: Read, radix: Radix) -> Float[Array, "B most"]:
-    """log p of the first token of each of the root's children."""
-    tokens = radix.run[radix.children[0], 0]
+def score_first(module: Any, read: Read, trie: Trie) -> Float[Array, "B first"]:
+    """log p of `trie.first`, which needs nothing to be fed."""
+    tokens = trie.token[trie.first]
     shape = (len(read.position), 1, len(tokens))
     return log_probabilities(module, read.hidden, jnp.broadcast_to(tokens, shape))[:, 0]
 
 
-def score_all(module: Any, read: Read, trie: Trie) -> Float[Array, "B C"]:
-    """log p of each label of a trie: the sum over its tokens.
+def score_nodes(
+    module: Any, read: Read, trie: Trie, nodes: Int[AnyArray, "B nodes"]
+) -> Float[Array, "B nodes most"]:
+    """log p of the children of chosen inner nodes of each row, as many columns of `trie.children`
+    as nodes other than the root need.
 
-    All inner nodes are fed as one tree, of which each sees the row's own tokens and its ancestors;
-    in parts where there are too many.
+    The nodes of a row are fed as one tree: each sees what was read and its ancestors, which must
+    be among the nodes and stand before it. 0, the root, which is never fed, fills up. Where there
+    are too many logits, the nodes are fed in parts.
     """
-    rows, count = len(read.position), trie.inner - 1
-    top = jnp.broadcast_to(trie.token[trie.children[0]], (rows, 1, trie.children.shape[1]))
-    found = [log_probabilities(module, read.hidden, top)[:, 0]]
-    if count:
-        found.append(_score_inner(module, read, trie).reshape(rows, -1))
-    # Where each node's log p stands in the rows so far; the root adds the 0 after the last.
-    flat = jnp.pad(jnp.concatenate(found, axis=1), ((0, 0), (0, 1)))
-    place = np.full(len(trie.token), flat.shape[1] - 1)
-    place[trie.children[trie.children >= 0]] = np.flatnonzero(trie.children >= 0)
-    deepest = int(trie.depth.max())
-    paths = np.empty((len(trie.leaf), deepest), np.int32)
-    node = trie.leaf
-    for step in range(deepest):
-        paths[:, step] = place[node]
-        node = np.maximum(trie.parent[node], 0)
-    return flat[:, paths].sum(axis=-1)
-
-
-def _score_inner(module: Any, read: Read, trie: Trie) -> Float[Array, "B nodes most"]:
-    """log p of the children of every inner node but the root."""
-    rows, count = len(read.position), trie.inner - 1
+    rows, count = nodes.shape
     parts = -(-count // max(1, _LOGITS // (rows * module.config.vocab_size)))
     size = -(-count // parts)
-    nodes = np.arange(1, parts * size + 1).reshape(parts, size)
-    nodes = np.minimum(nodes, count)  # the last part is filled up with the last node
+    nodes = jnp.pad(jnp.asarray(nodes), ((0, 0), (0, parts * size - count)))
     read = _with_room(read, parts * size)
-    sees = trie.ancestors[:, 1 : trie.inner]  # of all nodes fed; the root is in the prompt
+    tokens, depths = jnp.maximum(jnp.asarray(trie.token), 0), jnp.asarray(trie.depth)
+    most = (trie.children[1:] >= 0).sum(axis=1).max()
+    children = tokens[jnp.asarray(trie.children[:, :most])]
+    ancestors = jnp.asarray(trie.ancestors)
 
-    def score(cache: Cache, part):
-        nodes, start = part
-        own = jnp.pad(sees, ((0, 0), (0, parts * size - count)))[nodes]
-        tokens = jnp.broadcast_to(jnp.asarray(trie.token)[nodes], (rows, size))
-        depths = jnp.broadcast_to(jnp.asarray(trie.depth)[nodes] - 1, (rows, size))
-        own = jnp.broadcast_to(own, (rows, *own.shape))
-        hidden, cache = _feed(module, read._replace(cache=cache), tokens, depths, own, start)
-        children = jnp.asarray(trie.token)[jnp.asarray(trie.children)[nodes]]
-        targets = jnp.broadcast_to(children, (rows, *children.shape))
-        return cache, log_probabilities(module, hidden, targets)
+    def score(cache: Cache, start: Int[Array, ""]):
+        part = jax.lax.dynamic_slice(nodes, (0, start), (rows, size))
+        own = ancestors[part[:, :, None], nodes[:, None]] & (nodes > 0)[:, None]
+        fed = read._replace(cache=cache)
+        hidden, cache = _feed(module, fed, tokens[part], depths[part] - 1, own, start)
+        return cache, log_probabilities(module, hidden, children[part])
 
-    starts = np.arange(parts, dtype=np.int32) * size
-    _, found = jax.lax.scan(score, read.cache, (jnp.asarray(nodes), jnp.asarray(starts)))
+    starts = jnp.arange(parts, dtype=jnp.int32) * size
+    _, found = jax.lax.scan(score, read.cache, starts)
     return jnp.swapaxes(found, 0, 1).reshape(rows, parts * size, -1)[:, :count]
-
-
-def score_pairs(
-    module: Any,
-    read: Read,
-    radix: Radix,
-    rows: Int[AnyArray, "P"],
-    nodes: Int[AnyArray, "P"],
-    width: int,
-) -> tuple[Float[Array, "P"], Float[Array, "P most"]]:
-    """For pairs of a row and a node: log p of the node's run after its first token, and of the
-    first tokens of its children.
-
-    Nothing of the row is read again; the tokens from the root on are, at most `width`, so that a
-    pair depends on no other. A leaf's own last token need not be fed.
-    """
-    path, depth, length = map(jnp.asarray, (radix.path, radix.depth, radix.length))
-    depth, length = depth[nodes], length[nodes]
-    path = jnp.pad(path, ((0, 0), (0, max(0, width + 1 - path.shape[1]))))[nodes, : width + 1]
-    order = jnp.arange(width)
-    earlier = jnp.broadcast_to(order <= order[:, None], (len(depth), width, width))
-    depths = jnp.broadcast_to(order, (len(depth), width))
-    hidden, _ = _feed(module, take_rows(read, rows), path[:, :-1], depths, earlier)
-    following = log_probabilities(module, hidden, path[:, 1:, None])[..., 0]
-    in_run = (order >= (depth - length)[:, None]) & (order < depth[:, None] - 1)
-    ends = layers.take_places(hidden, jnp.minimum(depth - 1, width - 1)[:, None])
-    firsts = jnp.asarray(radix.run[:, 0])[jnp.asarray(radix.children)[nodes]]
-    return (
-        jnp.sum(jnp.where(in_run, following, 0), axis=1),
-        log_probabilities(module, ends, firsts[:, None])[:, 0],
-    )
 
 
 def take_rows(read: Read, rows: Int[AnyArray, "P"]) -> Read:

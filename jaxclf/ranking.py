@@ -13,13 +13,11 @@ from jaxclf import choosing, sharding, trie
 from jaxclf.choosing import Read
 from jaxclf.models.zoo import Model
 from jaxclf.shapes import Bool, Float, Int, Params
-from jaxclf.trie import Ids
+from jaxclf.trie import Ids, Trie
 
 Normalise = Literal["none", "length", "pmi", "contextual"]
 # What stands in the text's place to measure how likely labels are without one.
 CONTENT_FREE = {"pmi": "", "contextual": "N/A"}
-# The share of a trie's nodes that are read one by one; where more are wanted, all are, at once.
-_ONE_BY_ONE = 0.5
 
 
 class Ranked(NamedTuple):
@@ -33,135 +31,126 @@ class Ranked(NamedTuple):
 
 
 class Ranker:
-    """Scores one set of labels. Compiled programs are kept, one per prompt shape."""
+    """Scores one set of labels. Compiled programs are kept, one per prompt shape and width."""
 
     def __init__(self, model: Model, labels: tuple[Ids, ...], end: int):
         self.trie = trie.make(labels, end)
-        self.radix = radix = trie.join(self.trie)
-        self.tokens = np.array(self.trie.depth[self.trie.leaf])
-        bind = model.bind
+        self.tokens = np.array(self.trie.depth[self.trie.leaf])  # of each label
 
         def first(params: Params, read: Read):
-            return sharding.everywhere(choosing.score_first(bind(params), read, radix))
-
-        def whole(params: Params, read: Read, rows):
-            read = read if rows is None else choosing.take_rows(read, rows)
-            return sharding.everywhere(choosing.score_all(bind(params), read, self.trie))
-
-        def pairs(params: Params, read: Read, rows, nodes, width: int):
-            found = choosing.score_pairs(bind(params), read, radix, rows, nodes, width)
+            found = choosing.score_first(model.bind(params), read, self.trie)
             return sharding.everywhere(found)
 
-        self._first, self._whole = jax.jit(first), jax.jit(whole)
-        self._pairs = jax.jit(pairs, static_argnames="width")
+        def some(params: Params, read: Read, rows, nodes):
+            read = read if rows is None else choosing.take_rows(read, rows)
+            found = choosing.score_nodes(model.bind(params), read, self.trie, nodes)
+            return sharding.everywhere(found)
 
-    @property
-    def room(self) -> int:
-        """Slots that a cache needs to spare."""
-        return _width(int(self.fed.max()))
-
-    @property
-    def fed(self) -> Int[np.ndarray, "M"]:
-        """How many tokens are fed to read a node: a leaf's last one is not."""
-        return self.radix.depth - (self.radix.label >= 0)
+        self._first, self._some = jax.jit(first), jax.jit(some)
 
     def __call__(self, params: Params, read: Read, count: int, bound: float = 0.0) -> Ranked:
         """The first `count` rows' labels; at most a share `bound` of their probability is unread.
 
         The likeliest label is the exact one in any case. What a row gets depends on no other row.
         """
-        if not bound:
-            log_p = np.asarray(self._whole(params, read, None))[:count]
-            return Ranked(log_p, np.zeros(count, np.float32))
-        search = _Search(self, np.asarray(self._first(params, read))[:count], bound)
-        while len(pairs := search.wanted()):
-            search.read(pairs, *self.read(params, read, pairs))
-        log_p, unread = search.result()
-        unsure = np.flatnonzero(search.unsure)
-        if len(unsure):
-            # Two compiled shapes: few rows, or as many as the batch has.
-            few = -(-len(read.position) // 4)
-            rows = np.resize(unsure, few if len(unsure) <= few else len(read.position))
-            log_p[unsure] = np.asarray(self._whole(params, read, rows))[: len(unsure)]
-            unread[unsure] = 0
-        return Ranked(log_p, unread)
+        search = _Search(self.trie, np.asarray(self._first(params, read))[:count], bound)
+        if not bound and self.trie.inner > 1:
+            nodes = np.arange(1, self.trie.inner, dtype=np.int32)
+            nodes = np.tile(nodes, (len(read.position), 1))
+            found = np.asarray(self._some(params, read, None, nodes))
+            search.take(np.arange(count), nodes[:count], found[:count])
+        while (wanted := search.wanted()).any():
+            for rows, nodes, found in self.read(params, read, wanted):
+                search.take(rows, nodes, found)
+        return search.result()
 
     def read(
-        self, params: Params, read: Read, pairs: Int[np.ndarray, "pairs 2"]
-    ) -> tuple[Float[np.ndarray, "pairs"], Float[np.ndarray, "pairs most"]]:
-        """What `score_pairs` says of (row, node) pairs, as many a call as the batch has rows."""
-        size = len(read.position)
-        fed = self.fed[pairs[:, 1]]
-        order = np.argsort(fed, kind="stable")
+        self, params: Params, read: Read, wanted: Bool[np.ndarray, "rows M"]
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """All wanted nodes, as (rows, their nodes, what `score_nodes` says of these).
+
+        Each call has four nodes for every row of the batch: few of many rows, or many of few.
+        """
+        sizes = wanted.sum(axis=1)
+        order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
         calls = []
-        for start in range(0, len(pairs), size):
-            chosen = order[start : start + size]
-            filled = np.resize(pairs[chosen], (size, 2))
-            width = _width(int(fed[chosen].max()))
-            calls.append(self._pairs(params, read, filled[:, 0], filled[:, 1], width=width))
-        runs, children = map(np.concatenate, zip(*jax.device_get(calls), strict=True))
-        inverse = np.argsort(order)
-        return runs[: len(pairs)][inverse], children[: len(pairs)][inverse]
+        while len(order):
+            width = min(_width(int(sizes[order[0]])), self.trie.inner - 1)
+            together = min(len(read.position), max(1, 4 * len(read.position) // width))
+            rows = np.resize(order[:together], together)  # filled up with the same ones again
+            nodes = trie.table([np.flatnonzero(wanted[row]) for row in rows], 0, width)
+            calls.append((rows, nodes, self._some(params, read, rows, nodes)))
+            order = order[together:]
+        return jax.device_get(calls)
 
 
 class _Search:
-    """Which nodes were read for each row, and how likely each is."""
+    """Which nodes of a trie were read for each row, and how likely each node is."""
 
-    def __init__(self, ranker: Ranker, first: Float[np.ndarray, "B most"], bound: float):
-        self.radix, self.bound = ranker.radix, bound
-        shape = len(first), len(self.radix.label)
-        self.most = _ONE_BY_ONE * ranker.trie.inner
-        self.log_p = np.full(shape, -np.inf)
-        self.open = np.zeros(shape, bool)  # reached, but not read
-        self.leaf = self.radix.label >= 0
-        self.pairs = np.zeros(len(first), int)
-        self.unsure = np.zeros(len(first), bool)  # rows that want more than that share
-        rows = np.arange(len(first))
-        self.reach(rows, np.zeros(len(first), int), first)
+    def __init__(self, tree: Trie, first: Float[np.ndarray, "B first"], bound: float):
+        self.trie, self.bound = tree, bound
+        shape = len(first), len(tree.token)
+        self.inner = np.arange(len(tree.token)) < tree.inner
+        self.step = np.full(shape, -np.inf)  # log p of each node after its parent
+        self.step[:, 0] = 0
+        self.step[:, tree.first] = first
+        self.was_read = np.zeros(shape, bool)
+        self.was_read[:, 0] = True
 
-    def reach(self, rows, nodes, children: Float[np.ndarray, "pairs most"]) -> None:
-        """Note the children of nodes; a leaf of one token needs no reading."""
-        kids = self.radix.children[nodes]
-        pair, which = np.nonzero(kids >= 0)
-        kid = kids[pair, which]
-        self.log_p[rows[pair], kid] = children[pair, which]
-        self.open[rows[pair], kid] = ~(self.leaf[kid] & (self.radix.length[kid] == 1))
+    def take(
+        self,
+        rows: Int[np.ndarray, "B"],
+        nodes: Int[np.ndarray, "B nodes"],
+        found: Float[np.ndarray, "B nodes most"],
+    ) -> None:
+        """Note log p of the children of nodes; the root fills up."""
+        row, place = np.nonzero(nodes)
+        node, values, row = nodes[row, place], found[row, place], rows[row]
+        self.was_read[row, node] = True
+        children = self.trie.children[node, : found.shape[-1]]
+        pair, which = np.nonzero(children >= 0)
+        self.step[row[pair], children[pair, which]] = values[pair, which]
 
-    def wanted(self) -> Int[np.ndarray, "pairs 2"]:
-        """The likeliest open nodes, up to where the rest is within the bound.
+    def log_p(self) -> Float[np.ndarray, "B M"]:
+        """log p of every node: minus infinity where its parent was not read."""
+        found = self.step.copy()
+        for nodes in self.trie.levels:
+            found[:, nodes] += found[:, self.trie.parent[nodes]]
+        return found
 
-        And those that could still hold the likeliest label; none of rows that are unsure.
+    def unread(self, p: Float[np.ndarray, "B M"]) -> Float[np.ndarray, "B M"]:
+        """The probability of the nodes that were reached, but not read."""
+        return np.where(self.inner & ~self.was_read, p, 0)
+
+    def wanted(self) -> Bool[np.ndarray, "B M"]:
+        """The nodes to feed next: the likeliest unread ones, until the rest is within the bound.
+
+        And those that could still hold the likeliest label; with their ancestors, and with what
+        must follow them.
         """
-        p = np.exp(self.log_p)
-        unread = np.where(self.open, p, 0)
-        found = np.where(self.leaf & ~self.open, p, 0)
+        p = np.exp(self.log_p())
+        unread, found = self.unread(p), np.where(self.inner, 0, p)
         total = unread.sum(axis=1) + found.sum(axis=1)
         order = np.argsort(unread, axis=1)
-        left = np.cumsum(np.take_along_axis(unread, order, axis=1), axis=1)
-        beyond = np.empty_like(self.open)
-        np.put_along_axis(beyond, order, left > self.bound * total[:, None], axis=1)
-        wanted = self.open & (beyond | (unread > found.max(axis=1, keepdims=True)))
-        self.pairs += wanted.sum(axis=1)
-        self.unsure |= self.pairs > np.maximum(1, self.most)
-        return np.argwhere(wanted & ~self.unsure[:, None])
-
-    def read(self, pairs, runs: Float[np.ndarray, "pairs"], children) -> None:
-        """Take in what `score_pairs` says of these pairs."""
-        rows, nodes = pairs.T
-        self.log_p[rows, nodes] += runs
-        self.open[rows, nodes] = False
-        self.reach(rows, nodes, self.log_p[rows, nodes][:, None] + children)
+        rest = np.cumsum(np.take_along_axis(unread, order, axis=1), axis=1)
+        beyond = np.empty(rest.shape, bool)
+        np.put_along_axis(beyond, order, rest > self.bound * total[:, None], axis=1)
+        best = found.max(axis=1, keepdims=True)
+        chosen = (unread > 0) & (beyond | (unread > best))
+        wanted = (chosen.astype(np.float32) @ self.trie.forced.astype(np.float32)) > 0
+        wanted[:, 0] = False
+        return wanted
 
     def result(self) -> Ranked:
-        below: Bool[np.ndarray, "M C"] = self.radix.above
-        p = np.exp(self.log_p)
-        unread = np.where(self.open, p, 0)
-        parts = unread / np.maximum(1, below.sum(axis=1)) + np.where(self.leaf & ~self.open, p, 0)
-        labels = parts @ below
+        log_p = self.log_p()
+        unread = self.unread(np.exp(log_p))
+        below = self.trie.ancestors[self.trie.leaf].astype(float)  # C M
+        shares = (unread / np.maximum(1, below.sum(axis=0))) @ below.T
+        labels = log_p[:, self.trie.leaf]
         with np.errstate(divide="ignore"):
-            log_p = np.log(labels).astype(np.float32)
-        total = np.maximum(labels.sum(axis=1), np.finfo(float).tiny)
-        return Ranked(log_p, (unread.sum(axis=1) / total).astype(np.float32))
+            labels = np.where(np.isfinite(labels), labels, np.log(shares))
+        total = np.maximum(np.exp(labels).sum(axis=1), np.finfo(float).tiny)
+        return Ranked(labels.astype(np.float32), (unread.sum(axis=1) / total).astype(np.float32))
 
 
 def probabilities(
@@ -191,5 +180,8 @@ def probabilities(
 
 
 def _width(count: int) -> int:
-    """The next power of two: few compiled shapes."""
-    return 1 << max(0, count - 1).bit_length()
+    """The next of 2, 8, 32 …: few compiled shapes."""
+    width = 2
+    while width < count:
+        width *= 4
+    return width

@@ -47,6 +47,26 @@ class Trie:
         """The children of each inner node, filled with -1."""
         return table([np.flatnonzero(self.parent == node) for node in range(self.inner)], -1)
 
+    @property
+    def first(self) -> Int[np.ndarray, "first"]:
+        """The root's children."""
+        return self.children[0][self.children[0] >= 0]
+
+    @functools.cached_property
+    def forced(self) -> Bool[np.ndarray, "M M"]:
+        """Row m: inner node m, those above it, and those below it as far as nothing is decided."""
+        found = self.ancestors.copy()
+        for node in range(self.inner - 1, -1, -1):
+            only, *others = self.children[node][self.children[node] >= 0]
+            if not others and only < self.inner:
+                found[node] |= found[only]
+        return found
+
+    @functools.cached_property
+    def levels(self) -> list[Int[np.ndarray, "nodes"]]:
+        """The nodes of each depth, from 1 on."""
+        return [np.flatnonzero(self.depth == depth) for depth in range(1, self.depth.max() + 1)]
+
 
 @dataclass(frozen=True, eq=False)
 class Radix:
@@ -63,38 +83,12 @@ class Radix:
     parent: Int[np.ndarray, "M"]
 
     @functools.cached_property
-    def depth(self) -> Int[np.ndarray, "M"]:
-        """Tokens from the root to the end of each run."""
-        found = self.length.copy()
-        for node, parent in enumerate(self.parent):
-            found[node] += found[parent] if parent >= 0 else 0
-        return found
-
-    @functools.cached_property
-    def path(self) -> Int[np.ndarray, "M deepest"]:
-        """The tokens from the root to the end of each run, filled with 0."""
-        found: list[np.ndarray] = []
-        for node, parent in enumerate(self.parent):
-            before = found[parent] if parent >= 0 else self.run[0, :0]
-            found.append(np.concatenate([before, self.run[node, : self.length[node]]]))
-        return table(found, 0)
-
-    @functools.cached_property
     def decisions(self) -> Int[np.ndarray, "M"]:
         """The most decisions that may follow a node."""
         found = np.zeros_like(self.length)
         for node in range(len(found) - 1, 0, -1):
             if (parent := self.parent[node]) >= 0:
                 found[parent] = max(found[parent], found[node] + 1)
-        return found
-
-    @functools.cached_property
-    def above(self) -> Bool[np.ndarray, "M C"]:
-        """Which labels end at a node or below it."""
-        found = self.label[:, None] == np.arange(self.label.max() + 1)
-        for node in range(len(found) - 1, 0, -1):
-            if (parent := self.parent[node]) >= 0:
-                found[parent] |= found[node]
         return found
 
 
@@ -175,9 +169,11 @@ def forest(parts: Sequence[Radix]) -> tuple[Radix, list[int]]:
     return whole, starts.tolist()
 
 
-def table(rows: Sequence[Sequence[int] | np.ndarray], fill: int) -> Int[np.ndarray, "rows most"]:
-    """Rows of different lengths as one array, filled at their ends."""
-    found = np.full((len(rows), max(1, *map(len, rows))), fill, np.int32)
+def table(
+    rows: Sequence[Sequence[int] | np.ndarray], fill: int, width: int = 1
+) -> Int[np.ndarray, "rows most"]:
+    """Rows of different lengths as one array of `width` or more, filled at their ends."""
+    found = np.full((len(rows), max(width, *map(len, rows))), fill, np.int32)
     for index, row in enumerate(rows):
         found[index, : len(row)] = row
     return found

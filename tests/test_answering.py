@@ -1,14 +1,14 @@
 """Answers made of labels alone: with real tokenizers' cuts, several tasks, slots and scores."""
 
 import dataclasses
-import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import answers, labels, metrics
-from jaxclf.answering import Answerer, Decoding
+from jaxclf import answers, labels
+from jaxclf.answering import Decoding
 from jaxclf.data import prompts
 from jaxclf.data.prompts import Piece, Prompt
 from jaxclf.data.tasks import Record, Task
@@ -171,7 +171,7 @@ def test_constrained_labels_follow_from_the_model_alone(model, params, tokenizer
         module = model.bind(params)
         width = tokens.shape[1]
         positions = np.arange(width)[None]
-        return module.logits(module.hidden(tokens, positions, np.ones_like(tokens)))[0]
+        return module.logits(module.hidden(tokens, positions, jnp.ones_like(tokens)))[0]
 
     for example, prediction in zip(chosen.tokens(RECORDS), found, strict=True):
         prompt, answer = [*example.prefix.tolist(), *example.text.tolist()], ()

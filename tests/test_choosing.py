@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import choosing, ranking, trie
+from jaxclf import choosing, trie
 from jaxclf.choosing import Read
 from jaxclf.data import pack
 from jaxclf.models import zoo
@@ -110,8 +110,7 @@ def test_what_is_left_unread_is_within_the_bound(
     monkeypatch, request, model, prompts, expected, ranker, name, bound
 ):
     params, exact = request.getfixturevalue(name), np.exp(expected[name])
-    monkeypatch.setattr(ranking, "_ONE_BY_ONE", 99.0)
-    ranked = ranker(params, read(model, params, prompts, ranker.room), len(SIZES), bound)
+    ranked = ranker(params, read(model, params, prompts), len(SIZES), bound)
     found = np.exp(ranked.log_p)
     assert (ranked.unread <= bound + 1e-6).all()
     assert (exact.sum(axis=1) <= found.sum(axis=1) * (1 + 1e-4)).all()
@@ -126,31 +125,28 @@ def test_what_is_left_unread_is_within_the_bound(
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
 
 
-def test_a_sure_model_reads_little_and_an_unsure_one_all_at_once(
-    monkeypatch, model, flat, peaked, prompts, ranker
-):
-    pairs, wholes = [], []
-    real, whole = ranker.read, ranker._whole
-    monkeypatch.setattr(ranker, "read", lambda *given: pairs.append(len(given[2])) or real(*given))
-    monkeypatch.setattr(ranker, "_whole", lambda *given: wholes.append(given[2]) or whole(*given))
+def test_a_sure_model_reads_less_of_the_trie(monkeypatch, model, flat, peaked, prompts, ranker):
+    real, shares = ranker.read, []
+    possible = len(SIZES) * (ranker.trie.inner - 1)
+    for params in (peaked, flat):
+        fed = np.zeros((len(SIZES), len(ranker.trie.token)), bool)
 
-    ranked = ranker(peaked, read(model, peaked, prompts, ranker.room), len(SIZES), 1e-2)
-    assert not wholes
-    assert sum(pairs) < 0.3 * len(SIZES) * ranker.trie.inner
-    assert (ranked.unread > 0).any()
+        def noted(params, read, wanted, fed=fed):
+            fed |= wanted
+            return real(params, read, wanted)
 
-    ranked = ranker(flat, read(model, flat, prompts, ranker.room), len(SIZES), 1e-2)
-    (rows,) = wholes
-    assert 0 < len(set(rows.tolist())) < len(SIZES)
-    assert ranked.unread[rows].max() == 0
-    assert (ranked.unread > 0).any()
+        monkeypatch.setattr(ranker, "read", noted)
+        ranker(params, read(model, params, prompts), len(SIZES), 1e-2)
+        shares.append(fed.sum() / possible)
+    sure, unsure = shares
+    assert sure < 0.4 < 0.6 < unsure < 1
 
 
 def test_scores_do_not_depend_on_the_rest_of_the_batch(model, flat, prompts, ranker):
-    together = ranker(flat, read(model, flat, prompts, ranker.room), len(SIZES), 1e-3)
+    together = ranker(flat, read(model, flat, prompts), len(SIZES), 1e-3)
     for row in range(len(SIZES)):
         alone = pack.prompts([examples(SIZES)[row]], rows=2)
-        ranked = ranker(flat, read(model, flat, alone, ranker.room), 1, 1e-3)
+        ranked = ranker(flat, read(model, flat, alone), 1, 1e-3)
         np.testing.assert_allclose(ranked.log_p[0], together.log_p[row], atol=1e-4)
 
 
@@ -235,7 +231,7 @@ def test_after_what_was_fed_scores_go_on_as_after_a_prompt(model, flat, ranker):
     @jax.jit
     def advanced(params, prompts):
         module = model.bind(params)
-        read = choosing.begin(module, prompts, 3 + ranker.room)
+        read = choosing.begin(module, prompts, 3)
         fed = choosing.advance(module, read, trie.table(ids, 0), counts)
         hidden = jnp.where(counts[:, None, None] > 0, fed.hidden, read.hidden)
         return fed._replace(hidden=hidden)
@@ -246,5 +242,5 @@ def test_after_what_was_fed_scores_go_on_as_after_a_prompt(model, flat, ranker):
         for each, more in zip(given, ids, strict=True)
     ]
     prompts = pack.prompts(longer, len(given))
-    wanted = ranker(flat, read(model, flat, prompts, ranker.room), len(given), 1e-2)
+    wanted = ranker(flat, read(model, flat, prompts), len(given), 1e-2)
     np.testing.assert_allclose(found.log_p, wanted.log_p, atol=1e-4)

@@ -40,14 +40,34 @@ def test_every_label_is_the_path_to_its_leaf(labels):
         }
 
 
+@given(label_sets)
+def test_what_must_follow_a_node_goes_to_the_next_decision(labels):
+    tree = trie.make(labels, END)
+    for node in range(tree.inner):
+        below = {
+            other
+            for other in np.flatnonzero(tree.forced[node]).tolist()
+            if tree.depth[other] > tree.depth[node]
+        }
+        expected, last = set(), node
+        while (kids := np.flatnonzero(tree.parent == last)).size == 1 and kids[0] < tree.inner:
+            last = int(kids[0])
+            expected.add(last)
+        assert below == expected
+        assert (tree.forced[node] >= tree.ancestors[node]).all()
+
+
 @given(label_sets, st.integers(0, 3))
 def test_joined_runs_spell_the_same_labels(labels, longest):
     joined = trie.join(trie.make(labels, END), longest)
     for label, ids in enumerate(ended(labels)):
-        (leaf,) = np.flatnonzero(joined.label == label)
-        assert tuple(joined.path[leaf, : joined.depth[leaf]]) == ids
-        assert joined.above[leaf].tolist() == [label == other for other in range(len(labels))]
-    assert joined.above[0].all()
+        (node,) = np.flatnonzero(joined.label == label)
+        spelled, runs = [], 0
+        while node:
+            spelled = [*joined.run[node, : joined.length[node]], *spelled]
+            node, runs = joined.parent[node], runs + 1
+        assert tuple(spelled) == ids
+        assert runs <= joined.decisions[0]
     kids = joined.children >= 0
     firsts = np.where(kids, joined.run[joined.children, 0], 1_000)
     assert (np.diff(firsts, axis=1)[kids[:, 1:]] > 0).all()
@@ -64,7 +84,7 @@ def test_a_forest_keeps_its_trees():
     whole, roots = trie.forest(parts)
     assert roots == [0, len(parts[0].label)]
     for part, root in zip(parts, roots, strict=True):
-        for name in ("length", "label", "depth", "decisions"):
+        for name in ("length", "label", "decisions"):
             own = getattr(part, name)
             np.testing.assert_array_equal(getattr(whole, name)[root : root + len(own)], own)
         pairs = zip(part.children, whole.children[root:], strict=False)
