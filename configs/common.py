@@ -142,6 +142,10 @@ def default() -> ConfigDict:
     evaluation.max_new_tokens = 0  # 0: the longest answer of the label set or train split
     evaluation.temperature = "dev"  # none | dev: where that of class probabilities is fitted
     evaluation.wanted_accuracy = 0.95  # reported: the confidence to answer from; 0: not reported
+    # free: any text is read for labels | constrained: among the labels | score: p of every label
+    evaluation.decoding = "free"
+    evaluation.score_bound = 1e-3  # share of the labels' probability left unread; 0: none
+    evaluation.normalise = "none"  # of scores: none | length | pmi | contextual
 
     return config.lock()
 

@@ -16,5 +16,5 @@ def keep_programs() -> None:
     """
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(root() / "programs"))

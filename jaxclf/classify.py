@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxclf import calibration, lora, sharding, transfer
 from jaxclf import config as configs
+from jaxclf.answering import Decoding
 from jaxclf.checkpoints import (
     ModelSource,
     Which,
@@ -55,10 +57,18 @@ def find_model(checkpoint: str, quantise: Quantise = "none") -> ModelSource:
     return source
 
 
-def make_classifier(model: Model, tokenizer: Tokenizer, recipe: Recipe) -> Classifier:
-    """The classifier of the model's kind: by generation or by heads."""
-    kind = HeadClassifier if model.is_encoder else GenerativeClassifier
-    return kind(model, tokenizer, recipe)
+def make_classifier(
+    model: Model, tokenizer: Tokenizer, recipe: Recipe, config: ConfigDict
+) -> Classifier:
+    """The classifier of the model's kind: by heads, or by generation as `config.eval` says."""
+    if model.is_encoder:
+        return HeadClassifier(model, tokenizer, recipe)
+    return GenerativeClassifier(model, tokenizer, recipe, Decoding.of(config))
+
+
+def decoding_facts(classifier: Classifier) -> dict[str, Any]:
+    """What a report says under `decoding`, which decoders alone have."""
+    return {"decoding": classifier.facts()} if isinstance(classifier, GenerativeClassifier) else {}
 
 
 def prompt_source(config: ConfigDict, dataset: Dataset) -> tuple[Prompt, PromptSource]:
@@ -152,7 +162,7 @@ def open_run(
     recipe = Recipe.load(source.run_dir / "task.json")
     dimensions, _ = read_model(source.model_json)
     model = create_model(config, dimensions)
-    classifier = make_classifier(model, Tokenizer.load(source.tokenizer_dir), recipe)
+    classifier = make_classifier(model, Tokenizer.load(source.tokenizer_dir), recipe, config)
     with sharding.use(config.mesh) as mesh:
         if source.adapters is None:
             params = load_params(source, model.abstract)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxclf import calibration, logs, metrics, report
-from jaxclf.classify import Opened, prompt_source
+from jaxclf.classify import Opened, decoding_facts, prompt_source
 from jaxclf.data import datasets
 from jaxclf.errors import ArtifactError, InputError
 
@@ -39,7 +39,7 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
             prompt=prompt_source(config, dataset)[1] if recipe.prompt else None,
             progress=advance,
         )
-    result = _run_report(opened)
+    result = _run_report(opened) | decoding_facts(opened.classifier)
     result["eval"] = metrics.compute(predictions, recipe.tasks, recipe.slot_format)
     result["eval_split"] = split
     wanted = config.eval.get("wanted_accuracy", 0.0)  # older runs do not have it

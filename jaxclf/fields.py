@@ -201,6 +201,9 @@ RULES: dict[str, Rule] = {
     "eval.max_new_tokens": whole(0),
     "eval.temperature": one_of("none", "dev"),
     "eval.wanted_accuracy": real(0, 1),
+    "eval.decoding": one_of("free", "constrained", "score"),
+    "eval.score_bound": real(0, 1),
+    "eval.normalise": one_of("none", "length", "pmi", "contextual"),
 }
 
 
@@ -254,6 +257,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "
             f"which is {train.max_length:,}"
         )
+
+
+def check(name: str, value: Any) -> None:
+    """Raise InputError where the field of this name cannot have this value."""
+    _check(name, value, RULES[name])
 
 
 def _check(name: str, value: Any, rule: Rule) -> None:

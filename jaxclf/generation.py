@@ -1,13 +1,15 @@
-"""Labels by greedy generation: prompts in, answers out, labels read from the answers."""
+"""Labels of a decoder: prompts in, answers out, labels read from the answers or chosen in them."""
 
 import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxclf import decode, labels, sharding
+from jaxclf.answering import Answer, Answerer, Decoding, Prompts
 from jaxclf.data import loader, pack, prefixes
 from jaxclf.data.budget import Budget
 from jaxclf.data.prefixes import Shared
@@ -16,6 +18,7 @@ from jaxclf.data.tasks import Record, words
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.labels import Prediction
 from jaxclf.models.zoo import Model
+from jaxclf.ranking import CONTENT_FREE
 from jaxclf.recipe import Recipe
 from jaxclf.shapes import Params
 
@@ -23,15 +26,26 @@ PromptSource = Prompt | Callable[[int, Record], Prompt]
 
 
 class GenerativeClassifier:
-    """Labels texts by greedy generation.
+    """Labels texts by greedy generation, free or among the labels, or by the labels' probabilities.
 
     Compiled programs are kept, one per prompt shape, and so is what was computed of the prefixes
     that the last prompts shared, as long as the parameters are the same.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, recipe: Recipe):
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        decoding: Decoding | None = None,
+    ):
         self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
+        self.decoding = decoding or Decoding()
         self.greedy = jax.jit(decode.make_greedy(model, recipe.max_new_tokens, tokenizer.eos_id))
+        self.answerer = None
+        if self.decoding.mode != "free":
+            self.answerer = Answerer(model, tokenizer, recipe, self.decoding)
+        self.unread = 0.0  # the most probability that `predict` left unread of any text
         self.compute_prefix = jax.jit(decode.make_prefix(model))
         self.budget = Budget()
         self._computed: tuple[Params, bytes, decode.Prefix] | None = None
@@ -61,19 +75,25 @@ class GenerativeClassifier:
             reserve=recipe.max_new_tokens,
         )
 
-    def outputs(
+    def prompts(
         self, params: Params, examples: Sequence[Tokens], batch_size: int
-    ) -> Iterator[list[tuple[int, str, bool]]]:
-        """Batches of (index, generated text, ended), each index once, likest lengths together.
-
-        `ended` is False where the limit of new tokens cut the output.
-        """
-        eos_id = self.tokenizer.eos_id
+    ) -> Iterator[Prompts]:
+        """Batches of prompts, each example once, likest lengths together; see `Prompts`."""
         batch_size = sharding.divisible(batch_size)
         shared = prefixes.find(examples, min(batch_size, len(examples)))
         prefix = self.prefix(params, shared)
         for indices, prompt in loader.prompt_batches(examples, batch_size, shared):
-            prompt = sharding.put_batch(self.budget.fit(prompt))
+            yield indices, sharding.put_batch(self.budget.fit(prompt)), prefix
+
+    def outputs(
+        self, params: Params, examples: Sequence[Tokens], batch_size: int
+    ) -> Iterator[list[tuple[int, str, bool]]]:
+        """Batches of (index, generated text, ended), each index once.
+
+        `ended` is False where the limit of new tokens cut the output.
+        """
+        eos_id = self.tokenizer.eos_id
+        for indices, prompt, prefix in self.prompts(params, examples, batch_size):
             generated = np.asarray(self.greedy(params, prompt, prefix))
             rows = []
             for index, ids in zip(indices, generated, strict=False):
@@ -92,14 +112,49 @@ class GenerativeClassifier:
         progress: Callable[[int], None] = lambda count: None,
     ) -> list[Prediction]:
         """One prediction a record, in the records' order; raises if any were left out."""
+        examples = self.tokens(records, prompt)
         predictions: dict[int, Prediction] = {}
-        for rows in self.outputs(params, self.tokens(records, prompt), batch_size):
-            for index, text, _ in rows:
-                predictions[index] = self.read(records[index], text)
-            progress(len(rows))
+        self.unread = 0.0
+        if self.answerer is None:
+            for rows in self.outputs(params, examples, batch_size):
+                for index, text, _ in rows:
+                    predictions[index] = self.read(records[index], text)
+                progress(len(rows))
+        else:
+            counts = [len(words(record.text)) for record in records]
+            free = self.content_free()
+            batches = self.prompts(params, self.answerer.followed(examples), batch_size)
+            for found in self.answerer.answers(params, batches, counts, free):
+                for answer in found:
+                    predictions[answer.index] = self.chosen(records[answer.index], answer)
+                progress(len(found))
         if sorted(predictions) != list(range(len(records))):
             raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
         return [predictions[index] for index in range(len(records))]
+
+    def content_free(self) -> Tokens | None:
+        """The prompt without a text that probabilities are divided by, if they are."""
+        text = CONTENT_FREE.get(self.decoding.normalise)
+        return None if text is None else self.tokens([Record("", text, {})], self.recipe.prompt)[0]
+
+    def facts(self) -> dict[str, Any]:
+        """How labels came out, for the report; `unread`: see `Ranked`, the most of any text."""
+        if self.decoding.mode != "score":
+            return {"mode": self.decoding.mode}
+        return dataclasses.asdict(self.decoding) | {"unread": self.unread}
+
+    def chosen(self, record: Record, answer: Answer) -> Prediction:
+        """The prediction that an answer made of labels is."""
+        assert self.answerer is not None
+        self.unread = max(self.unread, answer.unread)
+        return Prediction(
+            id=record.id,
+            text=record.text,
+            gold=dict(record.labels),
+            predicted=answer.labels,
+            raw=self.answerer.layout.text(answer.labels),
+            scores=answer.scores,
+        )
 
     def read(self, record: Record, output: str) -> Prediction:
         """The labels in one output; an unparsed one is None unless a fallback is named."""

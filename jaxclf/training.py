@@ -33,7 +33,7 @@ from jaxclf.checkpoints import (
     write_adapters,
     write_base,
 )
-from jaxclf.classify import make_classifier
+from jaxclf.classify import decoding_facts, make_classifier
 from jaxclf.data import datasets, loader, pack
 from jaxclf.data.budget import Budget
 from jaxclf.data.loader import Examples
@@ -160,7 +160,7 @@ class _Run:
     ):
         self.config, self.workdir, self.setup = config, workdir, setup
         self.checkpoints, self.interrupts = checkpoints, interrupts
-        self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe)
+        self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe, config)
         used = config.train.vocabulary == "used"
         tokens = loader.used_tokens(setup.examples) if used else None
         self.tuning = tuning.choose(config, setup.model.abstract, tokens)
@@ -439,7 +439,7 @@ class _Run:
             ) from None
         step = best if best is not None else self.step
         tasks = self.setup.dataset.tasks
-        result = self.describe(step)
+        result = self.describe(step) | decoding_facts(self.classifier)
         result["eval"] = metrics.compute(predictions, tasks, self.config.prompt.slots)
         result["eval_split"] = split
         wanted = self.config.eval.wanted_accuracy

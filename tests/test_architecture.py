@@ -11,13 +11,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The rooms of jaxclf from the ground up. A room imports from its own level and those below.
 LEVELS = (
-    {"__init__", "allocator", "cache", "chips", "errors", "hlo", "shapes"},
+    {"__init__", "allocator", "cache", "chips", "errors", "hlo", "shapes", "trie"},
     {"config", "fields", "interrupts", "kernels", "processes", "sharding", "storage"},
     {"data", "models"},
-    {"attens", "checkpoints", "decode", "labels", "logs", "lora", "losses", "metrics", "optim"}
-    | {"calibration", "report"},
-    {"classify", "combining", "features", "generation", "objectives", "recipe", "scoring"}
-    | {"steps", "transfer", "tuning"},
+    {"answers", "attens", "calibration", "checkpoints", "choosing", "decode", "labels", "logs"}
+    | {"lora", "losses", "metrics", "optim", "report"},
+    {"answering", "classify", "combining", "features", "generation", "objectives", "ranking"}
+    | {"recipe", "scoring", "steps", "transfer", "tuning"},
     {"planning", "preparation"},
     {"evaluation", "labelling", "plans", "training"},
     {"modules"},

@@ -43,11 +43,12 @@ def _widths(batch: Batch | PromptBatch) -> Widths:
 def _widened(batch: Either, widths: Widths) -> Either:
     """The batch with padding: after the tokens of a row, or before those of a prompt."""
     if isinstance(batch, PromptBatch):
-        rows = [_filled(array, widths[0], before=True) for array in batch[:3]]
-        return PromptBatch(*rows, batch.seen)
-    tokens, segment_ids, positions, types = (
-        None if array is None else _filled(array, widths[0]) for array in batch[:4]
-    )
+        tokens, segment_ids, positions = (
+            _filled(array, widths[0], before=True) for array in batch[:3]
+        )
+        return PromptBatch(tokens, segment_ids, positions, batch.seen)
+    tokens, segment_ids, positions = (_filled(array, widths[0]) for array in batch[:3])
+    types = None if batch.types is None else _filled(batch.types, widths[0])
     targets = {
         name: Targets(*(_filled(array, width) for array in each))
         for (name, each), width in zip(batch.targets.items(), widths[1:], strict=True)

@@ -185,7 +185,7 @@ def prompts(examples: Sequence[Tokens], rows: int, shared: Shared = _NONE) -> Pr
 
     Prefixes that are `shared` are left out.
     """
-    examples = [*examples, *examples[-1:] * (rows - len(examples))]
+    examples = [*examples, *[examples[-1]] * (rows - len(examples))]
     seen = np.array([shared.number(item) for item in examples], np.int32)
     texts = [
         item.text if number else np.concatenate([item.prefix, item.text])

@@ -132,6 +132,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "electra_small": _bert(256, 1024, 12, 4, family="electra", embedding_size=128),
     "electra_base": _bert(768, 3072, 12, 12, family="electra"),
     # From scratch, for a laptop and for tests; the vocabulary follows the tokenizer.
+    "llama_30m": _small(512, 1408, 8, 8, 4),
     "llama_2m": _small(192, 512, 4, 8, 8),
     "llama_tiny": _small(128, 344, 4, 4, 2),
     "llama_smoke": _small(32, 64, 2, 4, 2),
