@@ -25,6 +25,7 @@ from jaxclf.models.heads import HeadConfig
 from jaxclf.models.llama import LlamaConfig
 from jaxclf.training import train
 from tests.models.test_attention import inputs as attention_inputs
+from tests.models.test_attention import shared_inputs, shared_outputs_and_gradients
 from tests.test_features import seen_of, texts
 from tests.tiny import examples, random_params, sharing
 from tests.tiny_encoders import ENCODERS
@@ -204,7 +205,10 @@ def decoding():
 
 
 def kernels():
-    """Splash attention over heads and tokens that are cut equals the plain one on one device."""
+    """Splash attention over heads and tokens that are cut equals the plain one on one device.
+
+    With and without prefixes that rows share.
+    """
     query, key, value, ids = attention_inputs(count=256)
 
     def total(implementation, arrays):
@@ -217,6 +221,12 @@ def kernels():
             run = jax.jit(jax.value_and_grad(lambda arrays: total("splash", arrays)))
             actual = jax.device_get(run((query, key, value)))
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=3e-4), actual, expected)
+    arrays, *rest = shared_inputs(rows=4)
+    expected = shared_outputs_and_gradients("plain", arrays, *rest)
+    for shape in ((2, 1, 2, 2), (1, 1, 4, 2)):
+        with on(shape):
+            actual = jax.device_get(shared_outputs_and_gradients("splash", arrays, *rest))
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-5), actual, expected)
 
 
 def checkpoints():

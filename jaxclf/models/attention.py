@@ -11,7 +11,7 @@ from jaxclf import sharding
 from jaxclf.models import shared
 from jaxclf.models.layers import dropout, take_places
 from jaxclf.models.shared import Shared
-from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
+from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key, Prefixes, Shaped
 from jaxclf.sharding import constrain
 
 
@@ -47,7 +47,21 @@ class Segments:
     implementation: Implementation = dataclasses.field(metadata={"static": True})
 
 
-Visible = Bool[Array, "B 1 T S"] | Segments | Shared
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SharedSegments:
+    """The same where rows begin with C tokens of prefixes that they share, see `Prefixes`.
+
+    numbers: which prefix these tokens are of, laid row after row; they see its earlier ones. seen:
+    which prefix each of the row's `own` tokens continues. 0: none.
+    """
+
+    numbers: Int[AnyArray, "B C"]
+    seen: Int[AnyArray, "B T"]
+    own: Segments
+
+
+Visible = Bool[Array, "B 1 T S"] | Segments | Shared | SharedSegments
 
 
 def visible(
@@ -59,9 +73,25 @@ def visible(
     return Segments(segment_ids, causal, implementation)
 
 
+def visible_after(
+    prefixes: Prefixes,
+    positions: Int[AnyArray, "B CT"],
+    segment_ids: Int[AnyArray, "B T"],
+    implementation: Implementation,
+) -> Shared | SharedSegments:
+    """The same, of earlier tokens, for rows that begin with their part of the prefixes.
+
+    `positions`: of all tokens of a row; its own go on from the end of the prefix that they see.
+    """
+    _, _, numbers, seen = prefixes
+    if implementation == "plain":
+        return shared.training_mask(numbers, seen, positions, causal_mask(segment_ids))
+    return SharedSegments(numbers, seen, Segments(segment_ids, True, implementation))
+
+
 def at_places(mask: Visible, places: Int[AnyArray, "B J"]) -> Bool[Array, "B 1 J S"] | Shared:
     """What these places alone may see; kernels that make no mask compute all places."""
-    assert not isinstance(mask, Segments)
+    assert not isinstance(mask, Segments | SharedSegments)
     if isinstance(mask, Shared):
         return mask.at(places)
     return take_places(mask[:, 0], places)[:, None]
@@ -83,8 +113,9 @@ def attend(
     query = constrain(query, "batch", "length", "heads", None)
     key, value = (constrain(each, "batch", None, "heads", None) for each in (key, value))
     if isinstance(mask, Segments):
-        kernel = {"cudnn": _cudnn, "splash": _splash}[mask.implementation]
-        found = kernel(query, key, value, mask)
+        found = _within(query, key, value, mask)
+    elif isinstance(mask, SharedSegments):
+        found = _within_shared(query, key, value, mask)
     elif isinstance(mask, Shared):
         found = shared.attend(query, key, value, mask)
     else:
@@ -114,29 +145,76 @@ def _plain(
     return jnp.swapaxes(found.reshape(rows, heads, count, size), 1, 2)
 
 
+def _within(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segments: Segments,
+) -> Float[Array, "B T N H"]:
+    """By a kernel, tokens of each segment alone."""
+    if segments.implementation == "splash":
+        from jaxclf.models import splash  # Pallas takes a second to import
+
+        return splash.attend(query, key, value, jnp.asarray(segments.ids), segments.causal)
+    mask = causal_mask(segments.ids) if segments.causal else full_mask(segments.ids)
+    return _cudnn(query, key, value, mask)
+
+
+def _within_shared(
+    query: Float[Array, "B CT N H"],
+    key: Float[Array, "B CT K H"],
+    value: Float[Array, "B CT K H"],
+    mask: SharedSegments,
+) -> Float[Array, "B CT N H"]:
+    """By a kernel, prefixes alone and then what continues them."""
+    rows, lead = mask.numbers.shape
+    numbers, seen = jnp.ravel(jnp.asarray(mask.numbers)), jnp.asarray(mask.seen)
+    first, prefix_key, prefix_value = (shared.laid(each[:, :lead]) for each in (query, key, value))
+    query, key, value = (each[:, lead:] for each in (query, key, value))
+    of_prefix = Segments(numbers[None], True, mask.own.implementation)
+    first = _within(first[None], prefix_key[None], prefix_value[None], of_prefix)
+    first = constrain(first.reshape(rows, lead, *first.shape[2:]), "batch", None, "heads", None)
+    if mask.own.implementation == "splash":
+        from jaxclf.models import splash
+
+        prefix, ids = (prefix_key, prefix_value, numbers), jnp.asarray(mask.own.ids)
+        rest = splash.attend_after(query, key, value, ids, prefix, seen)
+    else:
+        # jax rounds cuDNN's log-sum-exps to bfloat16, too coarse to merge by: each row has a copy.
+        def after(prefix, own):
+            prefix = jnp.broadcast_to(prefix, (rows, *prefix.shape))
+            return constrain(jnp.concatenate([prefix, own], axis=1), "batch", None, "heads", None)
+
+        sees_prefix = (seen[..., None] == numbers) & (numbers > 0)
+        sees = jnp.concatenate([sees_prefix[:, None], causal_mask(mask.own.ids)], axis=-1)
+        rest = _cudnn(query, after(prefix_key, key), after(prefix_value, value), sees)
+    return jnp.concatenate([first, rest], axis=1)
+
+
 def _cudnn(
     query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    segments: Segments,
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    mask: Bool[Array, "B 1 T S"],
 ) -> Float[Array, "B T N H"]:
     """cuDNN's flash attention; XLA's own where it has none for these numbers (float32)."""
-    mask = causal_mask(segments.ids) if segments.causal else full_mask(segments.ids)
     fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0
+    count = query.shape[1]
+    query, key, value = (_even(each, 1) for each in (query, key, value))
     return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, implementation="cudnn" if fits else "xla"
-    )
+        query,
+        key,
+        value,
+        mask=_even(_even(mask, 2), 3),
+        implementation="cudnn" if fits else "xla",
+    )[:, :count]
 
 
-def _splash(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    segments: Segments,
-) -> Float[Array, "B T N H"]:
-    from jaxclf.models import splash  # Pallas takes a second to import
-
-    return splash.attend(query, key, value, jnp.asarray(segments.ids), segments.causal)
+def _even(x: Shaped[Array, "..."], axis: int) -> Shaped[Array, "..."]:
+    """`x` with a zero more where an axis is odd, of which cuDNN has no gradients."""
+    if x.shape[axis] % 2 == 0:
+        return x
+    return jnp.pad(x, [(0, 1 if each == axis else 0) for each in range(x.ndim)])
 
 
 class Prefix(nnx.Module):
@@ -159,7 +237,7 @@ class Prefix(nnx.Module):
         mask: Visible,
     ) -> tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], Bool[Array, "B 1 T _"] | Shared]:
         """Keys, values and mask with the prefix in front; models that have one make masks."""
-        assert not isinstance(mask, Segments)
+        assert not isinstance(mask, Segments | SharedSegments)
         if isinstance(mask, Shared):
             own = self.key.get_value(), self.value.get_value()
             return key, value, mask.after(*(each.astype(key.dtype) for each in own))

@@ -18,15 +18,14 @@ from jaxclf.models.attention import (
     Before,
     Cache,
     Implementation,
-    Segments,
     Visible,
     at_places,
     attend,
     prefix,
     visible,
+    visible_after,
 )
 from jaxclf.models.layers import RopeScaling
-from jaxclf.models.shared import training_mask
 from jaxclf.shapes import AnyArray, Array, Float, Int, Key, Prefixes
 from jaxclf.sharding import between, gathered
 
@@ -227,15 +226,15 @@ class Llama(nnx.Module):
         Tokens see earlier tokens of their own segment, and the shared prefix that it continues. A
         key turns dropout on.
         """
-        # TODO-KERNELS
-        implementation = self.attention if prefixes is None else "plain"
-        mask = visible(segment_ids, True, implementation)
-        if prefixes is not None:
+        if prefixes is None:
+            mask = visible(segment_ids, True, self.attention)
+        else:
             lead = prefixes.tokens.shape[1]
             tokens = jnp.concatenate([prefixes.tokens, tokens], axis=1)
             positions = jnp.concatenate([prefixes.positions, positions], axis=1)
-            mask = training_mask(prefixes.numbers, prefixes.seen, positions, mask)
-            at = jnp.arange(lead, tokens.shape[1])[None] if at is None else at + lead
+            mask = visible_after(prefixes, positions, segment_ids, self.attention)
+            own = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
+            at = (own if at is None else at) + lead
         x, cos, sin = self.start(tokens, positions)
         # Once for all layers: XLA would compute them again in each fusion that reads them.
         cos, sin, mask = jax.lax.optimization_barrier((cos, sin, mask))
@@ -245,7 +244,7 @@ class Llama(nnx.Module):
         def body(block, x, index, at):
             return block(x, cos, sin, mask, layers.fold_key(key, index), at)
 
-        alone = not isinstance(mask, Segments)  # kernels that make none compute all places
+        alone = self.attention == "plain"  # kernels that make none compute all places
         x = layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone)
         return self.norm(x)
 

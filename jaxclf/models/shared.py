@@ -87,10 +87,15 @@ def _prefixes(
     rows: Float[Array, "B S K H"], before: Float[Array, "E K H"] | None, mask: Shared
 ) -> Float[Array, "P K H"]:
     """Keys or values of all prefixes: what was computed before, then each row's part."""
-    laid = rows[:, : mask.lead].reshape(-1, *rows.shape[2:])
+    found = laid(rows[:, : mask.lead])
     if before is not None:
-        laid = jnp.concatenate([before.astype(laid.dtype), laid])
-    return constrain(laid, None, "heads", None)
+        found = jnp.concatenate([before.astype(found.dtype), found])
+    return constrain(found, None, "heads", None)
+
+
+def laid(parts: Float[Array, "B C K H"]) -> Float[Array, "P K H"]:
+    """Every row's part of the prefixes, one row after the other, whole on each device."""
+    return constrain(parts.reshape(-1, *parts.shape[2:]), None, "heads", None)
 
 
 def _both(

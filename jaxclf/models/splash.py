@@ -1,5 +1,6 @@
 """Splash attention, the Pallas kernel for TPUs that jax ships, over a mesh."""
 
+import functools
 from typing import Any
 
 import jax
@@ -14,10 +15,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from jaxclf import sharding
-from jaxclf.shapes import Array, Float, Int
+from jaxclf.models.merged import merge, with_log_sum
+from jaxclf.shapes import Array, Float, Int, Shaped
 
 _LANES = 128  # of a TPU's vector unit: blocks are multiples of it
 _BLOCKS = (512, 384, 256, _LANES)
+_DIMS = ("batch", "length", "heads", None)
 
 
 def attend(
@@ -28,48 +31,150 @@ def attend(
     causal: bool,
 ) -> Float[Array, "B T N H"]:
     """Attention within segments, on every device for its own rows, heads and queries."""
-    _, count, heads, size = query.shape
-    sizes = sharding.sizes()
-    if key.shape[2] % sizes["tensor"]:  # each device's queries come with keys of their own
-        key, value = (jnp.repeat(each, heads // each.shape[2], axis=2) for each in (key, value))
+    return _within(query, key, value, segment_ids, causal=causal).astype(value.dtype)
 
-    def filled(x):
-        missing = -count % (_LANES * sizes["sequence"])
-        return jnp.pad(x, [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)])
 
-    query, key, value = (
-        jnp.swapaxes(filled(each), 1, 2) for each in (query * size**-0.5, key, value)
+def attend_after(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    prefix: tuple[Float[Array, "P K H"], Float[Array, "P K H"], Int[Array, " P"]],
+    seen: Int[Array, "B T"],
+) -> Float[Array, "B T N H"]:
+    """Causal attention within segments and over the tokens of the shared prefix before them.
+
+    `prefix`: keys, values and the number of the prefix that each token is of. `seen`: the number of
+    the one that each query continues (0: none).
+    """
+
+    def both(block):
+        return with_log_sum(functools.partial(block, log_sums=True), block)
+
+    prefix_key, prefix_value, numbers = prefix
+    return merge(
+        both(_against)(query, prefix_key, prefix_value, seen, numbers),
+        both(functools.partial(_within, causal=True))(query, key, value, segment_ids),
+        seen > 0,
     )
-    ids = filled(segment_ids)
-    kernel = _kernel(heads, ids.shape[1], causal, sizes)
 
-    def own(kernel, query, key, value, query_ids, key_ids):
-        return jax.vmap(lambda q, k, v, of_q, of_k: kernel(q, k, v, SegmentIds(of_q, of_k)))(
-            query, key, value, query_ids, key_ids
-        )
 
+def _within(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"],
+    *,
+    causal: bool,
+    log_sums: bool = False,
+) -> Any:
+    """Outputs of rows that attend to themselves; with `log_sums` these too, and no gradient."""
+    _, count, heads, _ = query.shape
+    sizes = sharding.sizes()
+    query, key, value, ids = (
+        _filled(each, 1, _LANES * sizes["sequence"])
+        for each in (*_prepared(query, key, value, sizes), segment_ids)
+    )
+    kernel = _kernel(heads, ids.shape[1], ids.shape[1], causal, sizes, log_sums)
+    own = jax.vmap(_call, in_axes=(None, 0, 0, 0, 0, 0))
     if sharding.is_cut():
-        dims = ("batch", "heads", "length", None)
-        rows, by_head, by_token, _ = cut = sharding.activation(query.shape, dims, sizes)
-        of_keys = jax.P(rows, by_head, None, None)
+        rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
         mesh = jax.sharding.get_abstract_mesh()
         of_kernel = kernel.manual_sharding_spec(jax.NamedSharding(mesh, jax.P(by_head, by_token)))
+        of_keys = jax.P(rows, None, by_head, None)
         specs = (of_kernel, cut, of_keys, of_keys, jax.P(rows, by_token), jax.P(rows, None))
-        own = jax.shard_map(own, in_specs=specs, out_specs=cut, check_vma=False)
-    found: Any = own(kernel, query, key, value, ids, ids)
-    return jnp.swapaxes(found, 1, 2)[:, :count].astype(value.dtype)
+        own = _over_mesh(own, specs, cut, log_sums)
+    found = own(kernel, query, key, value, ids, ids)
+    return jax.tree.map(lambda x: x[:, :count], found)
 
 
-def _kernel(heads: int, count: int, causal: bool, sizes: dict[str, int]):
-    mask = (CausalMask if causal else FullMask)((count, count))
-    own = count // sizes["sequence"]
-    block = next(size for size in _BLOCKS if own % size == 0)
-    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv")
-    blocks = dict.fromkeys((*names, "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block)
+def _against(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "P K H"],
+    value: Float[Array, "P K H"],
+    query_ids: Int[Array, "B T"],
+    key_ids: Int[Array, " P"],
+    *,
+    log_sums: bool = False,
+) -> Any:
+    """Outputs of all rows over the same keys, those of a query's id; with `log_sums` as above."""
+    sizes = sharding.sizes()
+    query, key, value = _prepared(query, key, value, sizes)
+    key, value, key_ids = (_filled(each, 0, _LANES) for each in (key, value, key_ids))
+
+    def own(query, key, value, query_ids, key_ids):
+        # One row of all queries: keys, and what their gradients become, are there once.
+        rows, count, heads, _ = query.shape
+        query, ids = (
+            _filled(each.reshape(rows * count, *each.shape[2:]), 0, _LANES)
+            for each in (query, query_ids)
+        )
+        alone = dict.fromkeys(sizes, 1)
+        kernel = _kernel(heads, len(ids), len(key_ids), False, alone, log_sums)
+        found = _call(kernel, query, key, value, ids, key_ids)
+        return jax.tree.map(lambda x: x[: rows * count].reshape(rows, count, *x.shape[1:]), found)
+
+    if sharding.is_cut():
+        rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
+        of_keys = jax.P(None, by_head, None)
+        specs = (cut, of_keys, of_keys, jax.P(rows, by_token), jax.P(None))
+        own = _over_mesh(own, specs, cut, log_sums)
+    return own(query, key, value, query_ids, key_ids)
+
+
+def _prepared(query, key, value, sizes):
+    """Scaled queries; keys and values of which each device has those of its own queries."""
+    heads, size = query.shape[-2:]
+    if key.shape[-2] % sizes["tensor"]:
+        key, value = (jnp.repeat(each, heads // each.shape[-2], axis=-2) for each in (key, value))
+    return query * size**-0.5, key, value
+
+
+def _filled(x: Shaped[Array, "..."], axis: int, multiple: int) -> Shaped[Array, "..."]:
+    """`x` with zeros at the end of an axis, of which kernels take whole blocks."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, widths)
+
+
+def _call(
+    kernel: Any,
+    query: Float[Array, "T N H"],
+    key: Float[Array, "S K H"],
+    value: Float[Array, "S K H"],
+    query_ids: Int[Array, " T"],
+    key_ids: Int[Array, " S"],
+) -> Any:
+    heads_first = (jnp.swapaxes(each, 0, 1) for each in (query, key, value))
+    found = kernel(*heads_first, SegmentIds(query_ids, key_ids))
+    if isinstance(found, tuple):
+        found, (log_sums,) = found
+        found = found, log_sums
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), found)
+
+
+def _over_mesh(own: Any, specs: tuple, cut: jax.P, log_sums: bool) -> Any:
+    results = (cut, jax.P(*cut[:3])) if log_sums else cut
+    return jax.shard_map(own, in_specs=specs, out_specs=results, check_vma=False)
+
+
+def _kernel(
+    heads: int, queries: int, keys: int, causal: bool, sizes: dict[str, int], log_sums: bool
+):
+    mask = (CausalMask if causal else FullMask)((queries, keys))
+    of_queries, of_keys = (
+        next(size for size in _BLOCKS if count % size == 0)
+        for count in (queries // sizes["sequence"], keys)
+    )
     return make_splash_mha(
         MultiHeadMask([mask] * heads),
         head_shards=1 if heads % sizes["tensor"] else sizes["tensor"],
         q_seq_shards=sizes["sequence"],
-        block_sizes=BlockSizes(**blocks),
+        block_sizes=BlockSizes(
+            **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), of_queries),
+            **dict.fromkeys(("block_kv", "block_kv_compute"), of_keys),
+            **dict.fromkeys(("block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), of_keys),
+        ),
+        save_residuals=log_sums,
         interpret=sharding.platform() != "tpu",  # slow: for tests
     )
