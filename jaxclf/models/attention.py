@@ -294,8 +294,9 @@ class Before(NamedTuple):
     cache: Cache  # of one row
     seen: Bool[Array, "B P"]
 
-    def mask(self, own: Bool[Array, "B 1 T S"], layer: Int[Array, ""]) -> Shared:
-        """What tokens see of one layer: `own` places of their row after the prefixes."""
+    def mask(self, own: Visible, layer: Int[Array, ""]) -> Shared:
+        """What tokens see of one layer: `own` places of their row (a mask) after the prefixes."""
+        assert isinstance(own, jax.Array)
         rows, _, count, _ = own.shape
         seen = jnp.broadcast_to(self.seen[:, None], (rows, count, self.seen.shape[1]))
         return Shared(seen, own, key=self.cache.key[layer, 0], value=self.cache.value[layer, 0])

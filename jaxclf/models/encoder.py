@@ -13,7 +13,14 @@ from flax import nnx
 
 from jaxclf import sharding
 from jaxclf.models import layers
-from jaxclf.models.attention import Implementation, Segments, Visible, attend, prefix, visible
+from jaxclf.models.attention import (
+    Implementation,
+    Visible,
+    at_places,
+    attend,
+    prefix,
+    visible,
+)
 from jaxclf.models.heads import Head, HeadConfig
 from jaxclf.shapes import AnyArray, Array, Float, Int, Key
 from jaxclf.sharding import between, gathered
@@ -135,8 +142,7 @@ class Block(nnx.Module):
         whole = gathered(x)
         key_heads, value = heads_of("k", whole), heads_of("v", whole)
         if at is not None:
-            assert not isinstance(mask, Segments)
-            x, mask = layers.take_places(x, at), layers.take_places(mask[:, 0], at)[:, None]
+            x, mask = layers.take_places(x, at), at_places(mask, at)
         query = heads_of("q", x if at is not None else whole)
         if self.prefix is not None:
             key_heads, value, mask = self.prefix.before(key_heads, value, mask)

@@ -38,11 +38,9 @@ class Shared:
     def after(self, key: Float[Array, "E K H"], value: Float[Array, "E K H"]) -> "Shared":
         """The same with keys and values before all others, which every token sees."""
         seen = jnp.pad(self.seen, ((0, 0), (0, 0), (len(key), 0)), constant_values=True)
-        if self.key is not None:
-            key, value = (
-                jnp.concatenate([new.astype(old.dtype), old])
-                for new, old in ((key, self.key), (value, self.value))
-            )
+        if self.key is not None and self.value is not None:
+            key = jnp.concatenate([key.astype(self.key.dtype), self.key])
+            value = jnp.concatenate([value.astype(self.value.dtype), self.value])
         return dataclasses.replace(self, seen=seen, key=key, value=value)
 
 
@@ -118,11 +116,10 @@ def _both(
     tops = [jnp.max(block, axis=-1, keepdims=True) for block in scores]
     top = jax.lax.stop_gradient(jnp.max(jnp.concatenate(tops, axis=-1), axis=-1, keepdims=True))
     weights = [jnp.exp(block - top) for block in scores]
-    total = sum(jnp.sum(block, axis=-1, keepdims=True) for block in weights)
-    found = sum(
-        _product(equation, block.astype(each.dtype), each)
-        for block, (equation, each) in zip(weights, values, strict=True)
-    )
+    total, found = jnp.zeros(()), jnp.zeros(())
+    for block, (equation, each) in zip(weights, values, strict=True):
+        total += jnp.sum(block, axis=-1, keepdims=True)
+        found += _product(equation, block.astype(each.dtype), each)
     found = (found / total).astype(prefix_value.dtype)
     return found.transpose(1, 3, 0, 2, 4).reshape(rows, count, heads, size)
 
