@@ -86,11 +86,10 @@ def smallest(config: ConfigDict, label_tokens: int, *, say: Callable[[str], None
         for shape in chips.CHIPS[name].sizes:
             topology = chips.topology(f"{name}:{shape}")
             job = Job(config, topology, label_tokens)
-            # The leanest by arithmetic decides; the compiler has the last word.
-            ranked = sorted(planning.choices(job), key=lambda choice: choice.need.total)
-            if not ranked or ranked[0].need.total > topology.chip.memory:
+            # The leanest decides, the faster one of two: by arithmetic, then by the compiler.
+            choice = min(planning.choices(job), key=lambda choice: choice.need.total, default=None)
+            if choice is None or choice.need.total > topology.chip.memory:
                 continue
-            choice = (planning.fitting(job) or ranked)[0]
             say(f"compiling for {topology.name}, {_mesh_name(choice.sizes)} …")
             found = _one(job, choice.sizes, choice.accumulate, False)
             if found.fits:
