@@ -123,7 +123,7 @@ class Answerer:
                 self.score(params, prompt, rows, priors)
             else:
                 plan = rows.plan(self.layout.fields)
-                spare = choosing.room(self.forest, plan)
+                spare = pack.bucket(choosing.room(self.forest, plan))
                 prompt, put_plan = sharding.put_batch((prompt, plan))
                 rows.take(self._constrained(params, prompt, put_plan, spare=spare))
             yield rows.answers(indices)
@@ -138,6 +138,7 @@ class Answerer:
                 spare += choosing.room(self.forest, plan)
             elif field is not fields[-1]:
                 spare += max(map(len, field.pieces))
+        spare = pack.bucket(spare) if spare else 0
         read = self._begin(params, sharding.put_batch(prompt), spare=spare)
         for field, plan in zip(fields, plans, strict=True):
             if field.inner:
