@@ -130,7 +130,7 @@ class Answerer:
                 self.score(params, prompt, prefix, rows, priors)
             else:
                 plan = rows.plan(self.layout.fields)
-                spare = choosing.room(self.forest, plan)
+                spare = pack.bucket(choosing.room(self.forest, plan))
                 plan = sharding.put_batch(plan)
                 rows.take(self._constrained(params, prompt, prefix, plan, spare=spare))
             yield rows.answers(indices)
@@ -152,6 +152,7 @@ class Answerer:
                 spare += choosing.room(self.forest, plan)
             elif field is not fields[-1]:
                 spare += max(map(len, field.pieces))
+        spare = pack.bucket(spare) if spare else 0
         read = self._begin(params, prompt, prefix, spare=spare)
         for field, plan in zip(fields, plans, strict=True):
             if field.inner:

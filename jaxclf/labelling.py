@@ -4,6 +4,7 @@ Rows go to OUTPUT.partial in the input's order, a chunk at a time, under a first
 which model and which texts they belong to; the finished file takes the place of OUTPUT in one step.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from jaxclf.data import records as data_records
 from jaxclf.data.records import Defects, Schema
 from jaxclf.data.tasks import Record
 from jaxclf.errors import InputError
+from jaxclf.generation import GenerativeClassifier
 
 _CHUNK_BATCHES = 8  # batches between two writes: what a kill can cost
 
@@ -44,7 +46,7 @@ def label_file(
     """Write one JSON row a record to `output`, resuming a partial file of the same job.
 
     Raises InputError where `output` exists (unless `overwrite`), or where the partial file is of
-    another model or other texts.
+    another model, other texts or another way of decoding.
     """
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists; give another --output or --overwrite")
@@ -78,11 +80,14 @@ def _header(opened: Opened, records: Sequence[Record]) -> dict[str, Any]:
     texts = hashlib.sha256()
     for record in records:
         texts.update(json.dumps([record.id, record.text, record.pair]).encode())
-    return {
+    header: dict[str, Any] = {
         "model": storage.fingerprint(opened.source.manifest),
         "temperatures": dict(opened.temperatures),
         "texts": texts.hexdigest(),
     }
+    if isinstance(opened.classifier, GenerativeClassifier):
+        header["decoding"] = dataclasses.asdict(opened.classifier.decoding)
+    return header
 
 
 def _resume(partial: Path, header: dict[str, Any]) -> int:
@@ -94,8 +99,8 @@ def _resume(partial: Path, header: dict[str, Any]) -> int:
     lines = whole.splitlines()
     if lines and json.loads(lines[0]) != header:
         raise InputError(
-            f"{partial} was begun with another model or other texts; remove it or give another "
-            "--output"
+            f"{partial} was begun with another model or other texts, or labels decoded otherwise; "
+            "remove it or give another --output"
         )
     with partial.open("r+b") as file:
         file.truncate(len(whole))

@@ -18,6 +18,8 @@ from jaxclf.trie import Ids, Trie
 Normalise = Literal["none", "length", "pmi", "contextual"]
 # What stands in the text's place to measure how likely labels are without one.
 CONTENT_FREE = {"pmi": "", "contextual": "N/A"}
+# The share of a trie's inner nodes (and no less than one label's) above which all are read at once.
+_MANY = 0.25
 
 
 class Ranked(NamedTuple):
@@ -126,7 +128,7 @@ class _Search:
         """The nodes to feed next: the likeliest unread ones, until the rest is within the bound.
 
         And those that could still hold the likeliest label; with their ancestors, and with what
-        must follow them.
+        must follow them. A row that wants many wants all: it would be back for most of them.
         """
         p = np.exp(self.log_p())
         unread, found = self.unread(p), np.where(self.inner, 0, p)
@@ -138,6 +140,9 @@ class _Search:
         best = found.max(axis=1, keepdims=True)
         chosen = (unread > 0) & (beyond | (unread > best))
         wanted = (chosen.astype(np.float32) @ self.trie.forced.astype(np.float32)) > 0
+        wanted[wanted.sum(axis=1) > max(_MANY * self.trie.inner, self.trie.depth.max())] = (
+            self.inner
+        )
         wanted[:, 0] = False
         return wanted
 

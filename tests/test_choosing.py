@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxclf import choosing, trie
-from jaxclf.choosing import Read
 from jaxclf.data import pack
 from jaxclf.models import zoo
 from jaxclf.ranking import Ranker, probabilities
@@ -50,10 +49,10 @@ def ranker(model):
     return Ranker(model, LABELS, END)
 
 
-def read(model, params, prompts, spare=0) -> Read:
-    return jax.jit(
-        lambda params: choosing.begin(model.bind(params), prompts, spare),
-    )(params)
+@pytest.fixture(scope="module")
+def read(model):
+    """A function (params, prompts) → Read."""
+    return jax.jit(lambda params, prompts: choosing.begin(model.bind(params), prompts, 0))
 
 
 def by_whole_passes(model, params, prompts, labels):
@@ -93,13 +92,13 @@ def expected(model, flat, peaked, prompts):
 @pytest.mark.parametrize("name", ["flat", "peaked"])
 @pytest.mark.parametrize("parts", [1, 4])
 def test_all_scores_are_those_of_whole_passes(
-    monkeypatch, request, model, prompts, expected, name, parts
+    monkeypatch, request, model, prompts, read, expected, name, parts
 ):
     ranker = Ranker(model, LABELS, END)
     places = len(SIZES) * CONFIG.vocab_size * (ranker.trie.inner - 1)
     monkeypatch.setattr(choosing, "_LOGITS", places // parts)
     params = request.getfixturevalue(name)
-    ranked = ranker(params, read(model, params, prompts), len(SIZES))
+    ranked = ranker(params, read(params, prompts), len(SIZES))
     np.testing.assert_allclose(ranked.log_p, expected[name], atol=1e-4)
     assert ranked.unread.tolist() == [0] * len(SIZES)
 
@@ -107,10 +106,10 @@ def test_all_scores_are_those_of_whole_passes(
 @pytest.mark.parametrize("name", ["flat", "peaked"])
 @pytest.mark.parametrize("bound", [1e-6, 1e-2, 0.3])
 def test_what_is_left_unread_is_within_the_bound(
-    monkeypatch, request, model, prompts, expected, ranker, name, bound
+    request, prompts, read, expected, ranker, name, bound
 ):
     params, exact = request.getfixturevalue(name), np.exp(expected[name])
-    ranked = ranker(params, read(model, params, prompts), len(SIZES), bound)
+    ranked = ranker(params, read(params, prompts), len(SIZES), bound)
     found = np.exp(ranked.log_p)
     assert (ranked.unread <= bound + 1e-6).all()
     assert (exact.sum(axis=1) <= found.sum(axis=1) * (1 + 1e-4)).all()
@@ -125,28 +124,28 @@ def test_what_is_left_unread_is_within_the_bound(
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-6)
 
 
-def test_a_sure_model_reads_less_of_the_trie(monkeypatch, model, flat, peaked, prompts, ranker):
+def test_a_sure_model_reads_less_of_the_trie(monkeypatch, flat, peaked, prompts, read, ranker):
     real, shares = ranker.read, []
     possible = len(SIZES) * (ranker.trie.inner - 1)
     for params in (peaked, flat):
         fed = np.zeros((len(SIZES), len(ranker.trie.token)), bool)
 
-        def noted(params, read, wanted, fed=fed):
+        def noted(params, begun, wanted, fed=fed):
             fed |= wanted
-            return real(params, read, wanted)
+            return real(params, begun, wanted)
 
         monkeypatch.setattr(ranker, "read", noted)
-        ranker(params, read(model, params, prompts), len(SIZES), 1e-2)
+        ranker(params, read(params, prompts), len(SIZES), 1e-2)
         shares.append(fed.sum() / possible)
     sure, unsure = shares
     assert sure < 0.4 < 0.6 < unsure < 1
 
 
-def test_scores_do_not_depend_on_the_rest_of_the_batch(model, flat, prompts, ranker):
-    together = ranker(flat, read(model, flat, prompts), len(SIZES), 1e-3)
+def test_scores_do_not_depend_on_the_rest_of_the_batch(flat, prompts, read, ranker):
+    together = ranker(flat, read(flat, prompts), len(SIZES), 1e-3)
     for row in range(len(SIZES)):
-        alone = pack.prompts([examples(SIZES)[row]], rows=2)
-        ranked = ranker(flat, read(model, flat, alone), 1, 1e-3)
+        alone = pack.prompts([examples(SIZES)[row]], rows=len(SIZES))
+        ranked = ranker(flat, read(flat, alone), 1, 1e-3)
         np.testing.assert_allclose(ranked.log_p[0], together.log_p[row], atol=1e-4)
 
 
@@ -223,7 +222,7 @@ def test_the_likeliest_are_those_of_plain_python(model, flat, prompts):
     assert len(set(chosen.ravel().tolist())) > 4
 
 
-def test_after_what_was_fed_scores_go_on_as_after_a_prompt(model, flat, ranker):
+def test_after_what_was_fed_scores_go_on_as_after_a_prompt(model, flat, read, ranker):
     given = examples(SIZES)
     ids = [(7, 8, 9), (10,), (), (11, 12), (3,), (4, 5), (6, 7, 8)]
     counts = np.array([len(each) for each in ids], np.int32)
@@ -231,9 +230,9 @@ def test_after_what_was_fed_scores_go_on_as_after_a_prompt(model, flat, ranker):
     @jax.jit
     def advanced(params, prompts):
         module = model.bind(params)
-        read = choosing.begin(module, prompts, 3)
-        fed = choosing.advance(module, read, trie.table(ids, 0), counts)
-        hidden = jnp.where(counts[:, None, None] > 0, fed.hidden, read.hidden)
+        begun = choosing.begin(module, prompts, 3)
+        fed = choosing.advance(module, begun, trie.table(ids, 0), counts)
+        hidden = jnp.where(counts[:, None, None] > 0, fed.hidden, begun.hidden)
         return fed._replace(hidden=hidden)
 
     found = ranker(flat, advanced(flat, pack.prompts(given, len(given))), len(given), 1e-2)
@@ -242,5 +241,5 @@ def test_after_what_was_fed_scores_go_on_as_after_a_prompt(model, flat, ranker):
         for each, more in zip(given, ids, strict=True)
     ]
     prompts = pack.prompts(longer, len(given))
-    wanted = ranker(flat, read(model, flat, prompts), len(given), 1e-2)
+    wanted = ranker(flat, read(flat, prompts), len(given), 1e-2)
     np.testing.assert_allclose(found.log_p, wanted.log_p, atol=1e-4)

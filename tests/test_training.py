@@ -74,6 +74,26 @@ def test_evaluate_gives_the_same_numbers(finished, tmp_path):
     ).read_text()
 
 
+@pytest.mark.parametrize("mode", ["constrained", "score"])
+def test_evaluate_may_decode_otherwise(finished, tmp_path, mode):
+    run = open_run(finished, overrides=[f"eval.decoding={mode}"])
+    result = evaluate(run, tmp_path)
+    assert result["eval"]["intent"]["unparsed"] == result["eval"]["slots"]["unknown_slots"] == 0
+    facts = json.loads((tmp_path / "report.json").read_text())["decoding"]
+    assert facts["mode"] == mode
+    assert facts.get("unread", 0) <= 1e-3
+    rows = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
+    for row in rows:
+        assert (row["scores"] is not None) == (mode == "score")
+        if mode == "score":
+            assert sum(row["scores"]["intent"].values()) == pytest.approx(1)
+
+
+def test_an_unknown_way_of_decoding_is_told(finished):
+    with pytest.raises(InputError, match=r"eval\.decoding is 'scores'.*Did you mean 'score'"):
+        open_run(finished, overrides=["eval.decoding=scores"])
+
+
 @pytest.mark.slow
 def test_same_seed_same_run_other_seed_another(finished, tmp_path):
     train(tiny(), tmp_path / "again")
