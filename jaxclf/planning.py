@@ -334,6 +334,26 @@ def choices(job: Job) -> list[Choice]:
     return sorted(found, key=lambda choice: choice.seconds)
 
 
+def leanest(job: Job) -> Choice | None:
+    """The choice that needs least by arithmetic, with the most micro-batches; None if none divides.
+
+    Not among meshes that would keep copies of key heads.
+    """
+    batch, found = job.config.train.batch_size, []
+    for data, fsdp, tensor, sequence in _factors(job.topology.count, 4):
+        heads = getattr(job.model.config, "num_kv_heads", job.model.config.num_heads)
+        if batch % (data * fsdp) or heads % tensor or (sequence > 1 and job.length < 4096):
+            continue
+        sizes: Sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": sequence}
+        accumulate = batch // (data * fsdp)
+        try:
+            need = job.need(sizes, accumulate)
+        except InputError:
+            continue
+        found.append(Choice(sizes, accumulate, need, _estimate(job, sizes, accumulate)))
+    return min(found, key=lambda choice: (choice.need.total, choice.seconds), default=None)
+
+
 def fitting(job: Job, share: float = 0.9) -> list[Choice]:
     """The choices whose estimate leaves room in the chip's memory."""
     limit = job.topology.chip.memory * share

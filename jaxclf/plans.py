@@ -86,8 +86,8 @@ def smallest(config: ConfigDict, label_tokens: int, *, say: Callable[[str], None
         for shape in chips.CHIPS[name].sizes:
             topology = chips.topology(f"{name}:{shape}")
             job = Job(config, topology, label_tokens)
-            # The leanest decides, the faster one of two: by arithmetic, then by the compiler.
-            choice = min(planning.choices(job), key=lambda choice: choice.need.total, default=None)
+            # The leanest decides: by arithmetic, then by the compiler.
+            choice = planning.leanest(job)
             if choice is None or choice.need.total > topology.chip.memory:
                 continue
             say(f"compiling for {topology.name}, {_mesh_name(choice.sizes)} …")
