@@ -67,7 +67,7 @@ def text_batch(count: int = 1, sizes=SIZES) -> pack.Batch:
 def shared_batch(count: int = 1) -> pack.Batch:
     """Sixteen examples that share two prefixes, in `count` micro-batches."""
     texts = sharing(examples([*SIZES, *SIZES], vocab_size=64), (11, 6))
-    shared = prefixes.find(texts, len(texts))
+    shared = prefixes.find(texts, len(texts), least=1)
     batch = pack.padded([pack.row(each, shared) for each in texts], shared, count)
     assert batch.prefixes is not None
     return jax.tree.map(lambda rows: rows.reshape(count, -1, rows.shape[1]), batch)
@@ -191,7 +191,7 @@ def decoding():
     greedy = decode.make_greedy(model, 6, eos_id=2)
     compute = decode.make_prefix(model)
     texts = sharing(examples(SIZES, vocab_size=64), (5,))
-    shared = prefixes.find(texts, len(texts))
+    shared = prefixes.find(texts, len(texts), least=1)
     for which in (shared, Shared()):
         prompts = pack.prompts(texts, 8, which)
         found = []

@@ -24,7 +24,7 @@ def documents(*lengths):
 
 def padded(documents):
     """A batch of one example a row: its prefixes repeated, and shared."""
-    shared = prefixes.find(documents, len(documents))
+    shared = prefixes.find(documents, len(documents), least=1)
     return tuple(
         pack.padded([pack.row(each, which) for each in documents], which)
         for which in (Shared(), shared)
@@ -33,7 +33,7 @@ def padded(documents):
 
 def packed(documents, rows=2):
     """The same for rows that hold several examples."""
-    shared = prefixes.find(documents, len(documents))
+    shared = prefixes.find(documents, len(documents), least=1)
     return tuple(side_by_side(documents, rows, which) for which in (Shared(), shared))
 
 
@@ -112,15 +112,15 @@ def test_an_example_may_keep_a_prefix_of_its_own():
 
 
 def test_which_prefixes_are_shared():
-    found = prefixes.find(documents(7, 3), 8)
-    assert sorted(map(len, found.prefixes)) == [3, 7]
-    assert not prefixes.find(documents(7, 3), 3)  # fewer than two of each a batch
-    assert not prefixes.find(documents(*range(1, 9)), 8)  # each has its own
-    assert not prefixes.find(documents(0), 8)
+    found = prefixes.find(documents(17, 30), 8)
+    assert sorted(map(len, found.prefixes)) == [17, 30]
+    assert not prefixes.find(documents(17, 30), 3)  # fewer than two of each a batch
+    assert not prefixes.find(documents(*range(17, 25)), 8)  # each has its own
+    assert not prefixes.find(documents(7), 8)  # so short is cheaper to repeat
 
 
 def test_every_micro_batch_has_the_prefixes():
-    shared = prefixes.find(documents(7, 4), 4)
+    shared = prefixes.find(documents(7, 4), 4, least=1)
     rows = [pack.row(each, shared) for each in documents(7, 4)]
     batch = pack.padded(rows, shared, groups=2)
     for half in np.split(batch.prefixes.tokens, 2), np.split(batch.prefixes.numbers, 2):
@@ -160,7 +160,7 @@ def test_answers_are_the_same(greedy):
     decoded, compute, params = greedy
     texts = documents(9, 6)
     texts[3] = dataclasses.replace(texts[3], prefix=texts[3].prefix[:2])  # shared with none
-    shared = prefixes.find(texts, len(texts))
+    shared = prefixes.find(texts, len(texts), least=1)
     expected = decoded(params, pack.prompts(texts, 9))
     prefix = compute(params, pack.prefix_row(shared))
     found = decoded(params, pack.prompts(texts, 9, shared), prefix)

@@ -62,18 +62,21 @@ class Shared:
         return int(self.lengths[seen[starts]].sum()) - groups * int(self.lengths.sum())
 
 
-def find(examples: Sequence[Tokens] | Sequence[Encoded], per_batch: float) -> Shared:
+def find(
+    examples: Sequence[Tokens] | Sequence[Encoded], per_batch: float, least: int = 16
+) -> Shared:
     """The prefixes that two or more examples of a batch are expected to share.
 
     `per_batch`: examples whose rows are computed together. A prefix of one's own (examples drawn
-    afresh for each text) is left where it is.
+    afresh for each text) is left where it is, and so is one of fewer than `least` tokens, which is
+    cheaper to repeat.
     """
     counts: collections.Counter[bytes] = collections.Counter()
     arrays: dict[bytes, np.ndarray] = {}
     for example in examples:
         if isinstance(example, Encoded):
             return Shared()
-        if len(example.prefix):
+        if len(example.prefix) >= max(1, least):
             name = example.prefix.tobytes()
             counts[name] += 1
             arrays[name] = example.prefix

@@ -12,7 +12,7 @@ from tests.tiny import CONFIG, examples, random_params, sharing, summed_loss
 
 def batch_of(*lengths, label=2):
     texts = sharing(examples([(0, length, label) for length in lengths]), (6,))
-    shared = prefixes.find(texts, len(texts))
+    shared = prefixes.find(texts, len(texts), least=1)
     return pack.padded([pack.row(each, shared) for each in texts], shared)
 
 
@@ -52,7 +52,7 @@ def test_padding_changes_no_answer():
     model = zoo.create(CONFIG)
     params = random_params(model)
     texts = sharing(examples([(0, 5, 0), (0, 9, 0)]), (6,))
-    shared = prefixes.find(texts, 2)
+    shared = prefixes.find(texts, 2, least=1)
     budget = Budget(limit=1)
     budget.fit(pack.prompts(examples([(0, 40, 0)] * 2), 2))
     prompts = pack.prompts(texts, 2, shared)
