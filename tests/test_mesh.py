@@ -21,7 +21,8 @@ CHECKS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_eight_devices(name):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    devices = "--xla_force_host_platform_device_count=8"
+    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"}
     program = f"from tests import mesh_checks; mesh_checks.{name}()"
     done = subprocess.run(
         [sys.executable, "-c", program],

@@ -31,11 +31,12 @@ def start(workdir: Path, count: int, devices: int, *fields: str) -> list[subproc
     command += ["--config.prompt.template=plain", "--config.data.limit=8", *fields]
     if count > 1:
         command += ["--distributed", f"--heartbeat={HEARTBEAT}"]
+    own = f"--xla_force_host_platform_device_count={devices // count}"
     found = []
     for index in range(count):
         environment = {
             **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {own}",
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(index),
