@@ -16,7 +16,6 @@ from jaxclf.attens import Pooling
 from jaxclf.checkpoints import Checkpoints
 from jaxclf.classify import open_run
 from jaxclf.data import loader, pack, prefixes
-from jaxclf.data.prefixes import Shared
 from jaxclf.evaluation import evaluate
 from jaxclf.losses import Objective, Term
 from jaxclf.models import zoo
