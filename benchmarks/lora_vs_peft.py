@@ -7,9 +7,9 @@
 A random Llama of 40 M parameters, rank 8 on every query and value, AdamW, float32, all cores. The
 prompts are those of MASSIVE intents with all labels listed (Listing 7), or those of 20 Newsgroups
 with five fixed examples (Listing 3). The same examples in the same batches on all sides, which take
-turns in processes of their own: `peft` reads whole prompts, padded, as `padded` does here; `shared`
-computes what the prompts of a batch have in common once. peft computes logits at every position, as
-the model of transformers does; jaxclf where a label is.
+turns in processes of their own: `peft` reads whole prompts, padded, as `padded` does here (with
+--padded); `shared` computes what the prompts of a batch have in common once. peft computes logits
+at every position, as the model of transformers does; jaxclf where a label is.
 """
 
 import functools
@@ -166,6 +166,7 @@ def main() -> None:
     parser = turns.parser(__doc__)
     parser.add_argument("--batch", type=int, default=8, help="examples a step")
     parser.add_argument("--prompts", choices=("intents", "news"), default="intents")
+    parser.add_argument("--padded", action="store_true", help="also whole prompts here")
     options = parser.parse_args()
     case = options.prompts, options.batch
     lengths = [len(each.prefix) for each in prompts(options.prompts)]
@@ -173,11 +174,12 @@ def main() -> None:
     print(f"{lengths[0]} tokens shared, {np.mean(rest):.0f} of an example's own")
     arms: dict[str, Callable[[], turns.Arm]] = {
         "peft": functools.partial(theirs, *case),
-        "padded": functools.partial(ours, *case, False),
         "shared": functools.partial(ours, *case, True),
     }
+    if options.padded:
+        arms["padded"] = functools.partial(ours, *case, False)
     medians = turns.measure(arms, options)
-    for name in ("padded", "shared"):
+    for name in list(arms)[1:]:
         print(f"{name} / peft {medians[name] / medians['peft']:.2f}")
 
 
