@@ -316,14 +316,8 @@ def choices(job: Job) -> list[Choice]:
     Tokens are cut (`sequence`) only where a row has 4,096 or more.
     """
     found = []
-    batch, count = job.config.train.batch_size, job.topology.count
-    for data, fsdp, tensor, sequence in _factors(count, 4):
-        if sequence > 1 and job.length < 4096:
-            continue
-        sizes: Sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": sequence}
-        if batch % (data * fsdp):
-            continue
-        for accumulate in _divisors(batch // (data * fsdp)):
+    for sizes in _meshes(job):
+        for accumulate in _divisors(job.config.train.batch_size // _row_parts(sizes)):
             try:
                 need = job.need(sizes, accumulate)
             except InputError:
@@ -339,13 +333,12 @@ def leanest(job: Job) -> Choice | None:
 
     Not among meshes that would keep copies of key heads.
     """
-    batch, found = job.config.train.batch_size, []
-    for data, fsdp, tensor, sequence in _factors(job.topology.count, 4):
-        heads = getattr(job.model.config, "num_kv_heads", job.model.config.num_heads)
-        if batch % (data * fsdp) or heads % tensor or (sequence > 1 and job.length < 4096):
+    found = []
+    heads = getattr(job.model.config, "num_kv_heads", job.model.config.num_heads)
+    for sizes in _meshes(job):
+        if heads % sizes["tensor"]:
             continue
-        sizes: Sizes = {"data": data, "fsdp": fsdp, "tensor": tensor, "sequence": sequence}
-        accumulate = batch // (data * fsdp)
+        accumulate = job.config.train.batch_size // _row_parts(sizes)
         try:
             need = job.need(sizes, accumulate)
         except InputError:
@@ -358,6 +351,20 @@ def fitting(job: Job, share: float = 0.9) -> list[Choice]:
     """The choices whose estimate leaves room in the chip's memory."""
     limit = job.topology.chip.memory * share
     return [choice for choice in choices(job) if choice.need.total <= limit]
+
+
+def _meshes(job: Job) -> Iterator[Sizes]:
+    """All meshes of the slice that divide the rows of a step, and tokens only of long rows."""
+    for factors in _factors(job.topology.count, len(sharding.AXES)):
+        sizes: Sizes = dict(zip(sharding.AXES, factors, strict=True))
+        if sizes["sequence"] > 1 and job.length < 4096:
+            continue
+        if job.config.train.batch_size % _row_parts(sizes) == 0:
+            yield sizes
+
+
+def _row_parts(sizes: Sizes) -> int:
+    return sizes["data"] * sizes["fsdp"]
 
 
 def _estimate(job: Job, sizes: Sizes, accumulate: int) -> float:

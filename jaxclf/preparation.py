@@ -16,7 +16,7 @@ from jaxclf.data.datasets import Dataset
 from jaxclf.data.encode import encode
 from jaxclf.data.loader import Examples
 from jaxclf.data.pack import ANSWER
-from jaxclf.data.prefixes import Shared
+from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.errors import InputError
@@ -124,7 +124,7 @@ def _shared(config: ConfigDict, examples: Sequence[Tokens]) -> Shared:
     """The prefixes that the examples of a micro-batch will share."""
     train = config.train
     if not train.share_prefix:
-        return Shared()
+        return NONE
     per_batch = train.batch_size / train.accumulate
     if train.pack:
         own = sum(len(example.text) + len(example.label) for example in examples)

@@ -37,7 +37,7 @@ from jaxclf.classify import decoding_facts, make_classifier
 from jaxclf.data import datasets, loader, pack
 from jaxclf.data.budget import Budget
 from jaxclf.data.loader import Examples
-from jaxclf.data.prefixes import Shared
+from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import InputError, NonFiniteError, Preempted
 from jaxclf.fields import did_you_mean, leaves
@@ -127,7 +127,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         configs.write(config, path)
 
 
-def with_steps(config: ConfigDict, examples: Examples, shared: Shared | None = None) -> ConfigDict:
+def with_steps(config: ConfigDict, examples: Examples, shared: Shared = NONE) -> ConfigDict:
     """The config with `train.steps` for as many `train.epochs`, where these are set.
 
     Of packed rows the steps are about as many: those that hold all tokens, less the `shared`
@@ -138,7 +138,7 @@ def with_steps(config: ConfigDict, examples: Examples, shared: Shared | None = N
         return config
     share = len(examples) / train.batch_size
     if train.pack:
-        rows = (pack.row(example, shared or Shared()) for example in examples)
+        rows = (pack.row(example, shared) for example in examples)
         tokens = sum(len(row["tokens"]) for row in rows)
         share = tokens / ((train.row_length or train.max_length) * train.batch_size)
     counted = config.copy_and_resolve_references()

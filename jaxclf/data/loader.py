@@ -10,7 +10,7 @@ import numpy as np
 from jaxclf.data import pack
 from jaxclf.data.encode import Encoded
 from jaxclf.data.pack import Batch, PromptBatch
-from jaxclf.data.prefixes import Shared
+from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.tokenize import Tokens
 from jaxclf.errors import InputError
 
@@ -59,7 +59,7 @@ def train_batches(
     seed: int,
     row_length: int = 0,
     like_lengths: bool = False,
-    shared: Shared | None = None,
+    shared: Shared = NONE,
     groups: int = 1,
 ) -> grain.DatasetIterator:
     """An endless iterator of `Batch`; `get_state` and `set_state` make it resumable.
@@ -71,7 +71,6 @@ def train_batches(
     examples of like length stand together, in windows of some batches. Prefixes that are `shared`
     are laid once over the rows of each of `groups` micro-batches; lengths then are of the rest.
     """
-    shared = shared or Shared()
     padded = functools.partial(pack.padded, shared=shared, groups=groups)
     dataset = grain.MapDataset.source(_Rows(examples, shared)).shuffle(seed).repeat()
     rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
@@ -105,11 +104,9 @@ def used_tokens(examples: Examples) -> np.ndarray:
     return np.unique(np.concatenate([[0], *(pack.row(item)["tokens"] for item in examples)]))
 
 
-def label_budget(
-    examples: Examples, name: str, row_length: int, shared: Shared | None = None
-) -> int:
+def label_budget(examples: Examples, name: str, row_length: int, shared: Shared = NONE) -> int:
     """Labels J of a target that a packed row may hold: its usual share and a quarter more."""
-    rows = (pack.row(example, shared or Shared()) for example in examples)
+    rows = (pack.row(example, shared) for example in examples)
     sizes = [(len(row[f"{name}/labels"]), len(row["tokens"])) for row in rows]
     labels, tokens = (sum(column) for column in zip(*sizes, strict=True))
     share = 1.25 * row_length * labels / max(1, tokens)
@@ -118,14 +115,13 @@ def label_budget(
 
 
 def prompt_batches(
-    examples: Sequence[Tokens], batch_size: int, shared: Shared | None = None
+    examples: Sequence[Tokens], batch_size: int, shared: Shared = NONE
 ) -> Iterator[tuple[list[int], PromptBatch]]:
     """Every example once, by length, as (indices, prompts); the last batch is filled up, not cut.
 
     Prompts of like length stand together, so that little padding is computed; they are without the
     prefixes that are `shared`.
     """
-    shared = shared or Shared()
     lengths = [
         len(item.text) + (0 if shared.number(item) else len(item.prefix)) for item in examples
     ]

@@ -16,14 +16,13 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxclf.data.encode import Encoded
-from jaxclf.data.prefixes import Shared
+from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.tokenize import Tokens
 from jaxclf.shapes import AnyArray, Bool, Int, Prefixes, Shaped
 
 Row = dict[str, np.ndarray]
 
 ANSWER = "answer"  # the one target of generation
-_NONE = Shared()
 
 
 class Targets(NamedTuple):
@@ -75,7 +74,7 @@ def bucket(length: int, smallest: int = 16) -> int:
     return size
 
 
-def row(example: Tokens | Encoded, shared: Shared = _NONE) -> Row:
+def row(example: Tokens | Encoded, shared: Shared = NONE) -> Row:
     """One example's arrays, without its prefix where that is shared; positions count from their
     first token."""
     if isinstance(example, Encoded):
@@ -95,7 +94,7 @@ def row(example: Tokens | Encoded, shared: Shared = _NONE) -> Row:
     return arrays | {"seen": np.full(len(read), number, np.int32)} if shared else arrays
 
 
-def padded(rows: Sequence[Row], shared: Shared = _NONE, groups: int = 1) -> Batch:
+def padded(rows: Sequence[Row], shared: Shared = NONE, groups: int = 1) -> Batch:
     """One example a row, padded on the right to the bucket of the longest.
 
     `groups`: micro-batches that the rows are divided into; each has the shared prefixes.
@@ -130,7 +129,7 @@ def padded(rows: Sequence[Row], shared: Shared = _NONE, groups: int = 1) -> Batc
     return _with_prefixes(batch, arrays.get("seen"), shared, groups)
 
 
-def packed(rows: Mapping[str, np.ndarray], shared: Shared = _NONE, groups: int = 1) -> Batch:
+def packed(rows: Mapping[str, np.ndarray], shared: Shared = NONE, groups: int = 1) -> Batch:
     """Rows filled by grain's packer, `[B, T]` and `[B, J]`, with their segment ids.
 
     The packer only lays examples side by side: label positions are moved by where their example
@@ -180,7 +179,7 @@ def _filled(segments: np.ndarray) -> np.ndarray:
     return np.where(segments == 0, np.iinfo(np.int32).max, segments)
 
 
-def prompts(examples: Sequence[Tokens], rows: int, shared: Shared = _NONE) -> PromptBatch:
+def prompts(examples: Sequence[Tokens], rows: int, shared: Shared = NONE) -> PromptBatch:
     """Prompts without answers, padded on the left; missing rows repeat the last example.
 
     Prefixes that are `shared` are left out.

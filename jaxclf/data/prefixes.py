@@ -62,6 +62,9 @@ class Shared:
         return int(self.lengths[seen[starts]].sum()) - groups * int(self.lengths.sum())
 
 
+NONE = Shared()
+
+
 def find(
     examples: Sequence[Tokens] | Sequence[Encoded], per_batch: float, least: int = 16
 ) -> Shared:
@@ -75,7 +78,7 @@ def find(
     arrays: dict[bytes, np.ndarray] = {}
     for example in examples:
         if isinstance(example, Encoded):
-            return Shared()
+            return NONE
         if len(example.prefix) >= max(1, least):
             name = example.prefix.tobytes()
             counts[name] += 1

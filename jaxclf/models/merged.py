@@ -11,9 +11,7 @@ import jax.numpy as jnp
 
 from jaxclf.shapes import Array, Bool, Float
 
-_NOTHING = (
-    -1e30
-)  # log of the weight of a block that a query sees nothing of; exp makes it exactly 0
+_NOTHING = -1e30  # log-sum-exp of a block that a query sees nothing of: its weight is exactly 0
 
 
 def with_log_sum(forward: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
