@@ -11,10 +11,11 @@ the runs, n - 1). `--plot`: the metric over the number of modules, a band of one
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+
+from jaxclf import report
 
 MAIN = {"cola": "matthews", "stsb": "pearson"}  # else accuracy
 METHODS = ("Model", "FFN", "FT_LoRA", "AttEns")
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="SVG of the metric over the number of modules")
     parser.add_argument("--tasks", default="", help="of the plot, with commas between; all")
     options = parser.parse_args()
-    reports = [json.loads((run / "report.json").read_text())["attens"] for run in options.runs]
+    reports = [report.read(run)["attens"] for run in options.runs]
     print(f"| task | {' | '.join(METHODS)} |")
     print("|---|" + "---|" * len(METHODS))
     for task in reports[0]:

@@ -46,10 +46,9 @@ A text classifier fine-tuned and exported by jaxclf.
 
 def run_card(source: ModelSource) -> str:
     """The model card of the run's report; a short one where there is none."""
-    path = source.run_dir / "report.json" if source.run_dir else None
-    if path is None or not path.is_file():
+    if source.run_dir is None or not (source.run_dir / report.REPORT).is_file():
         return _CARD
-    return report.model_card(storage.read_json(path))
+    return report.model_card(report.read(source.run_dir))
 
 
 def export(

@@ -136,10 +136,14 @@ class Checkpoints:
 
     def restore_params(self, step: Which, abstract_params: Tree) -> Tree:
         """The parameters alone."""
-        self.wait()
+        manifest = self.manifest(step)
         directory = _step_directory(self.directory, step)
-        manifest = _read_meta(directory).manifest["params"]
         return storage.restore(directory / "params", manifest, abstract_params)
+
+    def manifest(self, step: Which) -> Manifest:
+        """That of the parameters of a step."""
+        self.wait()
+        return _read_meta(_step_directory(self.directory, step)).manifest["params"]
 
     def wait(self) -> None:
         """Return when the last save is on disk; raises StorageError if it failed."""

@@ -106,13 +106,13 @@ def open_ensemble(
     with config.unlocked():
         configs.override(config, overrides)
     recipe = Recipe.load(path / "task.json")
-    if not (path / "report.json").is_file():
+    if not (path / report.REPORT).is_file():
         raise InputError(f"{path}: the ensemble is not finished; run the command of training again")
     if recipe.prompt is not None and len(config.attens.targets) > 1:
         raise InputError(
             f"{path}: each target of a decoder has a prompt of its own; train one each"
         )
-    facts = storage.read_json(path / "report.json")["attens"]
+    facts = report.read(path)["attens"]
     base = find_base(config, path, find)
     modules = Modules(config, path, base, from_peft)
     wanted = {name for task in recipe.tasks for name in facts[task.name]["modules"]}
@@ -201,8 +201,8 @@ class _Part:
         self.facts: dict[str, dict[str, Any]] = {}
         self.calibration: dict[str, dict[str, Any]] = {}
         self.predictions: list[Prediction] = []
+        self.combiners: dict[str, Any] = {}  # task → parameters of the one that answers
         self.history: list[dict[str, Any]] = []
-        self.combiner_size = 0
 
     def finish(self) -> "_Part":
         """Features, then every task's combiners, their scores and what they attend to."""
@@ -284,7 +284,7 @@ class _Part:
                 facts["modules"] = modules
                 if fields.across == "modules":
                     facts["attention"] = np.round(attention.mean(axis=0), 6).tolist()
-                self.combiner_size = sum(leaf.size for leaf in jax.tree.leaves(params))
+                self.combiners[task.name] = params
                 self.read_history(task, name)
         if fields.baselines:
             facts["methods"] = self.baselines(task, vectors) | facts["methods"]
@@ -311,9 +311,9 @@ class _Part:
                 run.config.eval.batch_size,
             )
             found[name] = self.score(task, results)
-        path = run.folder / short(target.name) / "report.json"
-        if path.is_file():
-            found["FT_LoRA"] = storage.read_json(path)["eval"][task.name]
+        own = run.folder / short(target.name)
+        if (own / report.REPORT).is_file():
+            found["FT_LoRA"] = report.read(own)["eval"][task.name]
         return found
 
     def fit(self, name: str, task: Task, head: Head, data: Data) -> Any:
@@ -372,7 +372,8 @@ def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
     """The report of all targets, and their predictions, in the folder of the run."""
     tasks = tuple(task for part in parts for task in part.target.tasks)
     sets = {part.target.name: part.target.dataset for part in parts}
-    total = sum(part.combiner_size * len(part.target.tasks) for part in parts)
+    combiners = {name: params for part in parts for name, params in part.combiners.items()}
+    total = sum(leaf.size for leaf in jax.tree.leaves(combiners))
     result = {
         "config": modules.config.to_dict(),
         "data": {
@@ -381,10 +382,8 @@ def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
                 name: {split: len(found) for split, found in each.splits.items()}
                 for name, each in sets.items()
             },
-            "fingerprints": {name: each.fingerprint for name, each in sets.items()},
-            "tasks": {
-                task.name: {"kind": task.kind, "labels": list(task.labels)} for task in tasks
-            },
+            "fingerprint": ", ".join(each.fingerprint for each in sets.values()),
+            "tasks": report.describe_tasks(tasks),
         },
         "model": {
             "name": modules.config.model.name,
@@ -406,7 +405,8 @@ def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
     }
     predictions = [each for part in parts for each in part.predictions]
     history = [row for part in parts for row in part.history]
-    report.write(modules.workdir, result, predictions, tasks, history)
+    checkpoint = storage.fingerprint(storage.describe(combiners))
+    report.write(modules.workdir, result, predictions, tasks, history, checkpoint)
     print(report.table(result))
     print(report.methods_table(result["attens"], tasks))
     print(f"report: {modules.workdir / 'report.html'}")

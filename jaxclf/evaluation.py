@@ -1,12 +1,11 @@
 """Scoring a trained run again."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxclf import calibration, logs, metrics, report
+from jaxclf import calibration, logs, metrics, report, storage
 from jaxclf.classify import Opened, decoding_facts, prompt_source
 from jaxclf.data import datasets
 from jaxclf.errors import ArtifactError, InputError
@@ -48,7 +47,10 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
     )
     predictions = calibration.tempered(predictions, opened.temperatures)
     result.pop("attens", None)  # of the run's own evaluation
-    report.write(output, result, predictions, recipe.tasks, [])
+    facts = {"fingerprint": dataset.fingerprint, "tasks": report.describe_tasks(dataset.tasks)}
+    result["data"] = {"name": dataset.name, **result["data"], **facts}
+    checkpoint = storage.fingerprint(opened.source.manifest)
+    report.write(output, result, predictions, recipe.tasks, [], checkpoint)
     print(report.table(result))
     print(f"report: {output / 'report.html'}")
     return result
@@ -57,13 +59,12 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
 def _run_report(opened: Opened) -> dict[str, Any]:
     """The run's own report with this evaluation's versions, or as much as is known without it."""
     source = opened.source
-    path = source.run_dir / "report.json" if source.run_dir else None
-    if path is not None and path.is_file():
+    if source.run_dir is not None and (source.run_dir / report.REPORT).is_file():
+        result = report.read(source.run_dir)
         try:
-            result = json.loads(path.read_text())
             result["train"]["evaluated_step"] = source.step
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} is not a report of ours: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{source.run_dir}: no report of ours: {error!r}") from error
     else:
         result = {"data": {}, "model": {}, "train": {"evaluated_step": source.step}}
     return result | {"config": opened.config.to_dict(), "versions": report.versions()}

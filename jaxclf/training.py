@@ -438,6 +438,7 @@ class _Run:
                 "same command scores it again"
             ) from None
         step = best if best is not None else self.step
+        checkpoint = storage.fingerprint(self.manifest(best))
         tasks = self.setup.dataset.tasks
         result = self.describe(step) | decoding_facts(self.classifier)
         result["eval"] = metrics.compute(predictions, tasks, self.config.prompt.slots)
@@ -448,11 +449,18 @@ class _Run:
             if temperatures:
                 calibration.save(self.workdir / calibration.FILE, temperatures, step)
             predictions = calibration.tempered(predictions, temperatures)
-            report.write(self.workdir, result, predictions, tasks, read_metrics(self.workdir))
+            history = read_metrics(self.workdir)
+            report.write(self.workdir, result, predictions, tasks, history, checkpoint)
         processes.wait("report")
         logger.say(report.table(result))
         logger.say(f"report: {self.workdir / 'report.html'}")
         return result
+
+    def manifest(self, step: int | None) -> storage.Manifest:
+        """That of the saved parameters, or of those at hand where no step was taken."""
+        if step is not None:
+            return self.checkpoints.manifest(step)
+        return storage.describe(self.tuning.stored(self.state.trained, self.frozen))
 
     def temperatures(
         self, params: Params, split: str, predictions: Sequence[Prediction], logger: Logger
@@ -479,10 +487,7 @@ class _Run:
                 "skipped": setup.dataset.skipped,
                 "cut_texts": sum(example.cut > 0 for example in setup.examples),
                 "cut_tokens": sum(example.cut for example in setup.examples),
-                "tasks": {
-                    task.name: {"kind": task.kind, "labels": list(task.labels)}
-                    for task in setup.dataset.tasks
-                },
+                "tasks": report.describe_tasks(setup.dataset.tasks),
             },
             "model": {
                 "name": config.model.name,

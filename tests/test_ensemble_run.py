@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs.common import default
-from jaxclf import combining, ensemble, modules
+from jaxclf import combining, ensemble, modules, report
 from jaxclf import config as configs
 from jaxclf.attens import Combiner
 from jaxclf.checkpoints import resolve
@@ -134,6 +134,9 @@ def test_evaluate_and_predict_agree_with_the_run(finished, tmp_path):
     opened = ensemble.open_any(finished, "best")
     again = evaluate(opened, tmp_path / "again")
     assert again["eval"] == report_of(finished)["eval"]
+    made = [report.read(folder)["provenance"] for folder in (finished, tmp_path / "again")]
+    assert made[0]["checkpoint"] == made[1]["checkpoint"]
+    assert made[0]["data"] == made[1]["data"]
     rows = [
         [json.loads(line) for line in (folder / "predictions.jsonl").open()]
         for folder in (finished, tmp_path / "again")

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import yaml
 
 from jaxclf import metrics, report
 from jaxclf.data.tasks import Task
+from jaxclf.errors import ArtifactError
 from jaxclf.labels import Prediction
 from jaxclf.report.page import find_confusions
 from jaxclf.report.plots import heat_map, learning_curves
@@ -144,6 +146,84 @@ def test_predictions_come_back_as_they_were(tmp_path):
     lines = (tmp_path / "p.jsonl").read_text().split("\n")
     assert len(lines) == len(PREDICTIONS) + 2
     assert set(json.loads(lines[0])) >= {"id", "gold", "predicted", "scores", "raw", "unparsed"}
+
+
+def test_a_result_says_where_it_comes_from(tmp_path):
+    odd = prediction(9, "alarm_set", "play_music", raw="\ud800\u2028日")
+    values = full_report(train={"share": np.float32(0.1), "text": "\ud800", "nan": math.nan})
+    values["data"]["fingerprint"] = "the records'"
+    for _ in range(2):  # what a report said of its origin is not taken over
+        report.write(tmp_path, values, [*PREDICTIONS, odd], TASKS, [], "the checkpoint's")
+        values = report.read(tmp_path)
+    content = (tmp_path / "predictions.jsonl").read_bytes()
+    seal = values["provenance"].pop("seal")
+    assert values["provenance"] == {
+        "seed": 0,
+        "data": "the records'",
+        "checkpoint": "the checkpoint's",
+        "predictions": hashlib.sha256(content).hexdigest(),
+    }
+    assert set(seal) == set(values)
+    assert "the checkpoint's" in Page((tmp_path / "report.html").read_text()).text
+    assert report.tasks_of(values) == TASKS
+
+
+def _edit(change):
+    def edit(folder):
+        found = json.loads((folder / "report.json").read_text())
+        change(found)
+        (folder / "report.json").write_text(json.dumps(found))
+
+    return edit
+
+
+def _append(folder):
+    with (folder / "predictions.jsonl").open("a") as file:
+        file.write("\n")
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (_edit(lambda r: r["eval"]["intent"].update(accuracy=0.9)), "report.json: .*in eval[.]"),
+        (_edit(lambda r: r["provenance"].update(seed=1)), "report.json: .*in provenance[.]"),
+        (_edit(lambda r: r.pop("data")), "report.json: .*in data[.]"),
+        (_edit(lambda r: r.update(extra=1)), "report.json: .*in extra[.]"),
+        (_edit(lambda r: r.update(provenance=[])), "report.json: not a report of ours"),
+        (lambda folder: (folder / "report.json").write_text("{"), "report.json: not JSON"),
+        (lambda folder: (folder / "report.json").unlink(), "report.json: missing"),
+        (_append, "predictions.jsonl: altered since it was written"),
+    ],
+)
+def test_an_altered_result_is_noticed(tmp_path, alter, message):
+    report.write(tmp_path, full_report(), PREDICTIONS, TASKS, [])
+    alter(tmp_path)
+    with pytest.raises(ArtifactError, match=message):
+        report.read(tmp_path)
+
+
+def test_a_rewritten_or_older_report_is_taken(tmp_path):
+    report.write(tmp_path, full_report(), PREDICTIONS, TASKS, [])
+    _edit(lambda found: None)(tmp_path)  # other white space, the same content
+    assert report.read(tmp_path)["eval_split"] == "test"
+    (tmp_path / "predictions.jsonl").unlink()
+    assert report.read(tmp_path)["eval_split"] == "test"
+    _edit(lambda found: found.pop("provenance"))(tmp_path)
+    with pytest.warns(UserWarning, match="report.json is not sealed"):
+        assert report.read(tmp_path)["eval_split"] == "test"
+
+
+@pytest.mark.parametrize("content", [None, "[1]\n", '{"id": "a"}\n', "{"])
+def test_predictions_that_are_none_are_told(tmp_path, content):
+    path = tmp_path / "predictions.jsonl"
+    if content is not None:
+        report.write_predictions(path, PREDICTIONS[:1])
+        path.write_text(path.read_text() + content)
+    place = (
+        "predictions.jsonl: missing" if content is None else "predictions.jsonl:2: no prediction"
+    )
+    with pytest.raises(ArtifactError, match=place):
+        report.read_predictions(path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxclf import config as configs
+from jaxclf import report, storage
 from jaxclf.checkpoints import resolve
 from jaxclf.classify import open_run
 from jaxclf.errors import InputError, NonFiniteError
@@ -72,6 +73,11 @@ def test_evaluate_gives_the_same_numbers(finished, tmp_path):
     assert (tmp_path / "again/predictions.jsonl").read_text() == (
         finished / "predictions.jsonl"
     ).read_text()
+    first, second = (report.read(path)["provenance"] for path in (finished, tmp_path / "again"))
+    assert first["checkpoint"] == storage.fingerprint(resolve(finished).manifest)
+    assert first["seed"] == 0
+    assert len(first["data"]) == 64
+    assert {**first, "seal": 0} == {**second, "seal": 0}
 
 
 @pytest.mark.parametrize("mode", ["constrained", "score"])

@@ -2,7 +2,7 @@
 
 `report` everywhere is the dict that becomes report.json, with the keys config, data, model, train,
 eval (task → metric → number), eval_split, calibration (task → figures, see `calibration.measure`)
-and versions.
+and versions; provenance is added where it is written (see `seal`).
 """
 
 import json
@@ -15,18 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from jaxclf.data.tasks import Label, Task
+from jaxclf.errors import ArtifactError
 from jaxclf.labels import UNPARSED, Prediction
 from jaxclf.report.card import model_card
 from jaxclf.report.page import page
+from jaxclf.report.seal import PREDICTIONS, REPORT, read, seal, sha256
 from jaxclf.report.terminal import methods_table, table
 
 __all__ = [
+    "PREDICTIONS",
+    "REPORT",
+    "describe_tasks",
     "methods_table",
     "model_card",
     "page",
     "prediction_row",
+    "read",
     "read_predictions",
     "table",
+    "tasks_of",
     "versions",
     "write",
     "write_predictions",
@@ -44,16 +51,43 @@ def write(
     predictions: Sequence[Prediction],
     tasks: Sequence[Task],
     history: Sequence[Mapping[str, Any]],
+    checkpoint: str = "",
 ) -> None:
     """Write report.json, report.html and predictions.jsonl into `workdir`, each in one step.
 
-    `history`: the lines of metrics.jsonl; none, no learning curves.
+    `history`: the lines of metrics.jsonl; none, no learning curves. `checkpoint`: the fingerprint
+    of the parameters that answered; "": none of ours.
     """
     workdir = Path(workdir)
-    write_predictions(workdir / "predictions.jsonl", predictions)
-    rows = json.dumps(_plain(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    _replace(workdir / "report.json", rows + "\n")
-    _replace(workdir / "report.html", page(report, predictions, tasks, history))
+    digest = write_predictions(workdir / PREDICTIONS, predictions)
+    sealed = seal(_plain(report), digest, checkpoint)
+    rows = json.dumps(sealed, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    _replace(workdir / REPORT, rows + "\n")
+    shown = {**report, "provenance": sealed["provenance"]}
+    _replace(workdir / "report.html", page(shown, predictions, tasks, history))
+
+
+def describe_tasks(tasks: Sequence[Task]) -> dict[str, Any]:
+    """What a report has as `data.tasks`."""
+    return {
+        task.name: {
+            "kind": task.kind,
+            "labels": list(task.labels),
+            "positive": task.positive,
+            "metric": task.metric,
+        }
+        for task in tasks
+    }
+
+
+def tasks_of(report: Mapping[str, Any]) -> tuple[Task, ...]:
+    """Inverse of `describe_tasks`, of a whole report."""
+    return tuple(
+        Task(
+            name, each["kind"], (*each["labels"],), each.get("positive", ""), each.get("metric", "")
+        )
+        for name, each in report["data"]["tasks"].items()
+    )
 
 
 def versions() -> dict[str, str]:
@@ -83,31 +117,40 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """Write one line per prediction, in their order."""
+def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> str:
+    """Write one line per prediction, in their order; returns the SHA-256 of the file."""
     rows = (json.dumps(prediction_row(each), ensure_ascii=False) + "\n" for each in predictions)
-    _replace(Path(path), "".join(rows))
+    return _replace(Path(path), "".join(rows))
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
-    """Read what `write_predictions` wrote. The texts are not in the file: each is ""."""
-    with Path(path).open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [
-        Prediction(
-            id=row["id"],
-            text="",
-            gold=_labels(row["gold"]),
-            predicted=_labels(row["predicted"]),
-            raw=row["raw"],
-            scores=row["scores"],
-            unknown_slots=row["unknown_slots"],
-            guessed=tuple(
-                name for name in row["unparsed"] if row["predicted"][name] is not UNPARSED
-            ),
-        )
-        for row in rows
-    ]
+    """Read what `write_predictions` wrote. The texts are not in the file: each is "".
+
+    Raises ArtifactError where it is missing or a line is none of ours. `read` checks that it is as
+    the run wrote it.
+    """
+    found: list[Prediction] = []
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            found.extend(_prediction(json.loads(line)) for line in file)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: missing") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}:{len(found) + 1}: no prediction ({error!r})") from error
+    return found
+
+
+def _prediction(row: Mapping[str, Any]) -> Prediction:
+    return Prediction(
+        id=row["id"],
+        text="",
+        gold=_labels(row["gold"]),
+        predicted=_labels(row["predicted"]),
+        raw=row["raw"],
+        scores=row["scores"],
+        unknown_slots=row["unknown_slots"],
+        guessed=tuple(name for name in row["unparsed"] if row["predicted"][name] is not UNPARSED),
+    )
 
 
 def _labels(values: Mapping[str, Any]) -> dict[str, Label]:
@@ -129,9 +172,14 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a text file so that under its name there is the old one or the whole new one."""
+def _replace(path: Path, text: str) -> str:
+    """Write a text file so that under its name there is the old one or the whole new one.
+
+    Returns its SHA-256.
+    """
     temporary = path.with_name(path.name + ".tmp")
     # A lone surrogate, which UTF-8 has no form for, becomes its escape: in JSON the same text.
-    temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+    content = text.encode("utf-8", "backslashreplace")
+    temporary.write_bytes(content)
     os.replace(temporary, path)
+    return sha256(content)

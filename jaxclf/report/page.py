@@ -38,6 +38,7 @@ def page(
         ("Unparsed outputs", _unparsed(predictions, tasks)),
         ("Data", _facts(report["data"], leave_out=("tasks",))),
         ("Settings", _settings(report)),
+        ("Provenance", _facts(report.get("provenance", {}), leave_out=("seal",))),
         ("Versions", _facts(report["versions"])),
     ]
     sections = [(title, body) for title, body in sections if body]
