@@ -134,6 +134,18 @@ def default() -> ConfigDict:
     attens.schedule = "constant"  # constant | linear | cosine
     attens.weight_decay = 0.01
 
+    config.api = api = ConfigDict()  # a model behind OpenAI's chat completions, for jaxclf.prompt
+    api.model = ""  # by the server's name for it; empty: none
+    api.base_url = ""  # such as http://localhost:8000/v1 of vLLM; empty: OpenAI's
+    api.key_env = "OPENAI_API_KEY"  # environment variable that holds the key
+    api.concurrency = 8  # requests under way at once
+    api.timeout = 60.0  # seconds without an answer
+    api.retries = 6  # of one request, after growing pauses
+    api.max_characters = 0  # of a text; longer ones are cut at their end; 0: none are
+    api.input_price = 0.0  # per million tokens; 0: unknown
+    api.output_price = 0.0
+    api.max_cost = 0.0  # nothing is sent if the estimate is above; 0: no limit
+
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 32
     evaluation.split = "test"

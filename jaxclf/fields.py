@@ -194,6 +194,17 @@ RULES: dict[str, Rule] = {
     "attens.learning_rate": real(0),
     "attens.schedule": one_of("constant", "linear", "cosine"),
     "attens.weight_decay": real(0),
+    "api.base_url": Rule(
+        "an address such as http://localhost:8000/v1, without a key or password in it",
+        lambda value: value == "" or re.fullmatch(r"https?://[^\s@?#]+", str(value)) is not None,
+    ),
+    "api.concurrency": whole(1),
+    "api.timeout": real(0, above=True),
+    "api.retries": whole(0),
+    "api.max_characters": whole(0),
+    "api.input_price": real(0),
+    "api.output_price": real(0),
+    "api.max_cost": real(0),
     "eval.batch_size": whole(1),
     "eval.split": one_of("train", "dev", "heldout", "test"),
     "eval.limit": whole(0),
@@ -256,6 +267,32 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "
             f"which is {train.max_length:,}"
+        )
+    _check_api(config)
+
+
+def _check_api(config: ml_collections.ConfigDict) -> None:
+    api = config.api
+    if re.fullmatch(r"[A-Z][A-Z0-9_]*", str(api.key_env)) is None:
+        # Perhaps it is the key itself, which nobody should see.
+        raise InputError(
+            "api.key_env is no name of an environment variable in capitals, such as "
+            "OPENAI_API_KEY. The key itself belongs there, never into a config"
+        )
+    if api.model and config.prompt.wrapper != "none":
+        raise InputError(
+            f"prompt.wrapper is {config.prompt.wrapper!r}; a server adds the chat tokens of its "
+            "model (api.model) by itself. Set it to 'none'"
+        )
+    if api.model and config.eval.decoding != "free":
+        raise InputError(
+            f"eval.decoding is {config.eval.decoding!r}, which api.model cannot: its server says "
+            "no more than what it answers. Set it to 'free'"
+        )
+    if api.max_cost and not (api.input_price or api.output_price):
+        raise InputError(
+            f"api.max_cost is {api.max_cost:g}, but no price is known. Set api.input_price and "
+            "api.output_price, per million tokens"
         )
 
 

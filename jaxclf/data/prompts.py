@@ -17,7 +17,7 @@ The wording is ours.
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,11 +41,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What stands before and after the text, and the `lead` between the prompt and the answer."""
+    """What stands before and after the text, and the `lead` between the prompt and the answer.
+
+    system: without a wrapper, how many characters of `before` are the system part.
+    """
 
     before: tuple[Piece, ...]
     after: tuple[Piece, ...]
     lead: str = " "
+    system: int = 0
 
     def render(self, text: str) -> str:
         """The prompt for `text` as a person reads it."""
@@ -56,6 +60,20 @@ class Prompt:
                 *(piece.text for piece in self.after),
             ]
         )
+
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The prompt for `text` as messages of a chat: the system part, if any, and the rest.
+
+        For prompts without a wrapper: the server adds the chat tokens of its model. A lone
+        surrogate, which UTF-8 has no form for, becomes a question mark.
+        """
+        whole = self.render(text).encode("utf-8", "replace").decode()
+        parts = {"system": whole[: self.system].strip(), "user": whole[self.system :]}
+        return [{"role": role, "content": part} for role, part in parts.items() if part]
+
+
+PromptSource = Prompt | Callable[[int, Record], Prompt]
+"""One prompt for all records, or one for each by its number."""
 
 
 class Listing(NamedTuple):
@@ -149,6 +167,7 @@ def build(
         _joined([_fixed(wrapper.start), *system, _fixed(wrapper.query_start), *before]),
         _joined([*after, _fixed(wrapper.end)]),
         wrapper.lead,
+        sum(len(piece.text) for piece in system),
     )
 
 
