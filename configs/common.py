@@ -289,6 +289,22 @@ def zhao2025(
     return finish(config, chosen, learning_rate=2e-4, param_dtype="bfloat16")
 
 
+def zhao2025_chat(argument: str, *, data: str, model: str, max_characters: int = 0) -> ConfigDict:
+    """A closed model that Zhao et al. 2025 prompt: nothing is trained, no adapter is known."""
+    single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
+    chosen = parse(argument, ("both", *single), adapters=False)
+    config = default()
+    config.data.name = data
+    config.data.task = chosen.task
+    config.prompt.shots = chosen.shots
+    config.model.name = ""
+    config.api.model = model
+    config.api.max_characters = max_characters
+    if chosen.smoke:
+        config.data.limit = 24
+    return config
+
+
 def encoder(
     argument: str, *, data: str, model: str, checkpoint: str
 ) -> tuple[ConfigDict, ConfigDict]:
