@@ -122,7 +122,7 @@ class GenerativeClassifier:
                 progress(len(rows))
         else:
             counts = [len(words(record.text)) for record in records]
-            free = self.content_free()
+            free = self.content_free(prompt)
             batches = self.prompts(params, self.answerer.followed(examples), batch_size)
             for found in self.answerer.answers(params, batches, counts, free):
                 for answer in found:
@@ -132,10 +132,14 @@ class GenerativeClassifier:
             raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
         return [predictions[index] for index in range(len(records))]
 
-    def content_free(self) -> Tokens | None:
-        """The prompt without a text that probabilities are divided by, if they are."""
+    def content_free(self, prompt: PromptSource | None = None) -> Tokens | None:
+        """The prompt without a text that probabilities are divided by, if they are.
+
+        It is the recipe's where each text has a prompt of its own.
+        """
         text = CONTENT_FREE.get(self.decoding.normalise)
-        return None if text is None else self.tokens([Record("", text, {})], self.recipe.prompt)[0]
+        fixed = prompt if isinstance(prompt, Prompt) else self.recipe.prompt
+        return None if text is None else self.tokens([Record("", text, {})], fixed)[0]
 
     def facts(self) -> dict[str, Any]:
         """How labels came out, for the report; `unread`: see `Ranked`, the most of any text."""
@@ -167,6 +171,7 @@ class GenerativeClassifier:
             fallback=recipe.fallback,
             # A record's own generator: a resumed or re-ordered run draws the same label.
             rng=random.Random(f"{recipe.seed}/{record.id}"),
+            first_line=recipe.first_line,
         )
         return Prediction(
             id=record.id,

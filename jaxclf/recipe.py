@@ -25,6 +25,7 @@ class Recipe:
     max_new_tokens: int
     fallback: Fallback = "none"
     seed: int = 0
+    first_line: bool = False  # a class is read from an output's first line alone
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
