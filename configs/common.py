@@ -39,7 +39,11 @@ def default() -> ConfigDict:
     prompt.file = ""  # your own template
     prompt.wrapper = "none"  # none | llama2 | llama3
     prompt.shots = 0
+    prompt.choose = "seed"  # seed | balanced (over the classes) | similar (to the text to label)
     prompt.fresh_shots = False  # new examples for every prompt instead of one set per run
+    prompt.styles = ()  # without tuning: several templates in one run; empty: prompt.template
+    prompt.seeds = 1  # without tuning: so many sets of examples in one run
+    prompt.orders = 1  # without tuning: so many orders of each
     prompt.slots = "names"  # names | bio
 
     config.tokenizer = tokenizer = ConfigDict()
@@ -66,7 +70,7 @@ def default() -> ConfigDict:
     mesh.tensor = 1  # heads and feed-forward
     mesh.sequence = 1  # tokens of a row; and parameters
 
-    config.tune = "full"  # full | lora | dora | lora_fa | bitfit | prefix | head
+    config.tune = "full"  # full | lora | dora | lora_fa | bitfit | prefix | head | none (prompts)
     config.lora = lora = ConfigDict()
     lora.targets = "q,v"  # modules, comma-separated: names, path patterns, or all-linear
     lora.layers = ()  # empty: all
@@ -151,6 +155,7 @@ def default() -> ConfigDict:
     evaluation.split = "test"
     evaluation.limit = 0  # records of dev scored during training and for the temperature; 0: all
     evaluation.fallback = "none"  # none | first | nearest | random: what an unparsed output becomes
+    evaluation.first_line = False  # a class is read from an output's first line alone
     evaluation.max_new_tokens = 0  # 0: the longest answer of the label set or train split
     evaluation.temperature = "dev"  # none | dev: where that of class probabilities is fitted
     evaluation.wanted_accuracy = 0.95  # reported: the confidence to answer from; 0: not reported
@@ -168,10 +173,12 @@ def parse(
     shots: bool = True,
     adapters: bool = True,
     ks: tuple[str, ...] = (),
+    prompts: bool = True,
 ) -> ConfigDict:
     """Read `five_shot,task=both,lora,smoke` into `shots`, `task`, `tune` and `smoke`.
 
-    `tasks`: the values that `task=` may take, the default first; `ks`: those of `k=`. Raises
+    `tasks`: the values that `task=` may take, the default first; `ks`: those of `k=`; `shots`,
+    `adapters`, `prompts`: whether examples, adapters, prompting without tuning are known. Raises
     ValueError naming the word, what is possible and what is nearest, or the two words that exclude
     each other.
     """
@@ -179,6 +186,8 @@ def parse(
     words = {"smoke": ("smoke", True)}
     if adapters:
         words |= {"lora": ("tune", "lora"), "qlora": ("tune", "qlora")}
+    if prompts:
+        words |= {"no_tuning": ("tune", "none")}
     if shots:
         words |= {"zero_shot": ("shots", 0), "five_shot": ("shots", 5)}
     words |= {f"task={task}": ("task", task) for task in tasks}
@@ -202,16 +211,21 @@ def finish(
     config: ConfigDict,
     chosen: ConfigDict,
     *,
-    learning_rate: float,
+    learning_rate: float = 2e-4,
     rank: int = 16,
     param_dtype: str = "float32",
 ) -> ConfigDict:
-    """Apply the words `lora`, `qlora` and `smoke` to a run that is stated in full otherwise.
+    """Apply the words `lora`, `qlora`, `no_tuning` and `smoke` to a run stated in full otherwise.
 
     `learning_rate` and `rank`: of adapters. A frozen base may be stored in `param_dtype`: no small
     update is lost in it.
     """
-    if chosen.tune != "full":
+    if chosen.tune == "none":
+        config.tune = "none"
+        config.model.param_dtype = param_dtype
+        config.eval.first_line = True
+        config.eval.temperature = "none"  # nothing is fitted
+    elif chosen.tune != "full":
         _adapt(config, chosen.tune, learning_rate, rank, param_dtype)
     if chosen.smoke:
         smoke(config, encoder=config.model.name in ENCODERS)
@@ -314,7 +328,7 @@ def encoder(
     training and ends with `finish`.
     """
     tasks = {"20ng": ("20class", "7class", "both"), "massive": ("both", "intent", "slots")}[data]
-    chosen = parse(argument, tasks, shots=False)
+    chosen = parse(argument, tasks, shots=False, prompts=False)
     config = default()
     config.data.name = data
     config.data.task = chosen.task
@@ -351,7 +365,8 @@ def attens(argument: str, *, model: str, checkpoint: str) -> tuple[ConfigDict, C
     caller ends with `finish_attens`.
     """
     tasks = ("rte", *(name for name in MODULES if name != "rte"), *_OTHER_TARGETS)
-    chosen = parse(argument, tasks, False, False, ("3", "5", "7", "9", "sweep"))
+    ks = ("3", "5", "7", "9", "sweep")
+    chosen = parse(argument, tasks, shots=False, adapters=False, ks=ks, prompts=False)
     config = default()
     config.data.name = data_set(chosen.task)
     config.model.name = model

@@ -12,7 +12,7 @@ from jaxclf.answering import Answer, Answerer, Decoding, Prompts
 from jaxclf.data import loader, pack, prefixes
 from jaxclf.data.budget import Budget
 from jaxclf.data.prefixes import Shared
-from jaxclf.data.prompts import PromptSource
+from jaxclf.data.prompts import Prompt, PromptSource
 from jaxclf.data.tasks import Record, words
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.labels import Prediction
@@ -119,7 +119,7 @@ class GenerativeClassifier:
                 progress(len(rows))
         else:
             counts = [len(words(record.text)) for record in records]
-            free = self.content_free()
+            free = self.content_free(prompt)
             batches = self.prompts(params, self.answerer.followed(examples), batch_size)
             for found in self.answerer.answers(params, batches, counts, free):
                 for answer in found:
@@ -129,10 +129,14 @@ class GenerativeClassifier:
             raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
         return [predictions[index] for index in range(len(records))]
 
-    def content_free(self) -> Tokens | None:
-        """The prompt without a text that probabilities are divided by, if they are."""
+    def content_free(self, prompt: PromptSource | None = None) -> Tokens | None:
+        """The prompt without a text that probabilities are divided by, if they are.
+
+        It is the recipe's where each text has a prompt of its own.
+        """
         text = CONTENT_FREE.get(self.decoding.normalise)
-        return None if text is None else self.tokens([Record("", text, {})], self.recipe.prompt)[0]
+        fixed = prompt if isinstance(prompt, Prompt) else self.recipe.prompt
+        return None if text is None else self.tokens([Record("", text, {})], fixed)[0]
 
     def facts(self) -> dict[str, Any]:
         """How labels came out, for the report; `unread`: see `Ranked`, the most of any text."""

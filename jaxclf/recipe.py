@@ -27,6 +27,7 @@ class Recipe:
     max_new_tokens: int
     fallback: Fallback = "none"
     seed: int = 0
+    first_line: bool = False  # a class is read from an output's first line alone
 
     def read(self, record: Record, output: str) -> Prediction:
         """The labels in one output; an unparsed one is None unless a fallback is named."""
@@ -38,6 +39,7 @@ class Recipe:
             fallback=self.fallback,
             # A record's own generator: a resumed or re-ordered run draws the same label.
             rng=random.Random(f"{self.seed}/{record.id}"),
+            first_line=self.first_line,
         )
         return Prediction(
             id=record.id,

@@ -20,10 +20,10 @@ LEVELS = (
     {"answering", "chat", "classify", "combining", "features", "generation", "objectives"}
     | {"ranking", "recipe", "scoring", "steps", "transfer", "tuning"},
     {"planning", "preparation"},
-    {"evaluation", "labelling", "plans", "training"},
+    {"evaluation", "labelling", "plans", "prompting", "training"},
     {"modules"},
     {"ensemble"},
-    {"evaluate", "plan", "predict", "reproduce", "train"},
+    {"evaluate", "plan", "predict", "prompt", "reproduce", "train"},
 )
 ENTRY_POINTS = LEVELS[-1]
 # Their imports are all paid before a typo in the config is reported.

@@ -32,6 +32,7 @@ def variants(path: Path) -> list[str]:
     tasks = TASKS[config.load(str(path)).data.name]
     shots = ("", "zero_shot", "five_shot") if "five_shot" in path.read_text() else ("",)
     tunes = ("", "lora", "qlora") if "qlora" in path.read_text() else ("",)
+    tunes += ("no_tuning",) if "no_tuning" in path.read_text() else ()
     tasks = ("", *(f"task={task}" for task in tasks))
     words = itertools.product(shots, tasks, tunes, ("", "smoke"))
     return [f"{path}:{','.join(filter(None, chosen))}" for chosen in words]
@@ -53,7 +54,8 @@ def test_every_variant_loads_and_means_what_it_says(path):
         task = next((word for word in words if word.startswith("task=")), None)
         assert loaded.data.task == (task or f"task={first_task(path)}")[5:]
         adapted = next((word for word in words if word.endswith("lora")), "full")
-        assert loaded.tune == adapted.removeprefix("q")
+        expected = "none" if "no_tuning" in words else adapted.removeprefix("q")
+        assert loaded.tune == expected
         assert loaded.model.quantise == ("nf4" if adapted == "qlora" else "none")
         if "smoke" in words:
             assert loaded.model.name in ("llama_smoke", "encoder_smoke") or path in CHATS

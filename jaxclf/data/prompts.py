@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxclf.data.tasks import OTHER, Record, Task, plain_slots
 from jaxclf.errors import InputError
 
@@ -189,33 +187,6 @@ def answer(record: Record, tasks: Sequence[Task], slot_format: str = "names") ->
 def has_gold(record: Record, tasks: Sequence[Task]) -> bool:
     """Whether `record` carries a label for every task."""
     return all(record.labels.get(task.name) is not None for task in tasks)
-
-
-def draw_shots(
-    train_records: Sequence[Record],
-    count: int,
-    seed: int,
-    index: int | None = None,
-    exclude_id: str | None = None,
-) -> list[Record]:
-    """Draw `count` different solved examples from the training split.
-
-    The same ones for a whole run, or (`index` given) fresh ones for the example of that number,
-    never the record `exclude_id` itself. Raises InputError where the split is too small.
-    """
-    stream = 0 if index is None else 1 + index
-    spare = 0 if exclude_id is None else 1
-    rng = np.random.default_rng([seed, stream])
-    drawn = rng.choice(
-        len(train_records), size=min(count + spare, len(train_records)), replace=False
-    )
-    shots = [train_records[i] for i in drawn if train_records[i].id != exclude_id][:count]
-    if len(shots) < count:
-        raise InputError(
-            f"prompt.shots is {count}; the training split has {len(shots)} usable examples. "
-            "Lower prompt.shots or give more training records."
-        )
-    return shots
 
 
 def _fixed(text: str) -> Piece:
