@@ -39,7 +39,11 @@ def default() -> ConfigDict:
     prompt.file = ""  # your own template
     prompt.wrapper = "none"  # none | llama2 | llama3
     prompt.shots = 0
+    prompt.choose = "seed"  # seed | balanced (over the classes) | similar (to the text to label)
     prompt.fresh_shots = False  # new examples for every prompt instead of one set per run
+    prompt.styles = ()  # without tuning: several templates in one run; empty: prompt.template
+    prompt.seeds = 1  # without tuning: so many sets of examples in one run
+    prompt.orders = 1  # without tuning: so many orders of each
     prompt.slots = "names"  # names | bio
 
     config.tokenizer = tokenizer = ConfigDict()
@@ -66,7 +70,7 @@ def default() -> ConfigDict:
     mesh.tensor = 1  # heads and feed-forward
     mesh.sequence = 1  # tokens of a row; and parameters
 
-    config.tune = "full"  # full | lora | dora | lora_fa | bitfit | prefix | head
+    config.tune = "full"  # full | lora | dora | lora_fa | bitfit | prefix | head | none (prompts)
     config.lora = lora = ConfigDict()
     lora.targets = "q,v"  # modules, comma-separated: names, path patterns, or all-linear
     lora.layers = ()  # empty: all
@@ -134,11 +138,24 @@ def default() -> ConfigDict:
     attens.schedule = "constant"  # constant | linear | cosine
     attens.weight_decay = 0.01
 
+    config.api = api = ConfigDict()  # a model behind OpenAI's chat completions, for jaxclf.prompt
+    api.model = ""  # by the server's name for it; empty: none
+    api.base_url = ""  # such as http://localhost:8000/v1 of vLLM; empty: OpenAI's
+    api.key_env = "OPENAI_API_KEY"  # environment variable that holds the key
+    api.concurrency = 8  # requests under way at once
+    api.timeout = 60.0  # seconds without an answer
+    api.retries = 6  # of one request, after growing pauses
+    api.max_characters = 0  # of a text; longer ones are cut at their end; 0: none are
+    api.input_price = 0.0  # per million tokens; 0: unknown
+    api.output_price = 0.0
+    api.max_cost = 0.0  # nothing is sent if the estimate is above; 0: no limit
+
     config.eval = evaluation = ConfigDict()
     evaluation.batch_size = 32
     evaluation.split = "test"
     evaluation.limit = 0  # records of dev scored during training and for the temperature; 0: all
     evaluation.fallback = "none"  # none | first | nearest | random: what an unparsed output becomes
+    evaluation.first_line = False  # a class is read from an output's first line alone
     evaluation.max_new_tokens = 0  # 0: the longest answer of the label set or train split
     evaluation.temperature = "dev"  # none | dev: where that of class probabilities is fitted
     evaluation.wanted_accuracy = 0.95  # reported: the confidence to answer from; 0: not reported
@@ -156,10 +173,12 @@ def parse(
     shots: bool = True,
     adapters: bool = True,
     ks: tuple[str, ...] = (),
+    prompts: bool = True,
 ) -> ConfigDict:
     """Read `five_shot,task=both,lora,smoke` into `shots`, `task`, `tune` and `smoke`.
 
-    `tasks`: the values that `task=` may take, the default first; `ks`: those of `k=`. Raises
+    `tasks`: the values that `task=` may take, the default first; `ks`: those of `k=`; `shots`,
+    `adapters`, `prompts`: whether examples, adapters, prompting without tuning are known. Raises
     ValueError naming the word, what is possible and what is nearest, or the two words that exclude
     each other.
     """
@@ -167,6 +186,8 @@ def parse(
     words = {"smoke": ("smoke", True)}
     if adapters:
         words |= {"lora": ("tune", "lora"), "qlora": ("tune", "qlora")}
+    if prompts:
+        words |= {"no_tuning": ("tune", "none")}
     if shots:
         words |= {"zero_shot": ("shots", 0), "five_shot": ("shots", 5)}
     words |= {f"task={task}": ("task", task) for task in tasks}
@@ -190,16 +211,21 @@ def finish(
     config: ConfigDict,
     chosen: ConfigDict,
     *,
-    learning_rate: float,
+    learning_rate: float = 2e-4,
     rank: int = 16,
     param_dtype: str = "float32",
 ) -> ConfigDict:
-    """Apply the words `lora`, `qlora` and `smoke` to a run that is stated in full otherwise.
+    """Apply the words `lora`, `qlora`, `no_tuning` and `smoke` to a run stated in full otherwise.
 
     `learning_rate` and `rank`: of adapters. A frozen base may be stored in `param_dtype`: no small
     update is lost in it.
     """
-    if chosen.tune != "full":
+    if chosen.tune == "none":
+        config.tune = "none"
+        config.model.param_dtype = param_dtype
+        config.eval.first_line = True
+        config.eval.temperature = "none"  # nothing is fitted
+    elif chosen.tune != "full":
         _adapt(config, chosen.tune, learning_rate, rank, param_dtype)
     if chosen.smoke:
         smoke(config, encoder=config.model.name in ENCODERS)
@@ -277,6 +303,22 @@ def zhao2025(
     return finish(config, chosen, learning_rate=2e-4, param_dtype="bfloat16")
 
 
+def zhao2025_chat(argument: str, *, data: str, model: str, max_characters: int = 0) -> ConfigDict:
+    """A closed model that Zhao et al. 2025 prompt: nothing is trained, no adapter is known."""
+    single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
+    chosen = parse(argument, ("both", *single), adapters=False)
+    config = default()
+    config.data.name = data
+    config.data.task = chosen.task
+    config.prompt.shots = chosen.shots
+    config.model.name = ""
+    config.api.model = model
+    config.api.max_characters = max_characters
+    if chosen.smoke:
+        config.data.limit = 24
+    return config
+
+
 def encoder(
     argument: str, *, data: str, model: str, checkpoint: str
 ) -> tuple[ConfigDict, ConfigDict]:
@@ -286,7 +328,7 @@ def encoder(
     training and ends with `finish`.
     """
     tasks = {"20ng": ("20class", "7class", "both"), "massive": ("both", "intent", "slots")}[data]
-    chosen = parse(argument, tasks, shots=False)
+    chosen = parse(argument, tasks, shots=False, prompts=False)
     config = default()
     config.data.name = data
     config.data.task = chosen.task
@@ -323,7 +365,8 @@ def attens(argument: str, *, model: str, checkpoint: str) -> tuple[ConfigDict, C
     caller ends with `finish_attens`.
     """
     tasks = ("rte", *(name for name in MODULES if name != "rte"), *_OTHER_TARGETS)
-    chosen = parse(argument, tasks, False, False, ("3", "5", "7", "9", "sweep"))
+    ks = ("3", "5", "7", "9", "sweep")
+    chosen = parse(argument, tasks, shots=False, adapters=False, ks=ks, prompts=False)
     config = default()
     config.data.name = data_set(chosen.task)
     config.model.name = model

@@ -9,7 +9,7 @@ One record a line or row, with its text and its label in a column each:
 
 Variants, after the file's name and separated by commas (the first is the default):
 `:zero_shot|five_shot`, `:task=label|slots|both`, `:lora|qlora` (adapters alone),
-`:smoke` (four steps of a tiny model).
+`:no_tuning` (for jaxclf.prompt), `:smoke` (four steps of a tiny model).
 """
 
 from configs import common

@@ -3,7 +3,7 @@
     python -m jaxclf.train --config configs/quickstart.py --workdir runs/quickstart
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:task=both|intent|slots`, `:smoke` (four steps of a tiny model).
+`:task=both|intent|slots`, `:no_tuning` (for jaxclf.prompt), `:smoke` (four steps of a tiny model).
 """
 
 from configs import common
@@ -29,6 +29,4 @@ def get_config(argument: str = ""):
     config.train.b2 = 0.98
     config.train.checkpoint_every = 150
     config.eval.batch_size = 64
-    if chosen.smoke:
-        common.smoke(config)
-    return config
+    return common.finish(config, chosen)

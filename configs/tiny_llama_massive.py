@@ -3,7 +3,7 @@
     python -m jaxclf.train --config configs/tiny_llama_massive.py --workdir runs/tiny_llama_massive
 
 Variants, after the file's name and separated by commas (the first is the default):
-`:task=both|intent|slots`, `:smoke` (four steps of a tiny model).
+`:task=both|intent|slots`, `:no_tuning` (for jaxclf.prompt), `:smoke` (four steps of a tiny model).
 """
 
 from configs import common
@@ -34,6 +34,4 @@ def get_config(argument: str = ""):
     config.train.checkpoint_every = 800
     config.eval.batch_size = 64
     config.eval.limit = 500
-    if chosen.smoke:
-        common.smoke(config)
-    return config
+    return common.finish(config, chosen)

@@ -23,7 +23,7 @@ from jaxclf.checkpoints import (
     read_model,
     resolve,
 )
-from jaxclf.data import prompts
+from jaxclf.data import prompts, shots
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.prompts import Prompt
 from jaxclf.data.tasks import Record
@@ -66,22 +66,27 @@ def make_classifier(
     return GenerativeClassifier(model, tokenizer, recipe, Decoding.of(config))
 
 
-def decoding_facts(classifier: Classifier) -> dict[str, Any]:
+def decoding_facts(classifier: Any) -> dict[str, Any]:
     """What a report says under `decoding`, which decoders alone have."""
     return {"decoding": classifier.facts()} if isinstance(classifier, GenerativeClassifier) else {}
 
 
-def prompt_source(config: ConfigDict, dataset: Dataset) -> tuple[Prompt, PromptSource]:
-    """The run's fixed prompt, and what training and evaluation use: it, or fresh examples."""
-    fields, train_records = config.prompt, dataset.splits["train"]
+def prompt_source(
+    config: ConfigDict, dataset: Dataset, draw: int = 0, order: int = 0
+) -> tuple[Prompt, PromptSource]:
+    """The run's fixed prompt, and what training and evaluation use: it, or one for each text.
+
+    `draw`, `order`: of the examples, see `shots.chooser`.
+    """
+    fields = config.prompt
+    choose = shots.chooser(fields, dataset.splits["train"], dataset.tasks, config.seed, draw, order)
 
     def build(index: int | None = None, record: Record | None = None) -> Prompt:
-        exclude = record.id if record else None
-        shots = prompts.draw_shots(train_records, fields.shots, config.seed, index, exclude)
-        return prompts.build(fields, dataset.domain, dataset.tasks, shots)
+        return prompts.build(fields, dataset.domain, dataset.tasks, choose(index, record))
 
     fixed = build()
-    return fixed, build if fields.fresh_shots and fields.shots else fixed
+    of_its_own = fields.fresh_shots or fields.get("choose") == "similar"
+    return fixed, build if fields.shots and of_its_own else fixed
 
 
 def create_model(config: ConfigDict, dimensions: ModelConfig) -> Model:

@@ -23,6 +23,7 @@ TASKS = {
     "trec": ("coarse", "fine"),
     **{f"glue/{name}": (name,) for name in GLUE},
 }
+TEMPLATES = ("listing", "plain")  # what `prompt.template` may name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,10 @@ def _are_names(values: Any) -> bool:
     return type(values) is tuple and all(type(name) is str and name for name in values)
 
 
+def _are_templates(values: Any) -> bool:
+    return type(values) is tuple and len(set(values)) == len(values) and set(values) <= {*TEMPLATES}
+
+
 def _are_weights(values: Any) -> bool:
     weight = real(0, above=True)
     return type(values) is tuple and all(map(weight.holds, values))
@@ -118,9 +123,13 @@ RULES: dict[str, Rule] = {
     "data.train_limit": whole(0),
     "data.dev_fraction": real(0, 1),
     "data.kind": one_of("class", "multilabel", "regression"),
-    "prompt.template": one_of("listing", "plain"),
+    "prompt.template": one_of(*TEMPLATES),
     "prompt.wrapper": one_of("none", "llama2", "llama3"),
     "prompt.shots": whole(0),
+    "prompt.choose": one_of("seed", "balanced", "similar"),
+    "prompt.styles": Rule("templates such as ('listing', 'labels')", _are_templates),
+    "prompt.seeds": whole(1),
+    "prompt.orders": whole(1),
     "prompt.slots": one_of("names", "bio"),
     # Byte-level: one entry per byte and some for the special tokens.
     "tokenizer.vocab_size": whole(260),
@@ -137,7 +146,7 @@ RULES: dict[str, Rule] = {
     "model.attention": one_of("auto", "plain", "cudnn", "splash"),
     **{f"mesh.{axis}": _SIZE for axis in ("data", "fsdp", "tensor", "sequence")},
     "model.unroll": whole(1),
-    "tune": one_of("full", "lora", "dora", "lora_fa", "bitfit", "prefix", "head"),
+    "tune": one_of("full", "lora", "dora", "lora_fa", "bitfit", "prefix", "head", "none"),
     "lora.targets": Rule("names or patterns such as q,v or all-linear", _are_patterns),
     "lora.layers": Rule("numbers of layers such as (0, 1)", _are_layers),
     "lora.rank": whole(1),
@@ -194,6 +203,17 @@ RULES: dict[str, Rule] = {
     "attens.learning_rate": real(0),
     "attens.schedule": one_of("constant", "linear", "cosine"),
     "attens.weight_decay": real(0),
+    "api.base_url": Rule(
+        "an address such as http://localhost:8000/v1, without a key or password in it",
+        lambda value: value == "" or re.fullmatch(r"https?://[^\s@?#]+", str(value)) is not None,
+    ),
+    "api.concurrency": whole(1),
+    "api.timeout": real(0, above=True),
+    "api.retries": whole(0),
+    "api.max_characters": whole(0),
+    "api.input_price": real(0),
+    "api.output_price": real(0),
+    "api.max_cost": real(0),
     "eval.batch_size": whole(1),
     "eval.split": one_of("train", "dev", "heldout", "test"),
     "eval.limit": whole(0),
@@ -245,6 +265,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"model.prefix is {config.model.prefix} and tune is {config.tune!r}; tune='prefix' "
             "needs some, such as 16, and nothing else does"
         )
+    _check_prompt(config.prompt)
     if train.batch_size % train.accumulate:
         raise InputError(
             f"train.batch_size is {train.batch_size:,}; expected a multiple of train.accumulate, "
@@ -256,6 +277,51 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise InputError(
             f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "
             f"which is {train.max_length:,}"
+        )
+    _check_api(config)
+
+
+def _check_api(config: ml_collections.ConfigDict) -> None:
+    api = config.api
+    if re.fullmatch(r"[A-Z][A-Z0-9_]*", str(api.key_env)) is None:
+        # Perhaps it is the key itself, which nobody should see.
+        raise InputError(
+            "api.key_env is no name of an environment variable in capitals, such as "
+            "OPENAI_API_KEY. The key itself belongs there, never into a config"
+        )
+    if api.model and config.prompt.wrapper != "none":
+        raise InputError(
+            f"prompt.wrapper is {config.prompt.wrapper!r}; a server adds the chat tokens of its "
+            "model (api.model) by itself. Set it to 'none'"
+        )
+    if api.model and config.eval.decoding != "free":
+        raise InputError(
+            f"eval.decoding is {config.eval.decoding!r}, which api.model cannot: its server says "
+            "no more than what it answers. Set it to 'free'"
+        )
+    if api.max_cost and not (api.input_price or api.output_price):
+        raise InputError(
+            f"api.max_cost is {api.max_cost:g}, but no price is known. Set api.input_price and "
+            "api.output_price, per million tokens"
+        )
+
+
+def _check_prompt(prompt: Any) -> None:
+    """Raise InputError where there are not as many prompts as are to be compared."""
+    if prompt.seeds > 1 and (not prompt.shots or prompt.choose == "similar"):
+        raise InputError(
+            f"prompt.seeds is {prompt.seeds}, so many sets of examples; with prompt.shots="
+            f"{prompt.shots} and prompt.choose={prompt.choose!r} there is one. Set it to 1"
+        )
+    if prompt.orders > math.factorial(min(prompt.shots, 20)):
+        raise InputError(
+            f"prompt.orders is {prompt.orders:,}; {prompt.shots} examples have "
+            f"{math.factorial(prompt.shots):,} orders. Raise prompt.shots or lower prompt.orders"
+        )
+    if prompt.file and prompt.styles:
+        raise InputError(
+            "prompt.file takes the place of every template, so that prompt.styles would compare "
+            "it with itself. Set one of them"
         )
 
 

@@ -1,19 +1,18 @@
 """Labels of a decoder: prompts in, answers out, labels read from the answers or chosen in them."""
 
 import dataclasses
-import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxclf import decode, labels, sharding
+from jaxclf import decode, sharding
 from jaxclf.answering import Answer, Answerer, Decoding, Prompts
 from jaxclf.data import loader, pack, prefixes
 from jaxclf.data.budget import Budget
 from jaxclf.data.prefixes import Shared
-from jaxclf.data.prompts import Prompt
+from jaxclf.data.prompts import Prompt, PromptSource
 from jaxclf.data.tasks import Record, words
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.labels import Prediction
@@ -21,8 +20,6 @@ from jaxclf.models.zoo import Model
 from jaxclf.ranking import CONTENT_FREE
 from jaxclf.recipe import Recipe
 from jaxclf.shapes import Params
-
-PromptSource = Prompt | Callable[[int, Record], Prompt]
 
 
 class GenerativeClassifier:
@@ -118,11 +115,11 @@ class GenerativeClassifier:
         if self.answerer is None:
             for rows in self.outputs(params, examples, batch_size):
                 for index, text, _ in rows:
-                    predictions[index] = self.read(records[index], text)
+                    predictions[index] = self.recipe.read(records[index], text)
                 progress(len(rows))
         else:
             counts = [len(words(record.text)) for record in records]
-            free = self.content_free()
+            free = self.content_free(prompt)
             batches = self.prompts(params, self.answerer.followed(examples), batch_size)
             for found in self.answerer.answers(params, batches, counts, free):
                 for answer in found:
@@ -132,10 +129,14 @@ class GenerativeClassifier:
             raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
         return [predictions[index] for index in range(len(records))]
 
-    def content_free(self) -> Tokens | None:
-        """The prompt without a text that probabilities are divided by, if they are."""
+    def content_free(self, prompt: PromptSource | None = None) -> Tokens | None:
+        """The prompt without a text that probabilities are divided by, if they are.
+
+        It is the recipe's where each text has a prompt of its own.
+        """
         text = CONTENT_FREE.get(self.decoding.normalise)
-        return None if text is None else self.tokens([Record("", text, {})], self.recipe.prompt)[0]
+        fixed = prompt if isinstance(prompt, Prompt) else self.recipe.prompt
+        return None if text is None else self.tokens([Record("", text, {})], fixed)[0]
 
     def facts(self) -> dict[str, Any]:
         """How labels came out, for the report; `unread`: see `Ranked`, the most of any text."""
@@ -154,26 +155,4 @@ class GenerativeClassifier:
             predicted=answer.labels,
             raw=self.answerer.layout.text(answer.labels),
             scores=answer.scores,
-        )
-
-    def read(self, record: Record, output: str) -> Prediction:
-        """The labels in one output; an unparsed one is None unless a fallback is named."""
-        recipe = self.recipe
-        parsed = labels.parse(
-            output,
-            recipe.tasks,
-            len(words(record.text)),
-            slot_format=recipe.slot_format,
-            fallback=recipe.fallback,
-            # A record's own generator: a resumed or re-ordered run draws the same label.
-            rng=random.Random(f"{recipe.seed}/{record.id}"),
-        )
-        return Prediction(
-            id=record.id,
-            text=record.text,
-            gold=dict(record.labels),
-            predicted=dict(parsed.values),
-            raw=output,
-            unknown_slots=parsed.unknown_slots,
-            guessed=parsed.guessed,
         )

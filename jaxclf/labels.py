@@ -72,6 +72,7 @@ def parse(
     slot_format: SlotFormat = "names",
     fallback: Fallback = "none",
     rng: random.Random | None = None,
+    first_line: bool = False,
 ) -> Parsed:
     """Read the labels of `tasks` from one output; the output itself never makes it raise.
 
@@ -80,10 +81,14 @@ def parse(
     the fields task1, task2 …; each is judged alone, and of a broken or truncated object what can
     still be read is read. The first of duplicate fields counts.
 
-    `fallback` replaces an UNPARSED class: "first", the label mentioned first in the field (else in
-    the output); "nearest", the label at the smallest edit distance, ties to the first in the list;
-    "random", one drawn with `rng`, as in instruction-tuning practice.
+    `first_line`: for one class only the first line that is not empty is read, since a model that
+    was not tuned goes on after it. `fallback` replaces an UNPARSED class: "first", the label
+    mentioned first in the field (else in the output); "nearest", the label at the smallest edit
+    distance, ties to the first in the list; "random", one drawn with `rng`, as in
+    instruction-tuning practice.
     """
+    if first_line and len(tasks) == 1 and tasks[0].kind == "class":
+        text = text.strip().partition("\n")[0]
     fields = _read_fields(text, tasks)
     values: dict[str, str | tuple[str, ...] | None] = {}
     unknown_slots = 0

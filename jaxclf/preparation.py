@@ -17,6 +17,7 @@ from jaxclf.data.encode import encode
 from jaxclf.data.loader import Examples
 from jaxclf.data.pack import ANSWER
 from jaxclf.data.prefixes import NONE, Shared
+from jaxclf.data.prompts import Prompt
 from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.errors import InputError
@@ -93,6 +94,9 @@ def _decoder(
     )
     pieces = (piece.text for piece in (*prompt.before, *prompt.after))
     tokenizer = _tokenizer(config, workdir, base, dataset, [*pieces], answers)
+    recipe = recipe_of(config, dataset, prompt, tokenizer)
+    if config.tune == "none":  # train records are examples in prompts at most
+        train_records = []
     examples = tokenize(
         train_records,
         dataset.tasks,
@@ -102,16 +106,6 @@ def _decoder(
         config.train.max_length,
         truncate=config.data.truncate,
     )
-    recipe = Recipe(
-        tasks=dataset.tasks,
-        prompt=prompt,
-        slot_format=config.prompt.slots,
-        max_length=config.train.max_length,
-        max_new_tokens=config.eval.max_new_tokens
-        or longest_answer(examples, dataset, tokenizer, config.prompt.slots, prompt.lead),
-        fallback=config.eval.fallback,
-        seed=config.seed,
-    )
     model = create_model(config, with_vocabulary(dimensions, tokenizer, base))
     objective = dataclasses.replace(
         losses.GENERATION, terms={ANSWER: Term(label_smoothing=config.loss.label_smoothing)}
@@ -120,10 +114,25 @@ def _decoder(
     return Setup(dataset, tokenizer, model, recipe, source, examples, objective, shared)
 
 
+def recipe_of(config: ConfigDict, dataset: Dataset, prompt: Prompt, tokenizer: Tokenizer) -> Recipe:
+    """What a decoder is asked by this prompt."""
+    return Recipe(
+        tasks=dataset.tasks,
+        prompt=prompt,
+        slot_format=config.prompt.slots,
+        max_length=config.train.max_length,
+        max_new_tokens=config.eval.max_new_tokens
+        or longest_answer(dataset, tokenizer, config.prompt.slots, prompt),
+        fallback=config.eval.fallback,
+        seed=config.seed,
+        first_line=config.eval.first_line,
+    )
+
+
 def _shared(config: ConfigDict, examples: Sequence[Tokens]) -> Shared:
     """The prefixes that the examples of a micro-batch will share."""
     train = config.train
-    if not train.share_prefix:
+    if not train.share_prefix or not examples:
         return NONE
     per_batch = train.batch_size / train.accumulate
     if train.pack:
@@ -147,6 +156,11 @@ def _encoder(
         )
     if config.prompt.shots:
         raise InputError("prompt.shots is for decoders; an encoder reads the text alone")
+    if config.tune == "none":
+        raise InputError(
+            f"tune is 'none', but {config.model.name} is an encoder, whose heads know nothing "
+            "without training. Choose a decoder"
+        )
     tokenizer = _tokenizer(config, workdir, base, dataset, [], [])
     examples = encode(
         dataset.splits["train"],
@@ -237,28 +251,28 @@ def _tokenizer(
     return tokenizer
 
 
-def longest_answer(
-    examples: Sequence[Tokens],
-    dataset: Dataset,
-    tokenizer: Tokenizer,
-    slot_format: str,
-    lead: str,
-) -> int:
+def longest_answer(dataset: Dataset, tokenizer: Tokenizer, slot_format: str, prompt: Prompt) -> int:
     """Tokens of the longest answer with its end of sequence, as far as it can be known.
 
     Classes are all known beforehand. A slots answer grows with its text, so the training split's
     longest gets a quarter more room.
     """
-    longest = max(len(example.label) for example in examples)
-    if any(task.kind == "slots" for task in dataset.tasks):
+    tasks = dataset.tasks
+
+    def answer(record: Record) -> str:
+        return prompt.lead + prompts.answer(record, tasks, slot_format)
+
+    known = {answer(r) for r in dataset.splits["train"] if prompts.has_gold(r, tasks)}
+    encoded = tokenizer.encode_batch(sorted(known), is_data=True)
+    longest = max((len(ids) + 1 for ids in encoded), default=0)
+    if any(task.kind == "slots" for task in tasks):
         return math.ceil(1.25 * longest)
 
     def tokens_of(label: str) -> int:
         return len(tokenizer.encode(label, is_data=True))
 
-    worst = Record("", "", {task.name: max(task.labels, key=tokens_of) for task in dataset.tasks})
-    answer = prompts.answer(worst, dataset.tasks, slot_format)
-    return max(longest, len(tokenizer.encode_answer(answer, lead)) + 1)
+    worst = Record("", "", {task.name: max(task.labels, key=tokens_of) for task in tasks})
+    return max(longest, len(tokenizer.encode(answer(worst), is_data=True)) + 1)
 
 
 Dimensions = TypeVar("Dimensions", bound=ModelConfig)

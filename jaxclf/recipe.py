@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
+from jaxclf import labels
 from jaxclf.data.prompts import Piece, Prompt
-from jaxclf.data.tasks import SlotFormat, Task
+from jaxclf.data.tasks import Record, SlotFormat, Task, words
 from jaxclf.errors import ArtifactError
-from jaxclf.labels import Fallback
+from jaxclf.labels import Fallback, Prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,29 @@ class Recipe:
     max_new_tokens: int
     fallback: Fallback = "none"
     seed: int = 0
+    first_line: bool = False  # a class is read from an output's first line alone
+
+    def read(self, record: Record, output: str) -> Prediction:
+        """The labels in one output; an unparsed one is None unless a fallback is named."""
+        parsed = labels.parse(
+            output,
+            self.tasks,
+            len(words(record.text)),
+            slot_format=self.slot_format,
+            fallback=self.fallback,
+            # A record's own generator: a resumed or re-ordered run draws the same label.
+            rng=random.Random(f"{self.seed}/{record.id}"),
+            first_line=self.first_line,
+        )
+        return Prediction(
+            id=record.id,
+            text=record.text,
+            gold=dict(record.labels),
+            predicted=dict(parsed.values),
+            raw=output,
+            unknown_slots=parsed.unknown_slots,
+            guessed=parsed.guessed,
+        )
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -43,7 +68,8 @@ class Recipe:
                     tuple(Piece(**piece) for piece in fields["prompt"][side])
                     for side in ("before", "after")
                 )
-                fields["prompt"] = Prompt(before, after, fields["prompt"]["lead"])
+                fields["prompt"] |= {"before": before, "after": after}
+                fields["prompt"] = Prompt(**fields["prompt"])
             return cls(**fields)
         except FileNotFoundError as error:
             raise ArtifactError(

@@ -36,6 +36,7 @@ from jaxclf.checkpoints import (
 from jaxclf.classify import decoding_facts, make_classifier
 from jaxclf.data import datasets, loader, pack
 from jaxclf.data.budget import Budget
+from jaxclf.data.datasets import Dataset
 from jaxclf.data.loader import Examples
 from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.tasks import Record, Task
@@ -73,6 +74,7 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
     NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
     stays good in each case.
     """
+    tuning.check_trains(config)
     with Interrupts() as interrupts, sharding.use(config.mesh):
         with processes.first_then_others("prepare"):
             claim(workdir, config)
@@ -477,30 +479,11 @@ class _Run:
     def describe(self, best: int) -> dict[str, Any]:
         """The report's parts other than the evaluation."""
         setup, config = self.setup, self.config
-        count = _size(setup.model.abstract)
+        trained = self.tuning.count(setup.model.abstract)
         return {
             "config": config.to_dict(),
-            "data": {
-                "name": setup.dataset.name,
-                "fingerprint": setup.dataset.fingerprint,
-                "records": {name: len(found) for name, found in setup.dataset.splits.items()},
-                "skipped": setup.dataset.skipped,
-                "cut_texts": sum(example.cut > 0 for example in setup.examples),
-                "cut_tokens": sum(example.cut for example in setup.examples),
-                "tasks": report.describe_tasks(setup.dataset.tasks),
-            },
-            "model": {
-                "name": config.model.name,
-                "family": setup.model.family,
-                "checkpoint": config.model.checkpoint,
-                "dimensions": dataclasses.asdict(setup.model.config),
-                "parameters": count,
-                "trained_parameters": self.tuning.count(setup.model.abstract),
-                "new_parameters": list(self.plan.new),
-                "unused_tensors": list(self.plan.unused),
-                "tokenizer": setup.tokenizer.fingerprint,
-                "vocabulary": setup.tokenizer.vocab_size,
-            },
+            "data": data_facts(setup.dataset, setup.examples),
+            "model": model_facts(config, setup, self.plan, trained),
             "train": {
                 "steps": self.step,
                 "best_step": best,
@@ -511,10 +494,46 @@ class _Run:
                 "tokens_computed_by_this_process": self.tokens,
                 "tokens_saved_by_shared_prefixes": self.saved_tokens,
                 "compiled_shapes": len(self.budget.shapes),
-                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+                "device": device(),
             },
             "versions": report.versions(),
         }
+
+
+def data_facts(dataset: Dataset, examples: Examples = ()) -> dict[str, Any]:
+    """What a report says of the data; `examples`: the training split as a model reads it."""
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "records": {name: len(found) for name, found in dataset.splits.items()},
+        "skipped": dataset.skipped,
+        "cut_texts": sum(example.cut > 0 for example in examples),
+        "cut_tokens": sum(example.cut for example in examples),
+        "tasks": report.describe_tasks(dataset.tasks),
+    }
+
+
+def model_facts(
+    config: ConfigDict, setup: Setup, plan: transfer.Plan, trained: int
+) -> dict[str, Any]:
+    """What a report says of the model, of which `trained` values are trained."""
+    return {
+        "name": config.model.name,
+        "family": setup.model.family,
+        "checkpoint": config.model.checkpoint,
+        "dimensions": dataclasses.asdict(setup.model.config),
+        "parameters": _size(setup.model.abstract),
+        "trained_parameters": trained,
+        "new_parameters": list(plan.new),
+        "unused_tensors": list(plan.unused),
+        "tokenizer": setup.tokenizer.fingerprint,
+        "vocabulary": setup.tokenizer.vocab_size,
+    }
+
+
+def device() -> str:
+    """`8 x TPU v5p`."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _check_best_metric(config: ConfigDict, tasks: Sequence[Task]) -> None:

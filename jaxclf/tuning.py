@@ -99,12 +99,22 @@ class Adapted:
         return lora.count(params, self.spec)
 
 
+def check_trains(config: ConfigDict) -> None:
+    """Raise InputError where the config trains nothing."""
+    if config.tune == "none":
+        raise InputError(
+            "tune is 'none', so there is nothing to train. Evaluate prompts with python -m "
+            "jaxclf.prompt, or leave out the variant no_tuning"
+        )
+
+
 def choose(config: ConfigDict, params: Params, tokens: np.ndarray | None = None) -> Whole | Adapted:
     """The tuning that the config names, for a model of these parameters (shapes will do).
 
     `tokens`: the sorted ids whose embeddings train where these do; None: all. Raises InputError
     where it would train nothing, or a pattern matches nothing.
     """
+    check_trains(config)
     # Where every layer is compiled on its own, a stack of them would only be cut and glued.
     unstacked = config.model.unroll >= jax.tree.leaves(params["layers"])[0].shape[0]
     if config.tune == "full":

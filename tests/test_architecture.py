@@ -12,17 +12,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # The rooms of jaxclf from the ground up. A room imports from its own level and those below.
 LEVELS = (
     {"__init__", "allocator", "cache", "chips", "errors", "hlo", "shapes", "trie"},
-    {"config", "fields", "interrupts", "kernels", "processes", "sharding", "storage"},
+    {"config", "endpoint", "fields", "interrupts", "kernels", "ledger", "processes"}
+    | {"sharding", "storage"},
     {"data", "models"},
     {"answers", "attens", "calibration", "checkpoints", "choosing", "decode", "labels", "logs"}
     | {"lora", "losses", "metrics", "optim", "report"},
-    {"answering", "classify", "combining", "features", "generation", "objectives", "ranking"}
-    | {"recipe", "scoring", "steps", "transfer", "tuning"},
+    {"answering", "chat", "classify", "combining", "features", "generation", "objectives"}
+    | {"ranking", "recipe", "scoring", "steps", "transfer", "tuning"},
     {"planning", "preparation"},
-    {"evaluation", "labelling", "plans", "training"},
+    {"evaluation", "labelling", "plans", "prompting", "training"},
     {"modules"},
     {"ensemble"},
-    {"evaluate", "plan", "predict", "reproduce", "train"},
+    {"evaluate", "plan", "predict", "prompt", "reproduce", "train"},
 )
 ENTRY_POINTS = LEVELS[-1]
 # Their imports are all paid before a typo in the config is reported.

@@ -20,7 +20,7 @@ from jaxclf.models.heads import HeadConfig
 CONFIGS = sorted(
     path
     for path in (Path(__file__).parent.parent / "configs").glob("*.py")
-    if "def get_config" in path.read_text()
+    if "def get_config" in path.read_text() and not path.stem.startswith("gpt")
 )
 
 

@@ -22,6 +22,7 @@ TASKS = {
     "file": ("label", "slots", "both"),
 }
 ENSEMBLES = [path for path in CONFIGS if path.stem.startswith("attens_")]
+CHATS = [path for path in CONFIGS if path.stem.startswith("gpt")]
 RUNS = [path for path in CONFIGS if path not in ENSEMBLES]
 LLAMAS = [path.stem for path in CONFIGS if path.stem.startswith(("llama2_", "llama3_"))]
 
@@ -31,6 +32,7 @@ def variants(path: Path) -> list[str]:
     tasks = TASKS[config.load(str(path)).data.name]
     shots = ("", "zero_shot", "five_shot") if "five_shot" in path.read_text() else ("",)
     tunes = ("", "lora", "qlora") if "qlora" in path.read_text() else ("",)
+    tunes += ("no_tuning",) if "no_tuning" in path.read_text() else ()
     tasks = ("", *(f"task={task}" for task in tasks))
     words = itertools.product(shots, tasks, tunes, ("", "smoke"))
     return [f"{path}:{','.join(filter(None, chosen))}" for chosen in words]
@@ -52,12 +54,13 @@ def test_every_variant_loads_and_means_what_it_says(path):
         task = next((word for word in words if word.startswith("task=")), None)
         assert loaded.data.task == (task or f"task={first_task(path)}")[5:]
         adapted = next((word for word in words if word.endswith("lora")), "full")
-        assert loaded.tune == adapted.removeprefix("q")
+        expected = "none" if "no_tuning" in words else adapted.removeprefix("q")
+        assert loaded.tune == expected
         assert loaded.model.quantise == ("nf4" if adapted == "qlora" else "none")
         if "smoke" in words:
-            assert loaded.model.name in ("llama_smoke", "encoder_smoke")
+            assert loaded.model.name in ("llama_smoke", "encoder_smoke") or path in CHATS
             assert loaded.model.checkpoint == loaded.tokenizer.path == ""
-            assert loaded.train.steps <= 10
+            assert loaded.train.steps <= 10 or path in CHATS
             assert 0 < loaded.data.limit <= 100
 
 
@@ -78,7 +81,8 @@ def test_the_docstring_opens_with_the_command(path):
     _, blank, command = text.splitlines()[:3]
     assert blank == ""
     assert f"{command.strip()} ".startswith(
-        f"python -m jaxclf.train --config configs/{name}.py --workdir runs/{name} "
+        f"python -m jaxclf.{'prompt' if path in CHATS else 'train'} --config configs/{name}.py "
+        f"--workdir runs/{name} "
     )
     assert ":smoke" in text
 
@@ -110,6 +114,19 @@ def test_the_settings_of_the_paper(name):
     assert (train.batch_size, train.max_length) == (8, 16_384)
     assert train.steps == (8_000 if size == "70b" else 4_000)
     assert train.trained == "all"
+
+
+@pytest.mark.parametrize("path", CHATS, ids=lambda path: path.stem)
+def test_the_closed_models_of_the_paper(path):
+    loaded = config.load(str(path))
+    family, data = path.stem.split("_")
+    names = {"gpt35": "gpt-3.5-turbo", "gpt4": "gpt-4", "gpt4o": "gpt-4o"}
+    assert (loaded.api.model, loaded.data.name) == (names[family], data)
+    assert (loaded.prompt.template, loaded.prompt.wrapper, loaded.model.name) == (
+        *("listing", "none"),
+        "",
+    )
+    assert len(CHATS) == 6
 
 
 @pytest.mark.parametrize("size", ["base", "large"])

@@ -17,12 +17,10 @@ The wording is ours.
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jaxclf.data.tasks import OTHER, Record, Task, plain_slots
 from jaxclf.errors import InputError
@@ -41,11 +39,15 @@ class Piece:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What stands before and after the text, and the `lead` between the prompt and the answer."""
+    """What stands before and after the text, and the `lead` between the prompt and the answer.
+
+    system: without a wrapper, how many characters of `before` are the system part.
+    """
 
     before: tuple[Piece, ...]
     after: tuple[Piece, ...]
     lead: str = " "
+    system: int = 0
 
     def render(self, text: str) -> str:
         """The prompt for `text` as a person reads it."""
@@ -56,6 +58,20 @@ class Prompt:
                 *(piece.text for piece in self.after),
             ]
         )
+
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The prompt for `text` as messages of a chat: the system part, if any, and the rest.
+
+        For prompts without a wrapper: the server adds the chat tokens of its model. A lone
+        surrogate, which UTF-8 has no form for, becomes a question mark.
+        """
+        whole = self.render(text).encode("utf-8", "replace").decode()
+        parts = {"system": whole[: self.system].strip(), "user": whole[self.system :]}
+        return [{"role": role, "content": part} for role, part in parts.items() if part]
+
+
+PromptSource = Prompt | Callable[[int, Record], Prompt]
+"""One prompt for all records, or one for each by its number."""
 
 
 class Listing(NamedTuple):
@@ -149,6 +165,7 @@ def build(
         _joined([_fixed(wrapper.start), *system, _fixed(wrapper.query_start), *before]),
         _joined([*after, _fixed(wrapper.end)]),
         wrapper.lead,
+        sum(len(piece.text) for piece in system),
     )
 
 
@@ -170,33 +187,6 @@ def answer(record: Record, tasks: Sequence[Task], slot_format: str = "names") ->
 def has_gold(record: Record, tasks: Sequence[Task]) -> bool:
     """Whether `record` carries a label for every task."""
     return all(record.labels.get(task.name) is not None for task in tasks)
-
-
-def draw_shots(
-    train_records: Sequence[Record],
-    count: int,
-    seed: int,
-    index: int | None = None,
-    exclude_id: str | None = None,
-) -> list[Record]:
-    """Draw `count` different solved examples from the training split.
-
-    The same ones for a whole run, or (`index` given) fresh ones for the example of that number,
-    never the record `exclude_id` itself. Raises InputError where the split is too small.
-    """
-    stream = 0 if index is None else 1 + index
-    spare = 0 if exclude_id is None else 1
-    rng = np.random.default_rng([seed, stream])
-    drawn = rng.choice(
-        len(train_records), size=min(count + spare, len(train_records)), replace=False
-    )
-    shots = [train_records[i] for i in drawn if train_records[i].id != exclude_id][:count]
-    if len(shots) < count:
-        raise InputError(
-            f"prompt.shots is {count}; the training split has {len(shots)} usable examples. "
-            "Lower prompt.shots or give more training records."
-        )
-    return shots
 
 
 def _fixed(text: str) -> Piece:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.common import default
-from jaxclf.data import prompts
+from jaxclf.data import prompts, shots
 from jaxclf.data.prompts import Piece
 from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import InputError
@@ -35,8 +35,8 @@ def config(**fields):
 
 def listing_prompt(number: int, **fields) -> tuple[prompts.Prompt, list[Record]]:
     domain, names, count = prompts.listing(number)
-    shots = prompts.draw_shots(NEWS if domain == "News" else UTTER, count, seed=3)
-    return prompts.build(config(**fields), domain, [TASKS[n] for n in names], shots), shots
+    solved = shots.by_seed(NEWS if domain == "News" else UTTER, count, seed=3)
+    return prompts.build(config(**fields), domain, [TASKS[n] for n in names], solved), solved
 
 
 def assert_in_order(text: str, parts: Sequence[str]) -> None:
@@ -206,34 +206,6 @@ def test_answer_needs_gold() -> None:
     assert prompts.has_gold(UTTER[0], [TASKS["intent"], TASKS["slots"]])
     with pytest.raises(InputError, match="r7: intent is None"):
         prompts.answer(record, [TASKS["intent"]])
-
-
-def test_shots_are_the_same_by_seed() -> None:
-    first = prompts.draw_shots(NEWS, 5, seed=1)
-    assert first == prompts.draw_shots(NEWS, 5, seed=1)
-    assert len({shot.id for shot in first}) == 5
-    assert first != prompts.draw_shots(NEWS, 5, seed=2)
-    assert prompts.draw_shots(NEWS, 0, seed=1) == []
-
-
-def test_fresh_shots_differ_by_example_and_leave_it_out() -> None:
-    drawn = [
-        prompts.draw_shots(NEWS, 5, seed=1, index=i, exclude_id=record.id)
-        for i, record in enumerate(NEWS)
-    ]
-    for record, shots in zip(NEWS, drawn, strict=True):
-        assert len({shot.id for shot in shots} - {record.id}) == 5
-    assert len({tuple(shot.id for shot in shots) for shots in drawn}) > 4
-    assert drawn[3] == prompts.draw_shots(NEWS, 5, seed=1, index=3, exclude_id=NEWS[3].id)
-    assert prompts.draw_shots(NEWS, 5, 1, index=0) != prompts.draw_shots(NEWS, 5, 1)
-
-
-def test_too_few_training_records_for_the_shots() -> None:
-    assert len(prompts.draw_shots(NEWS, 8, seed=0, exclude_id="of another split")) == 8
-    with pytest.raises(InputError, match=r"prompt\.shots is 8; the training split has 7 usable"):
-        prompts.draw_shots(NEWS, 8, seed=0, index=0, exclude_id="n0")
-    with pytest.raises(InputError, match=r"prompt\.shots is 9"):
-        prompts.draw_shots(NEWS, 9, seed=0)
 
 
 def own(tmp_path: Path, template: str, names: Sequence[str] = ("intent",), shots=()):

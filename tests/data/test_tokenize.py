@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.common import default
-from jaxclf.data.prompts import Prompt, build, draw_shots
+from jaxclf.data.prompts import Prompt, build
+from jaxclf.data.shots import by_seed
 from jaxclf.data.tasks import Record, Task
 from jaxclf.data.tokenize import Tokenizer, tokenize
 from jaxclf.errors import ArtifactError, InputError
@@ -54,7 +55,7 @@ TEXTS = st.text(max_size=12).map(
 def prompt_for(wrapper: str = "none", shots: int = 0, template: str = "listing") -> Prompt:
     config = default().prompt
     config.update(wrapper=wrapper, template=template)
-    return build(config, "News", [TASK], draw_shots(TRAIN, shots, seed=0))
+    return build(config, "News", [TASK], by_seed(TRAIN, shots, seed=0))
 
 
 def encode(text: str, tokenizer: Tokenizer, prompt, label: str | None = "sci.space", **options):
@@ -247,7 +248,7 @@ def test_fresh_shots_give_each_example_its_prefix(trained: Tokenizer) -> None:
     config = default().prompt
 
     def prompt(index: int, record: Record) -> Prompt:
-        shots = draw_shots(TRAIN, 1, seed=0, index=index, exclude_id=record.id)
+        shots = by_seed(TRAIN, 1, seed=0, index=index, exclude_id=record.id)
         return build(config, "News", [TASK], shots)
 
     tokens = tokenize(TRAIN[:4], [TASK], prompt, trained, "names", 4096)
