@@ -15,14 +15,14 @@ LEVELS = (
     {"config", "fields", "interrupts", "kernels", "processes", "sharding", "storage"},
     {"data", "models"},
     {"answers", "attens", "calibration", "checkpoints", "choosing", "decode", "labels", "logs"}
-    | {"lora", "losses", "metrics", "optim", "report"},
+    | {"lora", "losses", "metrics", "optim", "report", "significance"},
     {"answering", "classify", "combining", "features", "generation", "objectives", "ranking"}
     | {"recipe", "scoring", "steps", "transfer", "tuning"},
     {"planning", "preparation"},
-    {"evaluation", "labelling", "plans", "training"},
+    {"comparison", "evaluation", "labelling", "plans", "training"},
     {"modules"},
     {"ensemble"},
-    {"evaluate", "plan", "predict", "reproduce", "train"},
+    {"compare", "evaluate", "plan", "predict", "reproduce", "train"},
 )
 ENTRY_POINTS = LEVELS[-1]
 # Their imports are all paid before a typo in the config is reported.
