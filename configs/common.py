@@ -21,6 +21,7 @@ def default() -> ConfigDict:
     data.on_defect = "fail"  # fail | skip: what a malformed record does
     data.limit = 0  # records kept per split; 0: all
     data.train_limit = 0  # records kept of train; 0: all
+    data.train_examples = 0  # few labels: so many of these, drawn by seed and class; 0: all
     data.dev_fraction = 0.0  # share of train held out as dev where the data set has none
     data.truncate = True  # cut texts that do not fit; False: an error that names the record
     data.check_counts = True  # split sizes must equal the published ones

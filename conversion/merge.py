@@ -123,7 +123,7 @@ def count_flips(
         overrides = [*overrides, f"model.dtype={dtype}", f"model.param_dtype={dtype}"]
     opened = classify.open_run(run_dir, step, overrides, from_hf.resolve)
     config, recipe = opened.config, opened.classifier.recipe
-    found = datasets.load(config.data)
+    found = datasets.load(config.data, config.seed)
     records = datasets.spread(found.splits[config.eval.split], limit)
     prompt = classify.prompt_source(config, found)[1] if recipe.prompt else None
 

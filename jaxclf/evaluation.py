@@ -19,7 +19,7 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
     """
     config, recipe = opened.config, opened.classifier.recipe
     split = split or config.eval.split
-    dataset = datasets.load(config.data)
+    dataset = datasets.load(config.data, config.seed)
     if dataset.tasks != recipe.tasks:
         raise InputError(
             f"data set {dataset.name} has other tasks or labels than the run was trained on"

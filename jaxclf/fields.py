@@ -121,6 +121,7 @@ RULES: dict[str, Rule] = {
     "data.on_defect": one_of("fail", "skip"),
     "data.limit": whole(0),
     "data.train_limit": whole(0),
+    "data.train_examples": whole(0),
     "data.dev_fraction": real(0, 1),
     "data.kind": one_of("class", "multilabel", "regression"),
     "prompt.template": one_of(*TEMPLATES),

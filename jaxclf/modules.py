@@ -97,9 +97,9 @@ class Modules:
         with config.unlocked():
             del config["attens"]
             config.data.name, config.data.task = name, "both"
-            # Two modules of the same texts (MNLI's) are two modules by their seeds alone.
-            config.seed = 1_000 * config.seed + zlib.crc32(name.encode()) % 1_000
-            config.eval.split = scored_split(datasets.load(config.data), config.eval.split)
+            config.seed = _seed(config, name)
+            dataset = datasets.load(config.data, config.seed)
+            config.eval.split = scored_split(dataset, config.eval.split)
             if not config.model.checkpoint:
                 # The zoo's dimensions with a vocabulary of the run's own.
                 config.model.name, config.model.checkpoint = "", str(self.base.model_json.parent)
@@ -179,13 +179,21 @@ def own_base(config: ConfigDict, workdir: Path) -> ModelSource:
     return resolve(own)
 
 
+def _seed(config: ConfigDict, name: str) -> int:
+    """A module's own: two of the same texts (MNLI's) are two modules by their seeds alone."""
+    return 1_000 * config.seed + zlib.crc32(name.encode()) % 1_000
+
+
 def load_data(config: ConfigDict, name: str) -> Dataset:
-    """A data set under the run's settings of data; `data.task` is of `data.name` alone."""
+    """A data set under the run's settings of data; `data.task` is of `data.name` alone.
+
+    Of few labels (`data.train_examples`) they are those that the module of that name has seen.
+    """
     fields = config.data.copy_and_resolve_references()
     with fields.unlocked():
         if name != fields.name:
             fields.name, fields.task = name, "both"
-    return datasets.load(fields)
+    return datasets.load(fields, _seed(config, name))
 
 
 def scored_split(dataset: Dataset, wanted: str) -> str:

@@ -50,7 +50,7 @@ class Setup:
 
 def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setup:
     """Read the data, then the tokenizer, prompt and model that fit it; nothing is allocated."""
-    dataset = datasets.load(config.data)
+    dataset = datasets.load(config.data, config.seed)
     if not dataset.splits.get("train"):
         raise InputError(f"data set {dataset.name} has no training records")
     dimensions = _dimensions(config, base)

@@ -16,14 +16,14 @@ LEVELS = (
     | {"sharding", "storage"},
     {"data", "models"},
     {"answers", "attens", "calibration", "checkpoints", "choosing", "decode", "labels", "logs"}
-    | {"lora", "losses", "metrics", "optim", "report"},
+    | {"lora", "losses", "metrics", "optim", "report", "significance"},
     {"answering", "chat", "classify", "combining", "features", "generation", "objectives"}
     | {"ranking", "recipe", "scoring", "steps", "transfer", "tuning"},
     {"planning", "preparation"},
-    {"evaluation", "labelling", "plans", "prompting", "training"},
+    {"comparison", "evaluation", "labelling", "plans", "prompting", "training"},
     {"modules"},
     {"ensemble"},
-    {"evaluate", "plan", "predict", "prompt", "reproduce", "train"},
+    {"compare", "evaluate", "plan", "predict", "prompt", "reproduce", "train"},
 )
 ENTRY_POINTS = LEVELS[-1]
 # Their imports are all paid before a typo in the config is reported.

@@ -77,11 +77,12 @@ class Dataset:
     fingerprint: str
 
 
-def load(config: Any) -> Dataset:
+def load(config: Any, seed: int = 0) -> Dataset:
     """The data set that `config` (a run's `config.data`) names.
 
-    Raises InputError if the config or a record is wrong, StorageError if the public source
-    cannot be reached, ArtifactError if the data are not the published ones.
+    `seed`: the run's, by which `train_examples` are drawn. Raises InputError if the config or a
+    record is wrong, StorageError if the public source cannot be reached, ArtifactError if the data
+    are not the published ones.
     """
     loaders = {"builtin": _builtin, "massive": _massive, "20ng": _newsgroups, "file": _file}
     loaders |= dict.fromkeys(published.DATASETS, _published)
@@ -108,6 +109,8 @@ def load(config: Any) -> Dataset:
         splits = {split: spread(found, config.limit) for split, found in splits.items()}
     if config.train_limit:
         splits["train"] = spread(splits["train"], config.train_limit)
+    if count := config.get("train_examples", 0):  # which older runs do not have
+        splits["train"] = _few(splits["train"], count, tasks, seed)
     splits = {split: splits[split] for split in SPLITS if split in splits}
     return Dataset(config.name, domain, tasks, splits, dict(defects.counts), _fingerprint(splits))
 
@@ -352,6 +355,31 @@ def _hold_out(train: Sequence[Record], fraction: float, tasks: Sequence[Task]) -
         "train": [record for record in train if record.id not in held_out],
         "dev": [record for record in train if record.id in held_out],
     }
+
+
+def _few(train: Sequence[Record], count: int, tasks: Sequence[Task], seed: int) -> list[Record]:
+    """`count` of the records, by the labels of the first class task, in the order they had.
+
+    They are the beginning of one order, so that more of a seed hold all of fewer: first a record of
+    each class, the frequent ones before the rare; then each class in turn as its share is due
+    (Sainte-Laguë's divisors). Without a class task the order is random.
+    """
+    if count > len(train):
+        raise InputError(
+            f"data.train_examples is {count:,}; the train split has {len(train):,} records. Lower "
+            "it, or set it to 0 for all"
+        )
+    name = next((task.name for task in tasks if task.kind == "class"), None)
+    classes: dict[Any, list[int]] = {}
+    for place, record in enumerate(train):
+        classes.setdefault(record.labels[name] if name else "", []).append(place)
+    due = {}
+    for label, places in classes.items():
+        digests = {p: sha256(f"{seed}:{train[p].id}".encode()).digest() for p in places}
+        for turn, place in enumerate(sorted(places, key=digests.__getitem__)):
+            share = (turn + 0.5) / len(places)
+            due[place] = (turn > 0, share, str(label), digests[place])
+    return [train[place] for place in sorted(sorted(due, key=due.__getitem__)[:count])]
 
 
 def _fingerprint(splits: Splits) -> str:

@@ -18,13 +18,16 @@ from jaxclf.data.tasks import Label, Task
 from jaxclf.errors import ArtifactError
 from jaxclf.labels import UNPARSED, Prediction
 from jaxclf.report.card import model_card
+from jaxclf.report.comparison import comparison_page
 from jaxclf.report.page import page
 from jaxclf.report.seal import PREDICTIONS, REPORT, read, seal, sha256
-from jaxclf.report.terminal import methods_table, table
+from jaxclf.report.terminal import comparison_table, methods_table, table
 
 __all__ = [
     "PREDICTIONS",
     "REPORT",
+    "comparison_page",
+    "comparison_table",
     "describe_tasks",
     "methods_table",
     "model_card",
@@ -37,6 +40,7 @@ __all__ = [
     "versions",
     "write",
     "write_predictions",
+    "write_text",
 ]
 
 _PACKAGES = (
@@ -62,9 +66,9 @@ def write(
     digest = write_predictions(workdir / PREDICTIONS, predictions)
     sealed = seal(_plain(report), digest, checkpoint)
     rows = json.dumps(sealed, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    _replace(workdir / REPORT, rows + "\n")
+    write_text(workdir / REPORT, rows + "\n")
     shown = {**report, "provenance": sealed["provenance"]}
-    _replace(workdir / "report.html", page(shown, predictions, tasks, history))
+    write_text(workdir / "report.html", page(shown, predictions, tasks, history))
 
 
 def describe_tasks(tasks: Sequence[Task]) -> dict[str, Any]:
@@ -120,7 +124,7 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> str:
     """Write one line per prediction, in their order; returns the SHA-256 of the file."""
     rows = (json.dumps(prediction_row(each), ensure_ascii=False) + "\n" for each in predictions)
-    return _replace(Path(path), "".join(rows))
+    return write_text(Path(path), "".join(rows))
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
@@ -172,7 +176,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _replace(path: Path, text: str) -> str:
+def write_text(path: Path, text: str) -> str:
     """Write a text file so that under its name there is the old one or the whole new one.
 
     Returns its SHA-256.

@@ -40,3 +40,10 @@ def show(name: str, value: Any) -> str:
     if name in _NUMBERS:
         return f"{value:.4f}"
     return f"{value:,.0f}" if name in COUNTS else f"{100 * value:.2f} %"
+
+
+def show_difference(name: str, value: Any) -> str:
+    """A difference of two values, with its sign; of shares in percentage points: `+1.25`."""
+    if value is None:
+        return "-"
+    return f"{value:+.4f}" if name in _NUMBERS else f"{100 * value:+.2f}"

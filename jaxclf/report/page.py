@@ -13,9 +13,8 @@ from jaxclf import metrics
 from jaxclf.data.tasks import Task, words
 from jaxclf.labels import UNPARSED, Prediction
 from jaxclf.report import calibration, ensemble, plots
-from jaxclf.report.markup import number, table, text
+from jaxclf.report.markup import document, number, table, text
 from jaxclf.report.names import COUNTS, metric_name, show
-from jaxclf.report.style import STYLE
 
 _PAIRS, _TEXTS, _UNPARSED, _CELLS = 15, 3, 30, 200  # how many of each are shown
 
@@ -41,30 +40,16 @@ def page(
         ("Provenance", _facts(report.get("provenance", {}), leave_out=("seal",))),
         ("Versions", _facts(report["versions"])),
     ]
-    sections = [(title, body) for title, body in sections if body]
-    links = "".join(
-        f'<a href="#s{place}">{text(title)}</a>' for place, (title, _) in enumerate(sections)
-    )
-    bodies = "".join(
-        f'<section id="s{place}"><h2>{text(title)}</h2>{body}</section>'
-        for place, (title, body) in enumerate(sections)
-    )
     names = [
         _get(report, part, "name") or _get(report, "config", part, "name")
         for part in ("data", "model")
     ]
     title = " · ".join(str(name) for name in names if name) or "Report"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        # Belt and braces: even an escape that is missed loads and runs nothing.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; img-src data:\">"
-        f"<title>{text(title)}</title><style>{STYLE}</style></head><body>"
-        f"<header><h1>{text(title)}</h1><p>{_summary(report, len(predictions), split)}<br>"
-        f"{_main_settings(report['config'])}</p>"
-        f"{_headline(report['eval'], tasks)}</header><nav>{links}</nav>{bodies}</body></html>\n"
+    header = (
+        f"<p>{_summary(report, len(predictions), split)}<br>{_main_settings(report['config'])}</p>"
+        f"{_headline(report['eval'], tasks)}"
     )
+    return document(title, header, sections)
 
 
 # Sections

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxclf.data.tasks import Task
 from jaxclf.metrics import main_metric
-from jaxclf.report.names import COUNTS, metric_name, show
+from jaxclf.report.names import COUNTS, metric_name, show, show_difference
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -46,6 +46,29 @@ def methods_table(attens: Mapping[str, Any], tasks: Sequence[Task]) -> str:
         main, values = main_metric(task), attens[task.name]["methods"]
         shown = [show(main, values.get(method, {}).get(main)) for method in methods]
         found.add_row(Text(task.name), metric_name(main), *shown)
+    return _plain(found)
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """Both runs, their difference and its p by task, for a terminal or a log."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    found.add_column("task")
+    found.add_column("metric")
+    for name in ("texts", "A", "B", "B - A", f"{100 * comparison['level']:g} %", "won/lost", "p"):
+        found.add_column(name, justify="right")
+    joint = {"joint": comparison["joint"]} if comparison["joint"] else {}
+    for name, facts in (comparison["tasks"] | joint).items():
+        metric, change = facts["metric"], facts["difference"]
+        row = [f"{facts['support']:,}", *(show(metric, facts[run]["value"]) for run in "ab")]
+        row.append(show_difference(metric, change["value"]))
+        row.append(" to ".join(show_difference(metric, change[end]) for end in ("low", "high")))
+        if test := facts.get("mcnemar"):
+            row += [f"{test['won']:,}/{test['lost']:,}", f"{test['p']:.3g}"]
+        found.add_row(Text(name), metric_name(metric), *row)
     return _plain(found)
 
 

@@ -1,4 +1,5 @@
 import gzip
+import itertools
 import json
 import socket
 import subprocess
@@ -113,6 +114,61 @@ def test_one_task_leaves_the_other_out():
 def test_wrong_config(fields, message):
     with pytest.raises(InputError, match=message):
         load(**{"name": "builtin"} | fields)
+
+
+def few(tmp_path, count, seed=0, **fields):
+    """Ids of `count` of 40 records, of which 24 are a, 12 b, 3 c and one d."""
+    rows = [
+        {"id": str(n), "text": f"text {n}", "label": label}
+        for n, label in enumerate("a" * 24 + "b" * 12 + "c" * 3 + "d")
+    ]
+    train = write(tmp_path / "train.jsonl", rows)
+    config = default().data
+    config.update(name="file", task="label", train=train, id="id", **fields)
+    config.train_examples = count
+    return [(each.id, each.labels["label"]) for each in datasets.load(config, seed).splits["train"]]
+
+
+@pytest.mark.parametrize(
+    ("count", "labels"),
+    [
+        (1, "a"),
+        (3, "abc"),
+        (4, "abcd"),
+        (5, "aabcd"),
+        # 24 : 12 : 3 : 1, of which c and d have their one already.
+        (10, "aaaaabbbcd"),
+        (20, "a" * 12 + "b" * 6 + "cd"),
+        (40, "a" * 24 + "b" * 12 + "cccd"),
+    ],
+)
+def test_few_labels_are_stratified(tmp_path, count, labels):
+    found = few(tmp_path, count)
+    assert sorted(label for _, label in found) == list(labels)
+    assert found == sorted(found, key=lambda each: int(each[0]))  # in the file's order
+
+
+def test_few_labels_hold_all_of_fewer_and_follow_the_seed(tmp_path):
+    for seed in (0, 1):
+        nested = [set(few(tmp_path, count, seed)) for count in range(1, 41)]
+        assert all(fewer < more for fewer, more in itertools.pairwise(nested))
+    assert few(tmp_path, 10) == few(tmp_path, 10)
+    assert few(tmp_path, 10) != few(tmp_path, 10, seed=1)
+
+
+def test_few_labels_of_a_task_without_classes(tmp_path):
+    chosen = [
+        {each.id for each in load("builtin", task="slots", train_examples=count).splits["train"]}
+        for count in (5, 50)
+    ]
+    assert [len(each) for each in chosen] == [5, 50]
+    assert chosen[0] < chosen[1]
+    assert chosen[0] != {each.id for each in load("builtin", task="slots").splits["train"][:5]}
+
+
+def test_more_labels_than_there_are(tmp_path):
+    with pytest.raises(InputError, match=r"train_examples is 41; the train split has 40 records"):
+        few(tmp_path, 41)
 
 
 def test_fingerprint_follows_ids_texts_and_labels(tmp_path):
