@@ -322,7 +322,7 @@ def choices(job: Job) -> list[Choice]:
                 need = job.need(sizes, accumulate)
             except InputError:
                 break
-            found.append(Choice(sizes, accumulate, need, _estimate(job, sizes, accumulate)))
+            found.append(Choice(sizes, accumulate, need, step_seconds(job, sizes, accumulate)))
             if need.total < job.topology.chip.memory / 2:
                 break  # smaller micro-batches would only be slower
     return sorted(found, key=lambda choice: choice.seconds)
@@ -343,7 +343,7 @@ def leanest(job: Job) -> Choice | None:
             need = job.need(sizes, accumulate)
         except InputError:
             continue
-        found.append(Choice(sizes, accumulate, need, _estimate(job, sizes, accumulate)))
+        found.append(Choice(sizes, accumulate, need, step_seconds(job, sizes, accumulate)))
     return min(found, key=lambda choice: (choice.need.total, choice.seconds), default=None)
 
 
@@ -367,7 +367,7 @@ def _row_parts(sizes: Sizes) -> int:
     return sizes["data"] * sizes["fsdp"]
 
 
-def _estimate(job: Job, sizes: Sizes, accumulate: int) -> float:
+def step_seconds(job: Job, sizes: Sizes, accumulate: int) -> float:
     """Seconds of a step: matmuls at half the peak, and what crosses the links."""
     chip, count = job.topology.chip, job.topology.count
     dims, train = job.model.config, job.config.train

@@ -9,9 +9,7 @@ under way at once.
 """
 
 import argparse
-import ast
 import contextlib
-import hashlib
 import json
 import re
 import subprocess
@@ -24,6 +22,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from jaxclf.standin import completion, label, text_of
 
 SLOW = 0.6  # seconds that a slow answer takes
 FAULTS = {
@@ -118,53 +118,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
-
-
-def text_of(prompt: str) -> str:
-    """The text to label, between the last delimiters of a listing; else the whole prompt."""
-    found = re.findall(r"Beginning of <<(\w+)>>\n(.*?)\nEnd of <<\1>>", prompt, re.DOTALL)
-    return found[-1][1] if found else prompt
-
-
-def label(prompt: str) -> str:
-    """An answer of the form that the prompt asks for, with labels of its lists."""
-    lists = [ast.literal_eval(found) for found in re.findall(r"\['.*?'\]", prompt)]
-    number = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4])
-
-    def slots() -> list[str]:
-        return ["Other" for _ in text_of(prompt).split()]
-
-    last = prompt.splitlines()[-1]
-    if not lists or last.endswith("Slots:"):
-        return json.dumps(slots())
-    chosen: list[Any] = [names[number % len(names)] for names in lists]
-    if last.endswith("Output:"):
-        if "Label each word" in prompt:
-            chosen[-1] = slots()
-        return json.dumps({f"task{n}": value for n, value in enumerate(chosen, 1)})
-    return chosen[0]
-
-
-def completion(asked: dict[str, Any], text: str) -> dict[str, Any]:
-    words = sum(len(part["content"].split()) for part in asked["messages"])
-    return {
-        "id": "chatcmpl-0",
-        "object": "chat.completion",
-        "created": 0,
-        "model": f"{asked['model']}-0000",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {
-            "prompt_tokens": words,
-            "completion_tokens": len(text.split()),
-            "total_tokens": words + len(text.split()),
-        },
-    }
 
 
 class Running:

@@ -1,0 +1,224 @@
+"""A table of a paper with our figures in it: for a terminal, as CSV, Markdown and HTML."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxclf.report.markup import table as html_table
+from jaxclf.report.markup import text
+from jaxclf.report.names import metric_name
+from jaxclf.report.style import STYLE
+
+SMOKE = (
+    "SMOKE: tiny random models on a few records, to show that every row works. No comparison with "
+    "the published figures is meant"
+)
+
+
+class Entry(NamedTuple):
+    """A cell. Figures are shares or correlations; None where there is none.
+
+    deviation: of several seeds. published is None where the paper's table has no figure. reason:
+    why a figure of ours is missing, or not of every seed. folders: of the runs.
+    """
+
+    row: str
+    column: str
+    metric: str
+    ours: float | None
+    deviation: float | None
+    low: float | None
+    high: float | None
+    seeds: int
+    published: float | None
+    difference: float | None
+    reason: str
+    folders: tuple[str, ...]
+
+
+class Filled(NamedTuple):
+    """A table: rows and columns by slug with their titles, and an entry for each pair.
+
+    notes: sentences that stand below, on what the figures are.
+    """
+
+    name: str
+    title: str
+    rows: Mapping[str, str]
+    columns: Mapping[str, str]
+    entries: Sequence[Entry]
+    percent: bool
+    smoke: bool
+    notes: Sequence[str]
+
+    def figure(self, value: float | None, signed: bool = False) -> str:
+        """As the paper prints it; "-" for None."""
+        if value is None:
+            return "-"
+        value, digits = (100 * value, 1) if self.percent else (value, 4)
+        shown = f"{value:{'+' if signed else ''}.{digits}f}"
+        return f"+{0:.{digits}f}" if signed and float(shown) == 0 else shown
+
+    def at(self, row: str, column: str) -> Entry:
+        return next(each for each in self.entries if (each.row, each.column) == (row, column))
+
+    @property
+    def reasons(self) -> list[str]:
+        """Each reason once; a cell refers to its place, from 1."""
+        return list(dict.fromkeys(each.reason for each in self.entries if each.reason))
+
+    def mark(self, entry: Entry) -> str:
+        """`[2]`, the number of the cell's reason, or nothing."""
+        return f"[{self.reasons.index(entry.reason) + 1}]" if entry.reason else ""
+
+    def ours(self, entry: Entry) -> str:
+        """`91.2 ± 0.3 [2]`."""
+        if entry.ours is None:
+            return self.mark(entry)
+        spread = "" if entry.deviation is None else f" ± {self.figure(entry.deviation)}"
+        return f"{self.figure(entry.ours)}{spread} {self.mark(entry)}".strip()
+
+    def published(self, entry: Entry) -> str:
+        return "not published" if entry.published is None else self.figure(entry.published)
+
+    def interval(self, entry: Entry) -> str:
+        if entry.low is None or entry.high is None:
+            return ""
+        return f"{self.figure(entry.low)} to {self.figure(entry.high)}"
+
+
+def write(folder: Path, table: Filled) -> None:
+    """Write NAME.csv, NAME.md and NAME.html."""
+    for ending, content in (("csv", as_csv), ("md", markdown), ("html", page)):
+        (folder / f"{table.name}.{ending}").write_text(content(table), encoding="utf-8")
+
+
+def terminal(table: Filled, width: int = 0) -> str:
+    """Plain text: in each cell ours, its interval, then the published figure and the difference."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, show_lines=True)
+    found.add_column("ours\n95 %\npublished, difference", no_wrap=True)
+    for title in table.columns.values():
+        found.add_column(Text(title), justify="right", no_wrap=True)
+    for row, title in table.rows.items():
+        cells = []
+        for column in table.columns:
+            entry = table.at(row, column)
+            below = "n. p." if entry.published is None else table.figure(entry.published)
+            if entry.difference is not None:
+                below += f" {table.figure(entry.difference, signed=True)}"
+            middle = table.interval(entry).replace(" to ", "-")
+            cells.append(Text("\n".join(filter(None, (table.ours(entry), middle, below)))))
+        found.add_row(Text(title), *cells)
+    width = width or 40 + 17 * len(table.columns)
+    console = Console(width=width, color_system=None, highlight=False)
+    with console.capture() as capture:
+        console.print(found)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    head = [table.title, *([SMOKE] if table.smoke else [])]
+    return "\n".join([*head, "", *lines, "", *_below(table)])
+
+
+def _below(table: Filled) -> list[str]:
+    reasons = [f"[{number}] {reason}" for number, reason in enumerate(table.reasons, 1)]
+    unknown = any(each.published is None for each in table.entries)
+    return [*reasons, *table.notes, *(["n. p.: not published here"] if unknown else [])]
+
+
+def as_csv(table: Filled) -> str:
+    """A line a cell; figures in the paper's unit, which `unit` names."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            *("table", "scale", "row", "column", "metric", "unit", "ours", "deviation", "low"),
+            *("high", "seeds", "published", "difference", "runs", "note"),
+        ]
+    )
+    factor, unit = (100, "per cent") if table.percent else (1, "share or correlation")
+    for each in table.entries:
+        ours, deviation, low, high, published, difference = (
+            "" if value is None else f"{factor * value:.6g}"
+            for value in (*each[3:7], each.published, each.difference)
+        )
+        writer.writerow(
+            [
+                *(table.name, "smoke" if table.smoke else "full", each.row, each.column),
+                *(each.metric, unit, ours, deviation, low, high, each.seeds),
+                *(published or "not published here", difference, " ".join(each.folders)),
+                each.reason,
+            ]
+        )
+    return file.getvalue()
+
+
+def markdown(table: Filled) -> str:
+    """The table with `ours (interval); published, difference` in each cell."""
+    lines = [f"# {table.title}", ""]
+    if table.smoke:
+        lines += [f"**{SMOKE}.**", ""]
+    lines += ["Each cell: ours (95 % interval), then the published figure and the difference.", ""]
+    lines.append(f"| | {' | '.join(map(_plain, table.columns.values()))} |")
+    lines.append("|---|" + "---|" * len(table.columns))
+    for row, title in table.rows.items():
+        cells = []
+        for column in table.columns:
+            entry = table.at(row, column)
+            ours = f"**{_plain(table.ours(entry))}**"
+            if interval := table.interval(entry):
+                ours += f" ({interval})"
+            theirs = table.published(entry)
+            if entry.difference is not None:
+                theirs += f", {table.figure(entry.difference, signed=True)}"
+            cells.append(f"{ours}; {theirs}")
+        lines.append(f"| {_plain(title)} | {' | '.join(cells)} |")
+    below = [f"- {_plain(line)}" for line in _below(table)]
+    return "\n".join([*lines, "", *below]) + "\n"
+
+
+def _plain(value: Any) -> str:
+    """Text of which Markdown makes no markup."""
+    escaped = str(value).replace("\\", "\\\\")
+    for character in "|*_<`[":
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped
+
+
+def page(table: Filled) -> str:
+    """One file that loads nothing and runs no script."""
+    rows = []
+    for row, title in table.rows.items():
+        cells = [_cell(table, table.at(row, column)) for column in table.columns]
+        rows.append([f"<b>{text(title)}</b>", *cells])
+    body = html_table(["", *map(text, table.columns.values())], rows, "classes")
+    below = "".join(f'<p class="note">{text(line)}</p>' for line in _below(table))
+    warning = f"<p><mark>{text(SMOKE)}.</mark></p>" if table.smoke else ""
+    done = sum(each.ours is not None for each in table.entries)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'\">"
+        f"<title>{text(table.name)}</title><style>{STYLE} body {{ max-width: none; }}</style>"
+        f"</head><body><header><h1>{text(table.title)}</h1>"
+        f"<p>{done:,} of {len(table.entries):,} cells have a figure of ours, in bold.</p>{warning}"
+        f'</header><section><div class="wide">{body}</div>{below}</section></body></html>\n'
+    )
+
+
+def _cell(table: Filled, entry: Entry) -> str:
+    parts = [f"<b>{text(table.ours(entry))}</b>"]
+    if interval := table.interval(entry):
+        parts.append(f"<small>{text(interval)}</small>")
+    theirs = f"{table.published(entry)}"
+    if entry.difference is not None:
+        theirs += f", {table.figure(entry.difference, signed=True)}"
+    parts.append(text(theirs))
+    name = metric_name(entry.metric)
+    return f'<td class="number" title="{text(name)}">{"<br>".join(parts)}</td>'

@@ -1,0 +1,139 @@
+"""Run the papers' tables and show our figures beside the published ones.
+
+python -m jaxclf.reproduce zhao3 --workdir runs/zhao3 --rows llama3-8b --columns 20class-dual
+python -m jaxclf.reproduce attens2 --workdir runs/smoke --scale smoke
+
+Each run has a folder of its own in the workdir; the same command goes on where it was stopped. A
+run that fails is noted in its cells, and the others go on. Exit codes: 0 every chosen cell has a
+figure of ours, 1 some have none (the table says why), 2 wrong input, 75 stopped after saving.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+from jaxclf import config as configs
+from jaxclf import errors, tables
+
+if TYPE_CHECKING:
+    from jaxclf.table_runs import Job
+
+# A smoke run's time goes into compiling: quick compilation, and programs kept however small.
+_SMOKE = {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+_STANDIN = "The closed models' rows were answered by a stand-in on this machine, not by the models"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m jaxclf.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", metavar="TABLE", help=", ".join(tables.NAMES))
+    parser.add_argument("--workdir", default="", metavar="DIR", help="folder of runs and tables")
+    parser.add_argument(
+        "--rows", default="", metavar="NAME,…", help="parts of names of rows; default: all"
+    )
+    parser.add_argument("--columns", default="", metavar="NAME,…", help="the same of columns")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each kind (1)")
+    parser.add_argument("--scale", choices=("full", "smoke"), default="full", help="or tiny models")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes at once")
+    parser.add_argument("--list", action="store_true", help="what would run, and what it takes")
+    parser.epilog = "--config.GROUP.FIELD=VALUE overrides a field of every run's config."
+    options = configs.parse(parser, arguments)
+    smoke = options.scale == "smoke"
+    table = tables.find(options.table, smoke).select(options.rows, options.columns)
+    if options.seeds < 1 or options.jobs < 0:
+        raise errors.InputError("--seeds and --jobs: expected 1 or more")
+    if any(each.startswith("--config.seed=") for each in options.overrides):
+        raise errors.InputError("--config.seed: the seeds are 0 to N - 1 of --seeds N")
+    if not options.workdir and not options.list:
+        raise errors.InputError("--workdir DIR: name the folder that receives runs and tables")
+    if smoke:
+        for name, value in _SMOKE.items():
+            os.environ.setdefault(name, value)
+
+    # Only now what takes seconds to import: a typo is told at once.
+    from jaxclf import table_plans, table_results, table_runs
+    from jaxclf.report import tables as shown
+
+    with _standin(smoke, options.overrides) as (overrides, notes):
+        workdir = Path(options.workdir)
+        jobs = [
+            table_runs.Job(run, seed, workdir, (*overrides,))
+            for run in table.runs
+            for seed in range(options.seeds)
+        ]
+        if options.list:
+            print(table_plans.listed(table_plans.lines(table, jobs)))
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        workers = options.jobs or (min(2, os.cpu_count() or 1) if smoke else 1)
+        try:
+            failed = table_runs.carry_out(jobs, execute, workers, keep=smoke)
+        except errors.Preempted:
+            failed, stopped = {}, True
+        else:
+            stopped = False
+        filled = table_results.filled(table, jobs, failed, notes)
+        shown.write(workdir, filled)
+        print(shown.terminal(filled))
+    if stopped:
+        raise errors.Preempted("stopped by SIGTERM; the same command goes on")
+    if any(entry.ours is None for entry in filled.entries):
+        sys.exit(1)
+
+
+def execute(job: "Job", config: ConfigDict) -> None:
+    """One run, by the command that its config is for; called in a process of its own."""
+    from jaxclf.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from conversion import from_hf, from_peft
+    from jaxclf import cache, modules, prompting, table_plans
+    from jaxclf.ensemble import train_ensemble
+    from jaxclf.training import train
+
+    cache.keep_programs()
+    if config.model.checkpoint and not job.run.group:
+        table_plans.check_fits(config)
+    if config.tune == "none":
+        prompting.run(config, job.folder, prompting.decoder(from_hf.resolve))
+        return
+    if job.run.group and not job.load_base().model.checkpoint:
+        modules.own_base(job.load_base(), job.shared)
+    base = None
+    if config.model.checkpoint:
+        base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
+    if config.attens.modules:
+        train_ensemble(config, job.folder, base, from_peft.convert)
+    else:
+        train(config, job.folder, base)
+
+
+@contextlib.contextmanager
+def _standin(smoke: bool, given: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """The overrides, and a note for the table, with a stand-in for closed models in a smoke run."""
+    if not smoke or any(each.startswith("--config.api.base_url=") for each in given):
+        yield given, []
+        return
+    from jaxclf import standin
+
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
+    with standin.started() as address:
+        yield [*given, f"--config.api.base_url={address}"], [_STANDIN]
+
+
+if __name__ == "__main__":
+    errors.run(main)
