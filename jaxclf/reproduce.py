@@ -12,7 +12,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,32 +65,45 @@ def main(arguments: list[str]) -> None:
             os.environ.setdefault(name, value)
 
     # Only now what takes seconds to import: a typo is told at once.
-    from jaxclf import table_plans, table_results, table_runs
-    from jaxclf.report import tables as shown
+    from jaxclf import table_plans
+    from jaxclf.table_runs import Job
 
-    with _standin(smoke, options.overrides) as (overrides, notes):
-        workdir = Path(options.workdir)
+    workdir = Path(options.workdir)
+    asks = any(run.config.startswith("gpt") for run in table.runs)
+    given = any(each.startswith("--config.api.base_url=") for each in options.overrides)
+    stands_in = smoke and asks and not given and not options.list
+    with _standin(workdir) if stands_in else contextlib.nullcontext(()) as address:
         jobs = [
-            table_runs.Job(run, seed, workdir, (*overrides,))
+            Job(run, seed, workdir, (*options.overrides, *address))
             for run in table.runs
             for seed in range(options.seeds)
         ]
         if options.list:
             print(table_plans.listed(table_plans.lines(table, jobs)))
             return
-        workdir.mkdir(parents=True, exist_ok=True)
         workers = options.jobs or (min(2, os.cpu_count() or 1) if smoke else 1)
-        try:
-            failed = table_runs.carry_out(jobs, execute, workers, keep=smoke)
-        except errors.Preempted:
-            failed, stopped = {}, True
-        else:
-            stopped = False
-        filled = table_results.filled(table, jobs, failed, notes)
-        shown.write(workdir, filled)
-        print(shown.terminal(filled))
-    if stopped:
-        raise errors.Preempted("stopped by SIGTERM; the same command goes on")
+        _run(table, jobs, workers, [_STANDIN] if stands_in else [])
+
+
+def _run(table: tables.Table, jobs: Sequence["Job"], workers: int, notes: Sequence[str]) -> None:
+    """Run what is not finished, then print and write the table, also of what SIGTERM left."""
+    from jaxclf import table_results, table_runs
+    from jaxclf.report import tables as shown
+
+    workdir = jobs[0].workdir
+    workdir.mkdir(parents=True, exist_ok=True)
+    stopped: errors.Preempted | None = None
+    failed: dict[Job, str] = {}
+    try:
+        failed = table_runs.carry_out(jobs, execute, workers, keep=table.smoke)
+    except errors.Preempted as error:
+        stopped = error
+    filled = table_results.filled(table, jobs, failed, notes)
+    shown.write(workdir, filled)
+    print(shown.terminal(filled))
+    print(f"table: {workdir / table.name}.html, .md and .csv")
+    if stopped is not None:
+        raise stopped
     if any(entry.ours is None for entry in filled.entries):
         sys.exit(1)
 
@@ -108,7 +122,8 @@ def execute(job: "Job", config: ConfigDict) -> None:
     if config.model.checkpoint and not job.run.group:
         table_plans.check_fits(config)
     if config.tune == "none":
-        prompting.run(config, job.folder, prompting.decoder(from_hf.resolve))
+        opened = prompting.served if config.api.model else prompting.decoder(from_hf.resolve)
+        prompting.run(config, job.folder, opened)
         return
     if job.run.group and not job.load_base().model.checkpoint:
         modules.own_base(job.load_base(), job.shared)
@@ -122,17 +137,16 @@ def execute(job: "Job", config: ConfigDict) -> None:
 
 
 @contextlib.contextmanager
-def _standin(smoke: bool, given: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """The overrides, and a note for the table, with a stand-in for closed models in a smoke run."""
-    if not smoke or any(each.startswith("--config.api.base_url=") for each in given):
-        yield given, []
-        return
+def _standin(workdir: Path) -> Iterator[tuple[str]]:
+    """Runs in the block ask a server of ours, for which this is the override."""
     from jaxclf import standin
 
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
-    with standin.started() as address:
-        yield [*given, f"--config.api.base_url={address}"], [_STANDIN]
+    # The same address in every call: it is in the config of runs that are to go on.
+    port = 20_000 + zlib.crc32(str(workdir.resolve()).encode()) % 20_000
+    with standin.started(port) as address:
+        yield (f"--config.api.base_url={address}",)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,15 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def started() -> Iterator[str]:
-    """The base URL of a server in threads of this process, as long as the block goes."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+def started(port: int) -> Iterator[str]:
+    """The base URL of a server in threads of this process, as long as the block goes.
+
+    port: taken where it is free, else another one.
+    """
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
+    except OSError:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -28,6 +28,7 @@ from jaxclf.errors import ArtifactError, JaxclfError, Preempted
 from jaxclf.tables import CONFIGS, Run
 
 LOG = "log.txt"
+_LONGEST = 400  # characters of a reason
 # What a run may differ in and still be the one that is asked for: none of it moves a figure.
 _SAME = ("mesh.", "model.attention", "api.base_url", "api.concurrency", "api.timeout")
 _SAME += ("api.retries", "api.max_cost", "train.checkpoint_every", "train.keep")
@@ -158,7 +159,9 @@ def attempt(job: Job, execute: Execute) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message, cut where it is longer than anyone reads in a table."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 # Processes ----------------------------------------------------------------------------------------
