@@ -222,15 +222,20 @@ def finish(
     update is lost in it.
     """
     if chosen.tune == "none":
-        config.tune = "none"
         config.model.param_dtype = param_dtype
-        config.eval.first_line = True
-        config.eval.temperature = "none"  # nothing is fitted
+        _prompted(config)
     elif chosen.tune != "full":
         _adapt(config, chosen.tune, learning_rate, rank, param_dtype)
     if chosen.smoke:
         smoke(config, encoder=config.model.name in ENCODERS)
     return config
+
+
+def _prompted(config: ConfigDict) -> None:
+    """Ask a model as it is."""
+    config.tune = "none"
+    config.eval.first_line = True
+    config.eval.temperature = "none"  # nothing is fitted
 
 
 def _adapt(
@@ -305,10 +310,14 @@ def zhao2025(
 
 
 def zhao2025_chat(argument: str, *, data: str, model: str, max_characters: int = 0) -> ConfigDict:
-    """A closed model that Zhao et al. 2025 prompt: nothing is trained, no adapter is known."""
+    """A closed model as Zhao et al. 2025 prompt it.
+
+    `model`: OpenAI's name for it. `max_characters`: what is left of a longer text; 0: all.
+    """
     single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
-    chosen = parse(argument, ("both", *single), adapters=False)
+    chosen = parse(argument, ("both", *single), adapters=False, prompts=False)
     config = default()
+    _prompted(config)
     config.data.name = data
     config.data.task = chosen.task
     config.prompt.shots = chosen.shots

@@ -290,6 +290,11 @@ def _check_api(config: ml_collections.ConfigDict) -> None:
             "api.key_env is no name of an environment variable in capitals, such as "
             "OPENAI_API_KEY. The key itself belongs there, never into a config"
         )
+    if api.model and config.tune != "none":
+        raise InputError(
+            f"tune is {config.tune!r}, but a server's model (api.model) cannot be tuned. Use the "
+            "variant no_tuning (NAME.py:no_tuning), or leave api.model empty"
+        )
     if api.model and config.prompt.wrapper != "none":
         raise InputError(
             f"prompt.wrapper is {config.prompt.wrapper!r}; a server adds the chat tokens of its "

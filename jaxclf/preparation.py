@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from ml_collections import ConfigDict
 
-from jaxclf import losses, processes
+from jaxclf import chat, losses, processes
 from jaxclf.checkpoints import ModelSource, read_model, write_model
 from jaxclf.classify import create_model, prompt_source
 from jaxclf.data import datasets, prefixes, prompts
@@ -114,15 +114,21 @@ def _decoder(
     return Setup(dataset, tokenizer, model, recipe, source, examples, objective, shared)
 
 
-def recipe_of(config: ConfigDict, dataset: Dataset, prompt: Prompt, tokenizer: Tokenizer) -> Recipe:
-    """What a decoder is asked by this prompt."""
+def recipe_of(
+    config: ConfigDict, dataset: Dataset, prompt: Prompt, tokenizer: Tokenizer | None
+) -> Recipe:
+    """What a model is asked by this prompt; a server's own tokenizer is not known (None)."""
+    slot_format, longest = config.prompt.slots, config.eval.max_new_tokens
+    if not longest and tokenizer is not None:
+        longest = longest_answer(dataset, tokenizer, slot_format, prompt)
+    elif not longest:
+        longest = chat.longest_answer(dataset.tasks, dataset.splits.get("train", []), slot_format)
     return Recipe(
         tasks=dataset.tasks,
         prompt=prompt,
-        slot_format=config.prompt.slots,
+        slot_format=slot_format,
         max_length=config.train.max_length,
-        max_new_tokens=config.eval.max_new_tokens
-        or longest_answer(dataset, tokenizer, config.prompt.slots, prompt),
+        max_new_tokens=longest,
         fallback=config.eval.fallback,
         seed=config.seed,
         first_line=config.eval.first_line,

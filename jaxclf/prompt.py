@@ -4,6 +4,7 @@ python -m jaxclf.prompt --config configs/llama3_8b_20ng.py:no_tuning,five_shot -
 
 Several sets of examples, orders and styles of the prompt are compared in one run:
 --config.prompt.seeds=3 --config.prompt.orders=2 --config.prompt.styles="('listing','labels')".
+With --config.api.model=NAME a server is asked (config.api), and a stopped run goes on where it was.
 """
 
 import argparse
@@ -21,15 +22,23 @@ def main(arguments: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     configs.add_arguments(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say how many requests a server (config.api) would get, and about what they cost",
+    )
     options = configs.parse(parser, arguments)
     config = configs.load(options.config, options.overrides)
+    if options.dry_run and not config.api.model:
+        raise errors.InputError("--dry-run is for a server's model, but api.model is empty")
 
     # Only now what takes seconds to import: a typo is told at once.
     from conversion import from_hf
     from jaxclf import cache, prompting
 
     cache.keep_programs()
-    prompting.run(config, Path(options.workdir), prompting.decoder(from_hf.resolve))
+    opened = prompting.served if config.api.model else prompting.decoder(from_hf.resolve)
+    prompting.run(config, Path(options.workdir), opened, options.dry_run)
 
 
 if __name__ == "__main__":

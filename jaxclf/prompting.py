@@ -14,38 +14,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from jaxclf import calibration, logs, metrics, report, sharding, transfer
-from jaxclf.classify import FindModel, decoding_facts, make_classifier, prompt_source
+from jaxclf.chat import Account, ChatClassifier
+from jaxclf.classify import Classifier, FindModel, decoding_facts, make_classifier, prompt_source
+from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.prompts import Prompt
 from jaxclf.data.tasks import Record
 from jaxclf.errors import InputError
-from jaxclf.generation import PromptSource
 from jaxclf.labels import Prediction
 from jaxclf.preparation import prepare, recipe_of
 from jaxclf.shapes import Params
 from jaxclf.training import claim, data_facts, device, model_facts
 
-
-class Answers(Protocol):
-    """What labels texts by prompts: a decoder of ours, or one that a server runs."""
-
-    def predict(
-        self,
-        params: Any,
-        records: Sequence[Record],
-        batch_size: int,
-        *,
-        prompt: PromptSource | None = None,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> list[Prediction]:
-        """One prediction a record, in the records' order."""
-        ...
+Answers = Classifier | ChatClassifier
+"""What labels texts by prompts: a decoder of ours, or a model that a server runs."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +41,15 @@ class Asked:
     """A model that can be asked about a data set.
 
     answers: makes, for a config that names one style and the fixed prompt of it, what answers
-    prompts of that style. params: what `predict` gets; None where it needs none. model: the
-    report's part of that name.
+    prompts of that style. params: what `predict` gets; nothing where it needs none. model: the
+    report's part of that name. account: what a server is asked, where one answers.
     """
 
     dataset: Dataset
     answers: Callable[[ConfigDict, Prompt], Answers]
-    params: Params | None = None
+    params: Params = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    account: Account | None = None
 
 
 Open = Callable[[ConfigDict, Path], Asked]
@@ -106,9 +95,23 @@ def decoder(find: FindModel) -> Open:
     return opened
 
 
-def run(config: ConfigDict, workdir: Path, open_model: Open) -> dict[str, Any]:
+def served(config: ConfigDict, workdir: Path) -> Asked:
+    """Opens the model that `config.api` names; its server is asked nothing yet."""
+    dataset, account = datasets.load(config.data), Account(config.api, workdir)
+
+    def answers(styled: ConfigDict, prompt: Prompt) -> Answers:
+        return ChatClassifier(recipe_of(styled, dataset, prompt, None), account)
+
+    model = {"name": config.api.model, "family": "server"}
+    return Asked(dataset, answers, model=model, account=account)
+
+
+def run(
+    config: ConfigDict, workdir: Path, open_model: Open, dry_run: bool = False
+) -> dict[str, Any]:
     """Ask every variant of the prompt about `eval.split` and write the report into `workdir`.
 
+    `dry_run`: only print what a server would be asked, and return nothing.
     Raises InputError for a config that trains, a split that is not there, or a workdir of another
     run; besides, what `open_model` raises.
     """
@@ -127,6 +130,10 @@ def run(config: ConfigDict, workdir: Path, open_model: Open) -> dict[str, Any]:
                 f"data set {asked.dataset.name} has no split {split!r}; it has "
                 f"{', '.join(asked.dataset.splits)}"
             )
+        if asked.account is not None:
+            _announce(config, asked, records)
+        if dry_run:
+            return {}
         answered = [
             each
             for style, ways in itertools.groupby(variants(config), lambda way: way.style)
@@ -138,7 +145,7 @@ def run(config: ConfigDict, workdir: Path, open_model: Open) -> dict[str, Any]:
         "config": config.to_dict(),
         "data": data_facts(asked.dataset),
         "model": dict(asked.model),
-        "train": {"steps": 0, "device": device()},
+        "train": {"steps": 0} | ({} if asked.account else {"device": device()}),
         "versions": report.versions(),
         "eval": figures[0],
         "eval_split": split,
@@ -147,10 +154,25 @@ def run(config: ConfigDict, workdir: Path, open_model: Open) -> dict[str, Any]:
         "variants": [asdict(each.variant) | {"seconds": each.seconds} for each in answered],
         **first.facts,
     }
+    if asked.account is not None:
+        result["api"] = asked.account.facts()
     report.write(workdir, result, first.predictions, tasks, [])
     print(report.table(result))
     print(f"report: {workdir / 'report.html'}")
     return result
+
+
+def _announce(config: ConfigDict, asked: Asked, records: Sequence[Record]) -> None:
+    """Say what all variants together take, before the first is asked."""
+    assert asked.account is not None
+    questions = {}
+    for variant in variants(config):
+        styled = _styled(config, variant.style)
+        fixed, prompt = prompt_source(styled, asked.dataset, variant.draw, variant.order)
+        answers = asked.answers(styled, fixed)
+        assert isinstance(answers, ChatClassifier)
+        questions |= answers.questions(records, prompt)
+    asked.account.announce(questions)
 
 
 @dataclass(frozen=True)

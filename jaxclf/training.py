@@ -53,6 +53,8 @@ from jaxclf.tuning import Adapted
 # What a resumed run may change: it alters what is shown or kept, or for how long a run goes on,
 # but no step already taken.
 _FREE_FIELDS = (
+    *("api.concurrency", "api.key_env", "api.retries", "api.timeout"),
+    *("api.input_price", "api.output_price", "api.max_cost"),
     "eval.",
     "mesh.",
     "model.attention",

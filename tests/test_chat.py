@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from configs import common
-from jaxclf import endpoint, fields
+from jaxclf import endpoint, fields, prompt
 from jaxclf.chat import Account, ChatClassifier, longest_answer
 from jaxclf.data import prompts
 from jaxclf.data.tasks import Record, Task
@@ -48,6 +48,7 @@ def quick(monkeypatch):
 
 def config(base_url, **settings):
     found = common.default()
+    found.tune = "none"
     found.api.update({"model": "m", "base_url": base_url, "timeout": 0.4, **settings})
     fields.validate(found)
     return found
@@ -55,8 +56,8 @@ def config(base_url, **settings):
 
 def classifier(base_url, workdir, tasks=(INTENT,), **settings):
     found = config(base_url, **settings)
-    prompt = prompts.build(found.prompt, "Utter", tasks)
-    recipe = Recipe(tasks, prompt, "names", 1024, longest_answer(tasks, [], "names"))
+    asked = prompts.build(found.prompt, "Utter", tasks)
+    recipe = Recipe(tasks, asked, "names", 1024, longest_answer(tasks, [], "names"))
     return ChatClassifier(recipe, Account(found.api, workdir))
 
 
@@ -219,12 +220,12 @@ def test_long_texts_are_cut_if_asked_for(server, tmp_path):
 
 def test_both_tasks_have_a_system_part(server, tmp_path):
     asking = classifier(server.base_url, tmp_path, (INTENT, SLOTS))
-    prompt = asking.recipe.prompt
-    system, user = prompt.messages("wake me")
+    asked = asking.recipe.prompt
+    system, user = asked.messages("wake me")
     assert (system["role"], user["role"]) == ("system", "user")
     assert system["content"].endswith('{"task1": "task1_label", "task2": "task2_label"}')
     assert user["content"].startswith("task1: ")
-    assert f"{system['content']}\n{user['content']}" == prompt.render("wake me")
+    assert f"{system['content']}\n{user['content']}" == asked.render("wake me")
     (prediction,) = ask(asking, "wake me")
     assert prediction.predicted["slots"] == ("Other", "Other")
     assert not prediction.unparsed
@@ -238,6 +239,30 @@ def _reloaded(recipe, tmp_path):
 
 def test_no_text_is_too_odd_to_send(server, tmp_path):
     ask(classifier(server.base_url, tmp_path), "half a smile \ud83d", "\x00", "")
+
+
+def test_the_command_from_dry_run_to_report(server, tmp_path, capsys):
+    settings = "api.model=m api.timeout=5 api.input_price=1 data.limit=12 prompt.template=listing"
+    settings += f" prompt.shots=2 prompt.orders=2 api.base_url={server.base_url}"
+    command = ["--config", "configs/quickstart.py:no_tuning,task=intent", "--workdir"]
+    command += [str(tmp_path), *(f"--config.{setting}" for setting in settings.split())]
+    prompt.main([*command, "--dry-run"])
+    assert "24 requests to send" in capsys.readouterr().out
+    assert not (tmp_path / "report.json").exists()
+    assert not lines(tmp_path)
+
+    prompt.main(command)
+    assert capsys.readouterr().out.count("requests to send") == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["api"]["requests"] == report["api"]["answers"] == 24
+    assert report["api"]["cost"] == pytest.approx(report["api"]["prompt_tokens"] / 1e6)
+    assert (report["model"]["name"], report["eval"]["intent"]["unparsed"]) == ("m", 0)
+    assert len(report["variants"]) == 2
+
+    with pytest.raises(InputError, match="tune is 'full'"):
+        prompt.main([word.replace("no_tuning,", "") for word in command])
+    with pytest.raises(InputError, match="api.model is empty"):
+        prompt.main([*command[:4], "--dry-run"])
 
 
 def test_without_key_or_library(tmp_path, monkeypatch):

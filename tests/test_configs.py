@@ -54,7 +54,8 @@ def test_every_variant_loads_and_means_what_it_says(path):
         task = next((word for word in words if word.startswith("task=")), None)
         assert loaded.data.task == (task or f"task={first_task(path)}")[5:]
         adapted = next((word for word in words if word.endswith("lora")), "full")
-        expected = "none" if "no_tuning" in words else adapted.removeprefix("q")
+        prompted = "no_tuning" in words or path in CHATS
+        expected = "none" if prompted else adapted.removeprefix("q")
         assert loaded.tune == expected
         assert loaded.model.quantise == ("nf4" if adapted == "qlora" else "none")
         if "smoke" in words:

@@ -45,7 +45,7 @@ __all__ = [
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
-    *("transformers", "tokenizers", "datasets", "seqeval", "scikit-learn"),
+    *("transformers", "tokenizers", "datasets", "seqeval", "scikit-learn", "openai"),
 )
 
 
