@@ -21,7 +21,7 @@ from jaxclf.table_runs import Job
 from jaxclf.tables import Table
 
 _H100 = chips.topology("h100:1")
-_ALONE = dict.fromkeys(sharding.AXES, 1)
+_ALONE: planning.Sizes = dict.fromkeys(sharding.AXES, 1)
 _EFFICIENCY = 0.5  # of the peak, as `planning.step_seconds` takes it
 # Tokens of the mean prompt: of what all have in common, by shots, of the text and of the answer.
 # Counted with Llama 3's tokenizer over 300 training records at even distances.

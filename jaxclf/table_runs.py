@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxclf import config as configs
 from jaxclf import report
+from jaxclf.data import datasets
 from jaxclf.errors import ArtifactError, JaxclfError, Preempted
 from jaxclf.tables import CONFIGS, Run
 
@@ -109,8 +110,8 @@ def carry_out(
     """Run what is not finished; returns for each job that has no figures the reason, in one line.
 
     workers: processes at once; 0: in this one. keep: whether a process does several runs, which
-    saves it the start but keeps what a run leaves in memory. Raises Preempted where SIGTERM stopped
-    it, KeyboardInterrupt; what was finished then stays so.
+    saves it the start and reading the same data, but keeps what a run leaves in memory. Raises
+    Preempted where SIGTERM stopped it, KeyboardInterrupt; what was finished then stays so.
     """
     failed: dict[Job, str] = {}
     waiting = []
@@ -219,7 +220,7 @@ class _Crew:
         return {job: reason} if reason else {}
 
     def _start(self) -> "_Worker":
-        worker = _Worker(self.execute)
+        worker = _Worker(self.execute, self.keep)
         with self._lock:
             self._workers.append(worker)
             if self.stopped:
@@ -250,10 +251,10 @@ class _Crew:
 class _Worker:
     """A process that runs the jobs it is given, one after the other."""
 
-    def __init__(self, execute: Execute):
+    def __init__(self, execute: Execute, keep: bool):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, execute))
+        self.process = context.Process(target=_serve, args=(theirs, execute, keep))
         self.process.start()
         self.alive = True
         theirs.close()
@@ -276,9 +277,11 @@ class _Worker:
         self.process.join()
 
 
-def _serve(pipe: Any, execute: Execute) -> None:
-    """The life of a worker's process."""
+def _serve(pipe: Any, execute: Execute, keep: bool) -> None:
+    """The life of a worker's process, which keeps the records it read for its other runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the first process tells us
+    if keep:
+        datasets.keep_records()
     with contextlib.suppress(EOFError):
         while True:
             job: Job = pipe.recv()

@@ -178,9 +178,19 @@ def _zhao3_run(row: str, data: str, asked: str, smoke: bool) -> Run:
     return _run(name, f"{model.replace('-', '_')}_{data}.py", words, smoke)
 
 
-def _run(name: str, file: str, words: Iterable[str], smoke: bool, **rest) -> Run:
-    words = [*words, *(["smoke"] if smoke else [])]
-    return Run(f"smoke-{name}" if smoke else name, f"{file}:{','.join(words)}", **rest)
+def _run(
+    name: str,
+    file: str,
+    words: Iterable[str],
+    smoke: bool,
+    overrides: tuple[str, ...] = (),
+    group: str = "",
+) -> Run:
+    if not smoke:
+        return Run(name, f"{file}:{','.join(words)}", overrides, group)
+    # A few steps: batches padded to one shape cost less than a program for each shape.
+    overrides = ("train.max_shapes=1", *overrides)
+    return Run(f"smoke-{name}", f"{file}:{','.join((*words, 'smoke'))}", overrides, group)
 
 
 # Beiranvand et al. 2025 ---------------------------------------------------------------------------

@@ -6,10 +6,13 @@ import gzip
 import json
 import os
 import signal
+from unittest.mock import Mock
 
 import pytest
 
+from configs import common
 from jaxclf import published_tables, report, reproduce, table_results, tables
+from jaxclf.data import datasets
 from jaxclf.data.tasks import Task
 from jaxclf.errors import ArtifactError, InputError, NonFiniteError, Preempted
 from jaxclf.labels import Prediction
@@ -277,6 +280,20 @@ def test_a_process_that_is_killed_takes_no_other_run_along(tmp_path):
     assert finished(jobs[1]) is not None
     assert (jobs[1].folder / "log.txt").read_text() == "from the run itself\n"
     assert len(said) == 2
+
+
+def test_a_process_of_many_runs_reads_a_data_set_once(monkeypatch):
+    monkeypatch.setattr(datasets, "_kept", None)
+    monkeypatch.setattr(datasets.builtin, "rows", calls := Mock(side_effect=datasets.builtin.rows))
+    fields = common.default().data
+    first = datasets.load(fields)
+    datasets.keep_records()
+    for limit in (5, 0):
+        fields.limit = limit
+        again = datasets.load(fields)
+        assert len(again.splits["train"]) == (limit or len(first.splits["train"]))
+    assert again == first
+    assert calls.call_count == 2
 
 
 # Figures ------------------------------------------------------------------------------------------

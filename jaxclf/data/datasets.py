@@ -17,7 +17,7 @@ import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +31,7 @@ from jaxclf.errors import ArtifactError, InputError, StorageError
 
 Splits = dict[str, list[Record]]
 Domain = Literal["News", "Utter", "Text"]  # what a text is called in a prompt
+Loader = Callable[[Any, Defects], tuple[Domain, tuple[Task, ...], Splits]]
 
 ROOT_VARIABLE = "JAXCLF_DATA_ROOT"
 SPLITS = ("train", "dev", "heldout", "test")
@@ -94,7 +95,7 @@ def load(config: Any, seed: int = 0) -> Dataset:
         raise InputError(f"data.limit is {config.limit}; it must be 0 (all) or more")
 
     defects = Defects(skip=skip)
-    domain, tasks, splits = loader(config, defects)
+    domain, tasks, splits = _read(loader, config, defects)
     if not splits.get("train"):
         raise InputError(f"{config.train or config.name}: no usable record to train on")
     if config.check_counts:
@@ -113,6 +114,27 @@ def load(config: Any, seed: int = 0) -> Dataset:
         splits["train"] = _few(splits["train"], count, tasks, seed)
     splits = {split: splits[split] for split in SPLITS if split in splits}
     return Dataset(config.name, domain, tasks, splits, dict(defects.counts), _fingerprint(splits))
+
+
+_kept: dict[tuple[str, ...], tuple[Any, dict[str, int]]] | None = None
+
+
+def keep_records() -> None:
+    """From here on read each named data set once: for a process that makes many small runs."""
+    global _kept
+    _kept = {} if _kept is None else _kept
+
+
+def _read(loader: Loader, config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
+    """What the loader gives, or gave before where records are kept."""
+    if _kept is None or config.name == "file":
+        return loader(config, defects)
+    key = (config.name, str(local_root(config)), config.on_defect)
+    if key not in _kept:
+        _kept[key] = loader(config, defects), dict(defects.counts)
+    (domain, tasks, splits), counts = _kept[key]
+    defects.counts.update(counts)
+    return domain, tasks, dict(splits)
 
 
 def spread(items: Sequence[Record], count: int) -> list[Record]:
