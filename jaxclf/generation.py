@@ -118,7 +118,7 @@ class GenerativeClassifier:
         if self.answerer is None:
             for rows in self.outputs(params, examples, batch_size):
                 for index, text, _ in rows:
-                    predictions[index] = self.read(records[index], text)
+                    predictions[index] = read(self.recipe, records[index], text)
                 progress(len(rows))
         else:
             counts = [len(words(record.text)) for record in records]
@@ -160,25 +160,28 @@ class GenerativeClassifier:
             scores=answer.scores,
         )
 
-    def read(self, record: Record, output: str) -> Prediction:
-        """The labels in one output; an unparsed one is None unless a fallback is named."""
-        recipe = self.recipe
-        parsed = labels.parse(
-            output,
-            recipe.tasks,
-            len(words(record.text)),
-            slot_format=recipe.slot_format,
-            fallback=recipe.fallback,
-            # A record's own generator: a resumed or re-ordered run draws the same label.
-            rng=random.Random(f"{recipe.seed}/{record.id}"),
-            first_line=recipe.first_line,
-        )
-        return Prediction(
-            id=record.id,
-            text=record.text,
-            gold=dict(record.labels),
-            predicted=dict(parsed.values),
-            raw=output,
-            unknown_slots=parsed.unknown_slots,
-            guessed=parsed.guessed,
-        )
+
+def read(recipe: Recipe, record: Record, output: str) -> Prediction:
+    """The labels in one output; an unparsed one is None unless a fallback is named."""
+    assert recipe.prompt is not None, "a run of a decoder has a prompt"
+    parsed = labels.parse(
+        output,
+        recipe.tasks,
+        len(words(record.text)),
+        slot_format=recipe.slot_format,
+        fallback=recipe.fallback,
+        # A record's own generator: a resumed or re-ordered run draws the same label.
+        rng=random.Random(f"{recipe.seed}/{record.id}"),
+        first_line=recipe.first_line,
+        lettered=recipe.prompt.lettered,
+        cue=recipe.prompt.cue,
+    )
+    return Prediction(
+        id=record.id,
+        text=record.text,
+        gold=dict(record.labels),
+        predicted=dict(parsed.values),
+        raw=output,
+        unknown_slots=parsed.unknown_slots,
+        guessed=parsed.guessed,
+    )

@@ -88,7 +88,7 @@ def _decoder(
     train_records = dataset.splits["train"]
     prompt, source = prompt_source(config, dataset)
     answers = (
-        prompt.lead + prompts.answer(record, dataset.tasks, config.prompt.slots)
+        prompt.lead + prompts.answer(record, dataset.tasks, config.prompt.slots, prompt.lettered)
         for record in train_records
         if prompts.has_gold(record, dataset.tasks)
     )
@@ -115,14 +115,16 @@ def _decoder(
 
 
 def recipe_of(config: ConfigDict, dataset: Dataset, prompt: Prompt, tokenizer: Tokenizer) -> Recipe:
-    """What a decoder is asked by this prompt."""
+    """What a decoder is asked by this prompt, with room for an answer and thoughts before it."""
+    new_tokens = config.eval.max_new_tokens or longest_answer(
+        dataset, tokenizer, config.prompt.slots, prompt
+    )
     return Recipe(
         tasks=dataset.tasks,
         prompt=prompt,
         slot_format=config.prompt.slots,
         max_length=config.train.max_length,
-        max_new_tokens=config.eval.max_new_tokens
-        or longest_answer(dataset, tokenizer, config.prompt.slots, prompt),
+        max_new_tokens=new_tokens + (config.prompt.think_tokens if prompt.cue else 0),
         fallback=config.eval.fallback,
         seed=config.seed,
         first_line=config.eval.first_line,
@@ -260,7 +262,7 @@ def longest_answer(dataset: Dataset, tokenizer: Tokenizer, slot_format: str, pro
     tasks = dataset.tasks
 
     def answer(record: Record) -> str:
-        return prompt.lead + prompts.answer(record, tasks, slot_format)
+        return prompt.lead + prompts.answer(record, tasks, slot_format, prompt.lettered)
 
     known = {answer(r) for r in dataset.splits["train"] if prompts.has_gold(r, tasks)}
     encoded = tokenizer.encode_batch(sorted(known), is_data=True)

@@ -15,7 +15,7 @@ class Recipe:
     """All that turns a text into a model's input and its output into labels; a run's `task.json`.
 
     `prompt` is None and `max_new_tokens` 0 for an encoder; otherwise these count the longest answer
-    with its end of sequence.
+    with its end of sequence, and the thoughts before it where there are some.
     """
 
     tasks: tuple[Task, ...]
@@ -44,7 +44,7 @@ class Recipe:
                     tuple(Piece(**piece) for piece in fields["prompt"][side])
                     for side in ("before", "after")
                 )
-                fields["prompt"] = Prompt(before, after, fields["prompt"]["lead"])
+                fields["prompt"] = Prompt(**fields["prompt"] | {"before": before, "after": after})
             return cls(**fields)
         except FileNotFoundError as error:
             raise ArtifactError(
