@@ -2,7 +2,7 @@
 
 `report` everywhere is the dict that becomes report.json, with the keys config, data, model, train,
 eval (task → metric → number), eval_split, calibration (task → figures, see `calibration.measure`)
-and versions.
+and versions; of prompted models spread and variants, see `report.spread`.
 """
 
 import json

@@ -12,7 +12,7 @@ import numpy as np
 from jaxclf import metrics
 from jaxclf.data.tasks import Task, words
 from jaxclf.labels import UNPARSED, Prediction
-from jaxclf.report import calibration, ensemble, plots
+from jaxclf.report import calibration, ensemble, plots, spread
 from jaxclf.report.markup import number, table, text
 from jaxclf.report.names import COUNTS, metric_name, show
 from jaxclf.report.style import STYLE
@@ -32,6 +32,7 @@ def page(
     sections = [
         ("Results", _results(report["eval"], tasks)),
         *ensemble.sections(report, tasks),
+        ("Ways of asking", spread.section(report, tasks)),
         ("Learning curves", _curves(history)),
         *((f"Task {task.name}", _task(predictions, task, slot_format)) for task in tasks),
         ("Calibration", calibration.section(report)),
