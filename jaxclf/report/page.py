@@ -278,6 +278,7 @@ def _settings(report: Mapping[str, Any]) -> str:
         **{name: value for name, value in config.items() if isinstance(value, Mapping)},
         "model as built": report["model"],
         "training as it went": report["train"],
+        "what a server was asked": report.get("api", {}),
     }
     parts = [
         f"<div><h3>{text(name)}</h3>{_facts(group)}</div>"
