@@ -9,14 +9,14 @@ asked as much as on what.
 """
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf import calibration, logs, metrics, report, sharding, transfer
@@ -32,6 +32,7 @@ from jaxclf.shapes import Params
 from jaxclf.training import claim, data_facts, device, model_facts
 
 
+@runtime_checkable
 class Answers(Protocol):
     """What labels texts by prompts: a decoder of ours, or one that a server runs."""
 
@@ -119,7 +120,8 @@ def run(config: ConfigDict, workdir: Path, open_model: Open) -> dict[str, Any]:
         )
     with sharding.use(config.mesh):
         claim(workdir, config)
-        asked = open_model(config, workdir)
+        ways = variants(config)
+        asked = open_model(_styled(config, ways[0].style), workdir)
         split, tasks = config.eval.split, asked.dataset.tasks
         records = asked.dataset.splits.get(split, [])
         if not records:
@@ -129,7 +131,7 @@ def run(config: ConfigDict, workdir: Path, open_model: Open) -> dict[str, Any]:
             )
         answered = [
             each
-            for style, ways in itertools.groupby(variants(config), lambda way: way.style)
+            for style, ways in itertools.groupby(ways, lambda way: way.style)
             for each in _ask(_styled(config, style), asked, records, list(ways))
         ]
     figures = [metrics.compute(each.predictions, tasks, config.prompt.slots) for each in answered]
@@ -194,8 +196,8 @@ def spread(
     """Task → metric → mean, std (of a sample; 0 of one), min, max and the values by variant."""
 
     def over(values: Sequence[float]) -> dict[str, Any]:
-        std = statistics.stdev(values) if len(values) > 1 else 0.0
-        mean = statistics.fmean(values)
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        mean = float(np.mean(values))
         return {"mean": mean, "std": std, "min": min(values), "max": max(values), "values": values}
 
     return {
