@@ -36,8 +36,12 @@ def default() -> ConfigDict:
     data.kind = "class"  # of the label: class | multilabel | regression
 
     config.prompt = prompt = ConfigDict()
-    prompt.template = "listing"  # listing (Zhao et al. 2025) | plain (text and cue only)
-    prompt.file = ""  # your own template
+    # listing (Zhao et al. 2025) | plain (text and cue only) | labels | definitions | choice (the
+    # answer is an option's letter) | cloze (a sentence that the label completes)
+    prompt.template = "listing"
+    prompt.definitions = ""  # template="definitions": JSON file {"label": "what it means"}
+    prompt.cloze = "$text\nThis text is about"  # template="cloze": ends where the label goes
+    prompt.file = ""  # your own template, instead of these
     prompt.wrapper = "none"  # none | llama2 | llama3
     prompt.shots = 0
     prompt.choose = "seed"  # seed | balanced (over the classes) | similar (to the text to label)
@@ -45,6 +49,8 @@ def default() -> ConfigDict:
     prompt.styles = ()  # without tuning: several templates in one run; empty: prompt.template
     prompt.seeds = 1  # without tuning: so many sets of examples in one run
     prompt.orders = 1  # without tuning: so many orders of each
+    prompt.think = False  # without tuning: thoughts first; the answer is read after its cue alone
+    prompt.think_tokens = 256  # at most, beside those of the answer
     prompt.slots = "names"  # names | bio
 
     config.tokenizer = tokenizer = ConfigDict()

@@ -69,8 +69,9 @@ class Answerer:
     def __init__(self, model: Model, tokenizer: Tokenizer, recipe: Recipe, decoding: Decoding):
         assert recipe.prompt is not None, "a run of a decoder has a prompt"
         self.decoding, end = decoding, tokenizer.eos_id
+        prompt = recipe.prompt
         self.layout = answers.layout(
-            recipe.tasks, tokenizer, recipe.slot_format, recipe.prompt.lead
+            recipe.tasks, tokenizer, recipe.slot_format, prompt.lead, prompt.lettered
         )
         tries, places = [], {}  # (task, whether another word follows) → its place among tries
         for field in self.layout.fields:

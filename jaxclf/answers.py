@@ -55,30 +55,40 @@ class Layout:
     slot_format: SlotFormat
     lead: Ids
     fields: tuple[Field, ...]
+    lettered: bool = False
 
     def text(self, labels: Mapping[str, Label]) -> str:
         """The answer as a model would write it; slots as they stand in it."""
-        return _text(self.tasks, self.slot_format, labels)
+        return _text(self.tasks, self.slot_format, labels, self.lettered)
 
 
 def layout(
-    tasks: Sequence[Task], tokenizer: Tokenizer, slot_format: SlotFormat, lead: str = " "
+    tasks: Sequence[Task],
+    tokenizer: Tokenizer,
+    slot_format: SlotFormat,
+    lead: str = " ",
+    lettered: bool = False,
 ) -> Layout:
-    """Cut the answers to `tasks` into pieces.
+    """Cut the answers to `tasks` into pieces; `lettered`: classes are answered by letters.
 
     Raises InputError where the tokenizer joins a label with its neighbours, or tells two labels
     not apart.
     """
-    return _Cutter(tuple(tasks), tokenizer, slot_format, lead).layout()
+    return _Cutter(tuple(tasks), tokenizer, slot_format, lead, lettered).layout()
 
 
 class _Cutter:
     """Encodes whole answers that differ from a reference in one field."""
 
     def __init__(
-        self, tasks: tuple[Task, ...], tokenizer: Tokenizer, slot_format: SlotFormat, lead: str
+        self,
+        tasks: tuple[Task, ...],
+        tokenizer: Tokenizer,
+        slot_format: SlotFormat,
+        lead: str,
+        lettered: bool,
     ):
-        self.tasks, self.tokenizer, self.lead = tasks, tokenizer, lead
+        self.tasks, self.tokenizer, self.lead, self.lettered = tasks, tokenizer, lead, lettered
         self.slot_format: SlotFormat = slot_format
         self.names = {task.name: head_labels(task, slot_format) for task in tasks}
         self.reference = {task.name: self.label(task, self.names[task.name][0]) for task in tasks}
@@ -88,7 +98,7 @@ class _Cutter:
         starts = [self.start(task) for task in self.tasks]
         rests = [len(whole) - start for start in starts[1:]] + [0]
         fields = tuple(map(self.field, self.tasks, starts, rests))
-        found = Layout(self.tasks, self.slot_format, whole[: starts[0]], fields)
+        found = Layout(self.tasks, self.slot_format, whole[: starts[0]], fields, self.lettered)
         self.check(found)
         return found
 
@@ -97,7 +107,7 @@ class _Cutter:
 
     def ids(self, labels: Mapping[str, Label]) -> Ids:
         """The reference's answer with these labels in place of its own."""
-        text = _text(self.tasks, self.slot_format, self.reference | dict(labels))
+        text = _text(self.tasks, self.slot_format, self.reference | dict(labels), self.lettered)
         return tuple(self.tokenizer.encode_answer(text, self.lead))
 
     def start(self, task: Task) -> int:
@@ -164,7 +174,9 @@ class _Cutter:
         return self.tokenizer.hf.name_or_path or self.tokenizer.fingerprint[:12]
 
 
-def _text(tasks: Sequence[Task], slot_format: SlotFormat, labels: Mapping[str, Label]) -> str:
+def _text(
+    tasks: Sequence[Task], slot_format: SlotFormat, labels: Mapping[str, Label], lettered: bool
+) -> str:
     """The answer with these labels, slots as they stand in it."""
     gold: dict[str, Label] = dict(labels)
     for task in tasks:
@@ -172,7 +184,7 @@ def _text(tasks: Sequence[Task], slot_format: SlotFormat, labels: Mapping[str, L
         if isinstance(value, tuple) and slot_format == "names":
             none = head_labels(task, slot_format)[0]
             gold[task.name] = tuple("O" if name == none else f"B-{name}" for name in value)
-    return prompts.answer(Record("", "", gold), tasks, slot_format)
+    return prompts.answer(Record("", "", gold), tasks, slot_format, lettered)
 
 
 def _common(sequences: Iterator[Ids]) -> int:

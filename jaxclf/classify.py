@@ -25,11 +25,11 @@ from jaxclf.checkpoints import (
 )
 from jaxclf.data import prompts, shots
 from jaxclf.data.datasets import Dataset
-from jaxclf.data.prompts import Prompt
+from jaxclf.data.prompts import Prompt, PromptSource
 from jaxclf.data.tasks import Record
 from jaxclf.data.tokenize import Tokenizer
 from jaxclf.errors import InputError
-from jaxclf.generation import GenerativeClassifier, PromptSource
+from jaxclf.generation import GenerativeClassifier
 from jaxclf.kernels import Quantise
 from jaxclf.models import zoo
 from jaxclf.models.attention import BY_BACKEND, Implementation

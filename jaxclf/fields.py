@@ -23,7 +23,8 @@ TASKS = {
     "trec": ("coarse", "fine"),
     **{f"glue/{name}": (name,) for name in GLUE},
 }
-TEMPLATES = ("listing", "plain")  # what `prompt.template` may name
+# What `prompt.template` may name.
+TEMPLATES = ("listing", "plain", "labels", "definitions", "choice", "cloze")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,7 @@ RULES: dict[str, Rule] = {
     "prompt.styles": Rule("templates such as ('listing', 'labels')", _are_templates),
     "prompt.seeds": whole(1),
     "prompt.orders": whole(1),
+    "prompt.think_tokens": whole(1),
     "prompt.slots": one_of("names", "bio"),
     # Byte-level: one entry per byte and some for the special tokens.
     "tokenizer.vocab_size": whole(260),
@@ -266,7 +268,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"model.prefix is {config.model.prefix} and tune is {config.tune!r}; tune='prefix' "
             "needs some, such as 16, and nothing else does"
         )
-    _check_prompt(config.prompt)
+    _check_prompt(config.prompt, config.eval.decoding)
     if train.batch_size % train.accumulate:
         raise InputError(
             f"train.batch_size is {train.batch_size:,}; expected a multiple of train.accumulate, "
@@ -312,8 +314,24 @@ def _check_api(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _check_prompt(prompt: Any) -> None:
-    """Raise InputError where there are not as many prompts as are to be compared."""
+def _check_prompt(prompt: Any, decoding: str) -> None:
+    """Raise InputError where a style lacks what it needs, or there are too few to compare."""
+    styles = () if prompt.file else prompt.styles or (prompt.template,)
+    if "definitions" in styles and not prompt.definitions:
+        raise InputError(
+            "prompt.definitions is empty; template 'definitions' expects a JSON file "
+            '{"label": "what it means"}. Name it, or choose template \'labels\''
+        )
+    if prompt.think and decoding != "free":
+        raise InputError(
+            f"prompt.think needs eval.decoding='free'; it is {decoding!r}, which leaves no room "
+            "for thoughts. Set one of them otherwise"
+        )
+    if prompt.think and {"plain", "cloze"} & set(styles):
+        raise InputError(
+            "prompt.think is an instruction, which templates 'plain' and 'cloze' have none of. "
+            "Choose listing, labels, definitions or choice"
+        )
     if prompt.seeds > 1 and (not prompt.shots or prompt.choose == "similar"):
         raise InputError(
             f"prompt.seeds is {prompt.seeds}, so many sets of examples; with prompt.shots="

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from jaxclf.data.pieces import letters
 from jaxclf.data.tasks import Label, SlotFormat, Task, head_labels
 
 UNPARSED = None  # the prediction for an output outside the label set
@@ -73,6 +74,8 @@ def parse(
     fallback: Fallback = "none",
     rng: random.Random | None = None,
     first_line: bool = False,
+    lettered: bool = False,
+    cue: str = "",
 ) -> Parsed:
     """Read the labels of `tasks` from one output; the output itself never makes it raise.
 
@@ -81,13 +84,20 @@ def parse(
     the fields task1, task2 …; each is judged alone, and of a broken or truncated object what can
     still be read is read. The first of duplicate fields counts.
 
-    `first_line`: for one class only the first line that is not empty is read, since a model that
-    was not tuned goes on after it. `fallback` replaces an UNPARSED class: "first", the label
-    mentioned first in the field (else in the output); "nearest", the label at the smallest edit
-    distance, ties to the first in the list; "random", one drawn with `rng`, as in
-    instruction-tuning practice.
+    Of an untuned model's output less is read. `first_line`: for one class only the first line that
+    is not empty. `cue`: only what stands after it, where a line begins with it, and for one class
+    the first line of that; nothing where no line does.
+
+    `lettered`: a class is its option's letter, `B`, `B)`, `(B)` or `B.`, or the whole option.
+
+    `fallback` replaces an UNPARSED class: "first", the label mentioned first in the field (else in
+    the output); "nearest", the label at the smallest edit distance, ties to the first in the list;
+    "random", one drawn with `rng`, as in instruction-tuning practice.
     """
-    if first_line and len(tasks) == 1 and tasks[0].kind == "class":
+    if cue:
+        found = re.search(rf"^[ \t]*{re.escape(cue)}", text, re.MULTILINE)
+        text = text[found.end() :] if found else ""
+    if (first_line or cue) and len(tasks) == 1 and tasks[0].kind == "class":
         text = text.strip().partition("\n")[0]
     fields = _read_fields(text, tasks)
     values: dict[str, str | tuple[str, ...] | None] = {}
@@ -96,7 +106,7 @@ def parse(
     for task, value in zip(tasks, fields, strict=True):
         if task.kind == "class":
             written = value.strip() if isinstance(value, str) else None
-            values[task.name] = written if written in task.labels else UNPARSED
+            values[task.name] = _forms(task, lettered).get(written or "", UNPARSED)
             if values[task.name] is UNPARSED and fallback != "none":
                 source = text if written is None else written
                 values[task.name] = _fall_back(source, task.labels, fallback, rng)
@@ -123,6 +133,18 @@ def slot_items(task: Task, slot_format: SlotFormat) -> tuple[frozenset[str], str
     """What an item of a slots answer may be, and which of these stands for no slot."""
     items = head_labels(task, slot_format)
     return frozenset(items), items[0]
+
+
+@lru_cache
+def _forms(task: Task, lettered: bool) -> dict[str, str]:
+    """How each class may be written."""
+    if not lettered:
+        return {label: label for label in task.labels}
+    return {
+        form: label
+        for label, letter in letters(task).items()
+        for form in (letter, f"{letter})", f"({letter})", f"{letter}.", f"{letter}) {label}")
+    }
 
 
 # Fallbacks

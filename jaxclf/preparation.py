@@ -17,11 +17,10 @@ from jaxclf.data.encode import encode
 from jaxclf.data.loader import Examples
 from jaxclf.data.pack import ANSWER
 from jaxclf.data.prefixes import NONE, Shared
-from jaxclf.data.prompts import Prompt
+from jaxclf.data.prompts import Prompt, PromptSource
 from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
 from jaxclf.data.tokenize import Tokenizer, Tokens, tokenize
 from jaxclf.errors import InputError
-from jaxclf.generation import PromptSource
 from jaxclf.losses import Objective, Term
 from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
@@ -88,7 +87,7 @@ def _decoder(
     train_records = dataset.splits["train"]
     prompt, source = prompt_source(config, dataset)
     answers = (
-        prompt.lead + prompts.answer(record, dataset.tasks, config.prompt.slots)
+        prompt.lead + prompts.answer(record, dataset.tasks, config.prompt.slots, prompt.lettered)
         for record in train_records
         if prompts.has_gold(record, dataset.tasks)
     )
@@ -117,18 +116,22 @@ def _decoder(
 def recipe_of(
     config: ConfigDict, dataset: Dataset, prompt: Prompt, tokenizer: Tokenizer | None
 ) -> Recipe:
-    """What a model is asked by this prompt; a server's own tokenizer is not known (None)."""
-    slot_format, longest = config.prompt.slots, config.eval.max_new_tokens
-    if not longest and tokenizer is not None:
-        longest = longest_answer(dataset, tokenizer, slot_format, prompt)
-    elif not longest:
-        longest = chat.longest_answer(dataset.tasks, dataset.splits.get("train", []), slot_format)
+    """What a model is asked by this prompt, with room for an answer and thoughts before it.
+
+    A server's tokenizer is not known: None.
+    """
+    slot_format, new_tokens = config.prompt.slots, config.eval.max_new_tokens
+    if not new_tokens and tokenizer is not None:
+        new_tokens = longest_answer(dataset, tokenizer, slot_format, prompt)
+    elif not new_tokens:
+        train_records = dataset.splits.get("train", [])
+        new_tokens = chat.longest_answer(dataset.tasks, train_records, slot_format)
     return Recipe(
         tasks=dataset.tasks,
         prompt=prompt,
         slot_format=slot_format,
         max_length=config.train.max_length,
-        max_new_tokens=longest,
+        max_new_tokens=new_tokens + (config.prompt.think_tokens if prompt.cue else 0),
         fallback=config.eval.fallback,
         seed=config.seed,
         first_line=config.eval.first_line,
@@ -266,7 +269,7 @@ def longest_answer(dataset: Dataset, tokenizer: Tokenizer, slot_format: str, pro
     tasks = dataset.tasks
 
     def answer(record: Record) -> str:
-        return prompt.lead + prompts.answer(record, tasks, slot_format)
+        return prompt.lead + prompts.answer(record, tasks, slot_format, prompt.lettered)
 
     known = {answer(r) for r in dataset.splits["train"] if prompts.has_gold(r, tasks)}
     encoded = tokenizer.encode_batch(sorted(known), is_data=True)

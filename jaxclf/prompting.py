@@ -9,22 +9,22 @@ asked as much as on what.
 """
 
 import itertools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf import calibration, logs, metrics, report, sharding, transfer
 from jaxclf.chat import Account, ChatClassifier
-from jaxclf.classify import Classifier, FindModel, decoding_facts, make_classifier, prompt_source
+from jaxclf.classify import FindModel, decoding_facts, make_classifier, prompt_source
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
-from jaxclf.data.prompts import Prompt
+from jaxclf.data.prompts import Prompt, PromptSource
 from jaxclf.data.tasks import Record
 from jaxclf.errors import InputError
 from jaxclf.labels import Prediction
@@ -32,8 +32,22 @@ from jaxclf.preparation import prepare, recipe_of
 from jaxclf.shapes import Params
 from jaxclf.training import claim, data_facts, device, model_facts
 
-Answers = Classifier | ChatClassifier
-"""What labels texts by prompts: a decoder of ours, or a model that a server runs."""
+
+@runtime_checkable
+class Answers(Protocol):
+    """What labels texts by prompts: a decoder of ours, or one that a server runs."""
+
+    def predict(
+        self,
+        params: Any,
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        prompt: PromptSource | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Prediction]:
+        """One prediction a record, in the records' order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,8 @@ def run(
         )
     with sharding.use(config.mesh):
         claim(workdir, config)
-        asked = open_model(config, workdir)
+        ways = variants(config)
+        asked = open_model(_styled(config, ways[0].style), workdir)
         split, tasks = config.eval.split, asked.dataset.tasks
         records = asked.dataset.splits.get(split, [])
         if not records:
@@ -136,7 +151,7 @@ def run(
             return {}
         answered = [
             each
-            for style, ways in itertools.groupby(variants(config), lambda way: way.style)
+            for style, ways in itertools.groupby(ways, lambda way: way.style)
             for each in _ask(_styled(config, style), asked, records, list(ways))
         ]
     figures = [metrics.compute(each.predictions, tasks, config.prompt.slots) for each in answered]
@@ -216,8 +231,8 @@ def spread(
     """Task → metric → mean, std (of a sample; 0 of one), min, max and the values by variant."""
 
     def over(values: Sequence[float]) -> dict[str, Any]:
-        std = statistics.stdev(values) if len(values) > 1 else 0.0
-        mean = statistics.fmean(values)
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        mean = float(np.mean(values))
         return {"mean": mean, "std": std, "min": min(values), "max": max(values), "values": values}
 
     return {

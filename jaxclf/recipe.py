@@ -17,7 +17,7 @@ class Recipe:
     """All that turns a text into a model's input and its output into labels; a run's `task.json`.
 
     `prompt` is None and `max_new_tokens` 0 for an encoder; otherwise these count the longest answer
-    with its end of sequence.
+    with its end of sequence, and the thoughts before it where there are some.
     """
 
     tasks: tuple[Task, ...]
@@ -31,6 +31,7 @@ class Recipe:
 
     def read(self, record: Record, output: str) -> Prediction:
         """The labels in one output; an unparsed one is None unless a fallback is named."""
+        assert self.prompt is not None, "a run of a decoder has a prompt"
         parsed = labels.parse(
             output,
             self.tasks,
@@ -40,6 +41,8 @@ class Recipe:
             # A record's own generator: a resumed or re-ordered run draws the same label.
             rng=random.Random(f"{self.seed}/{record.id}"),
             first_line=self.first_line,
+            lettered=self.prompt.lettered,
+            cue=self.prompt.cue,
         )
         return Prediction(
             id=record.id,
@@ -68,8 +71,7 @@ class Recipe:
                     tuple(Piece(**piece) for piece in fields["prompt"][side])
                     for side in ("before", "after")
                 )
-                fields["prompt"] |= {"before": before, "after": after}
-                fields["prompt"] = Prompt(**fields["prompt"])
+                fields["prompt"] = Prompt(**fields["prompt"] | {"before": before, "after": after})
             return cls(**fields)
         except FileNotFoundError as error:
             raise ArtifactError(

@@ -100,12 +100,19 @@ class Adapted:
 
 
 def check_trains(config: ConfigDict) -> None:
-    """Raise InputError where the config trains nothing."""
+    """Raise InputError where the config trains nothing, or has what only prompting knows."""
     if config.tune == "none":
         raise InputError(
             "tune is 'none', so there is nothing to train. Evaluate prompts with python -m "
             "jaxclf.prompt, or leave out the variant no_tuning"
         )
+    prompt = config.prompt
+    for name, unset in (("think", False), ("styles", ()), ("seeds", 1), ("orders", 1)):
+        if prompt[name] != unset:
+            raise InputError(
+                f"prompt.{name} is {prompt[name]!r}, which is for prompting without tuning. Set it "
+                f"to {unset!r}, or use the variant no_tuning with python -m jaxclf.prompt"
+            )
 
 
 def choose(config: ConfigDict, params: Params, tokens: np.ndarray | None = None) -> Whole | Adapted:

@@ -10,6 +10,7 @@ import pytest
 from jaxclf import answers, labels
 from jaxclf.answering import Decoding
 from jaxclf.data import prompts
+from jaxclf.data.pieces import letters
 from jaxclf.data.prompts import Piece, Prompt
 from jaxclf.data.tasks import Record, Task
 from jaxclf.data.tokenize import Tokenizer
@@ -55,8 +56,10 @@ def params(model):
     return random_params(model)
 
 
-def classifier(model, tokenizer, tasks, slot_format="names", **decoding) -> GenerativeClassifier:
-    prompt = Prompt((), (Piece("\nLabel:", is_data=False),))
+def classifier(
+    model, tokenizer, tasks, slot_format="names", lettered=False, **decoding
+) -> GenerativeClassifier:
+    prompt = Prompt((), (Piece("\nLabel:", is_data=False),), lettered=lettered)
     recipe = Recipe(tasks, prompt, slot_format, max_length=64, max_new_tokens=24)
     return GenerativeClassifier(model, tokenizer, recipe, Decoding(**decoding))
 
@@ -204,6 +207,25 @@ def test_scores_are_relative_to_those_without_a_text(model, params, tokenizer, n
         np.testing.assert_allclose(actual, (p / q) / (p / q).sum(), rtol=1e-3)
         assert not np.allclose(actual, p, rtol=1e-2)
     assert sum(found.scores["intent"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mode", ["constrained", "score"])
+def test_options_are_chosen_by_their_letters(model, params, tokenizer, mode):
+    many = Task("many", "class", tuple(f"label{number:02}" for number in range(30)))
+    chosen = classifier(model, tokenizer, (many,), lettered=True, mode=mode)
+    assert chosen.answerer.layout.text({"many": "label27"}) == "AB"
+    found = chosen.predict(params, RECORDS, len(RECORDS))
+    for prediction in found:
+        assert prediction.raw == letters(many)[prediction.predicted["many"]]
+        assert labels.parse(prediction.raw, (many,), 1, lettered=True).values == (
+            prediction.predicted
+        )
+    if mode == "score":
+        assert set(found[0].scores["many"]) == set(many.labels)
+    in_json = answers.layout((many, SLOTS), tokenizer, "names", lettered=True)
+    assert in_json.text({"many": "label26", "slots": ("time",)}) == (
+        '{"task1": "AA", "task2": ["time"]}'
+    )
 
 
 def test_facts_tell_how_much_was_left_unread(model, params, tokenizer):

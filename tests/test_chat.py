@@ -144,8 +144,11 @@ def test_no_more_requests_at_once_than_asked_for(guarded, tmp_path, monkeypatch)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     ask(classifier(guarded.base_url, tmp_path, concurrency=3), *map(str, range(9)))
     assert guarded.peak() == 3
-    for path in tmp_path.rglob("*"):
-        assert KEY.encode() not in path.read_bytes()
+    assert not holding_key(tmp_path)
+
+
+def holding_key(folder):
+    return [path for path in folder.rglob("*") if KEY.encode() in path.read_bytes()]
 
 
 CLIENT = """
@@ -241,10 +244,12 @@ def test_no_text_is_too_odd_to_send(server, tmp_path):
     ask(classifier(server.base_url, tmp_path), "half a smile \ud83d", "\x00", "")
 
 
-def test_the_command_from_dry_run_to_report(server, tmp_path, capsys):
+def test_the_command_from_dry_run_to_report(server, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     settings = "api.model=m api.timeout=5 api.input_price=1 data.limit=12 prompt.template=listing"
     settings += f" prompt.shots=2 prompt.orders=2 api.base_url={server.base_url}"
-    command = ["--config", "configs/quickstart.py:no_tuning,task=intent", "--workdir"]
+    configs = Path(__file__).parent.parent / "configs"
+    command = ["--config", f"{configs}/quickstart.py:no_tuning,task=intent", "--workdir"]
     command += [str(tmp_path), *(f"--config.{setting}" for setting in settings.split())]
     prompt.main([*command, "--dry-run"])
     assert "24 requests to send" in capsys.readouterr().out
@@ -258,6 +263,7 @@ def test_the_command_from_dry_run_to_report(server, tmp_path, capsys):
     assert report["api"]["cost"] == pytest.approx(report["api"]["prompt_tokens"] / 1e6)
     assert (report["model"]["name"], report["eval"]["intent"]["unparsed"]) == ("m", 0)
     assert len(report["variants"]) == 2
+    assert not holding_key(tmp_path)
 
     with pytest.raises(InputError, match="tune is 'full'"):
         prompt.main([word.replace("no_tuning,", "") for word in command])

@@ -283,3 +283,60 @@ def test_a_truncated_answer_gives_a_part_of_the_whole_answer(intent, slots, rest
     assert read_slots is UNPARSED or read_slots == tuple(slots[: len(read_slots)])
     if cut == len(answer):
         assert (read_intent, read_slots) == (intent, tuple(slots))
+
+
+# What is read of an untuned model's output
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("sci.space\nText: more\nLabel: rec", "sci.space"),
+        ("\n\n  sci.space \n", "sci.space"),
+        ("about\nsci.space", None),
+        ("", None),
+    ],
+)
+def test_the_first_line_alone(text, label):
+    topic = Task("topic", "class", ("rec", "sci.space"))
+    assert parse(text, (topic,), 1, first_line=True).values == {"topic": label}
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("It is about orbits.\nLabel: sci.space", "sci.space"),
+        ("hm\n  Label: sci.space\n\nText: x\nLabel: rec", "sci.space"),
+        ("hm\nLabel:\nsci.space", "sci.space"),
+        ("sci.space", None),
+        ("rec\nso I say: Label: sci.space", None),
+        ("rec\nLabel: maybe sci.space", None),
+        ("rec\nLabel:", None),
+    ],
+)
+def test_thoughts_before_the_cue_are_never_an_answer(text, label):
+    topic = Task("topic", "class", ("rec", "sci.space"))
+    assert parse(text, (topic,), 1, cue="Label:").values == {"topic": label}
+    if "Label:" not in text:
+        guessed = parse(text, (topic,), 1, fallback="first", cue="Label:")
+        assert guessed.values == {"topic": None}
+
+
+def test_the_cue_of_several_tasks_and_of_slots():
+    tasks = (Task("topic", "class", ("rec", "sci")), Task("slots", "slots", ("time",)))
+    text = '{"task1": "rec"} or so\nOutput: {"task1": "sci",\n "task2": ["time"]}'
+    found = parse(text, tasks, 1, cue="Output:").values
+    assert found == {"topic": "sci", "slots": ("time",)}
+    assert parse('["time"]', tasks[1:], 1, cue="Slots:").values == {"slots": None}
+
+
+@pytest.mark.parametrize("text", ["AA", " AA\n", "AA)", "(AA)", "AA.", "AA) label26"])
+def test_an_option_is_read_by_its_letter(text):
+    task = Task("t", "class", tuple(f"label{number}" for number in range(30)))
+    assert parse(text, (task,), 1, lettered=True).values == {"t": "label26"}
+
+
+@pytest.mark.parametrize("text", ["a", "A A", "AE", "A) label1", "label0", "A or B", ""])
+def test_no_letter_of_an_option_is_unparsed(text):
+    task = Task("t", "class", tuple(f"label{number}" for number in range(30)))
+    assert parse(text, (task,), 1, lettered=True).values == {"t": None}

@@ -317,11 +317,11 @@ def tokenize(
     tokens = []
     texts = tokenizer.encode_batch([record.text for record in records], is_data=True)
     prompts = _encode_prompts(records, prompt, tokenizer)
-    for record, text, (prefix, suffix, lead) in zip(records, texts, prompts, strict=True):
+    for record, text, (prefix, suffix, asked) in zip(records, texts, prompts, strict=True):
         label: list[int] = []
         if has_gold(record, tasks):
-            gold = answer(record, tasks, slot_format)
-            label = [*tokenizer.encode_answer(gold, lead), tokenizer.eos_id]
+            gold = answer(record, tasks, slot_format, asked.lettered)
+            label = [*tokenizer.encode_answer(gold, asked.lead), tokenizer.eos_id]
         taken = len(prefix) + len(suffix) + max(len(label), reserve)
         room = max_length - taken
         if room < 0:
@@ -350,8 +350,8 @@ def _encode_prompts(
     records: Sequence[Record],
     prompt: Prompt | Callable[[int, Record], Prompt],
     tokenizer: Tokenizer,
-) -> Iterator[tuple[np.ndarray, list[int], str]]:
-    """For each record the prompt's ids before the text, those after it, and its lead."""
+) -> Iterator[tuple[np.ndarray, list[int], Prompt]]:
+    """For each record the prompt's ids before the text, those after it, and the prompt itself."""
     if isinstance(prompt, Prompt):
         yield from itertools.repeat(_encode_prompt(prompt, tokenizer), len(records))
     else:
@@ -359,11 +359,11 @@ def _encode_prompts(
             yield _encode_prompt(prompt(index, record), tokenizer)
 
 
-def _encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> tuple[np.ndarray, list[int], str]:
+def _encode_prompt(prompt: Prompt, tokenizer: Tokenizer) -> tuple[np.ndarray, list[int], Prompt]:
     before: list[int] = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     for piece in prompt.before:
         before += tokenizer.encode(piece.text, piece.is_data)
     after: list[int] = []
     for piece in prompt.after:
         after += tokenizer.encode(piece.text, piece.is_data)
-    return np.array(before, np.int32), after, prompt.lead
+    return np.array(before, np.int32), after, prompt

@@ -2,7 +2,8 @@
 
 `report` everywhere is the dict that becomes report.json, with the keys config, data, model, train,
 eval (task → metric → number), eval_split, calibration (task → figures, see `calibration.measure`)
-and versions; provenance is added where it is written (see `seal`).
+and versions; of prompted models spread and variants, see `report.spread`; provenance is added where
+it is written (see `seal`).
 """
 
 import json

@@ -12,7 +12,7 @@ import numpy as np
 from jaxclf import metrics
 from jaxclf.data.tasks import Task, words
 from jaxclf.labels import UNPARSED, Prediction
-from jaxclf.report import calibration, ensemble, plots
+from jaxclf.report import calibration, ensemble, plots, spread
 from jaxclf.report.markup import document, number, table, text
 from jaxclf.report.names import COUNTS, metric_name, show
 
@@ -31,6 +31,7 @@ def page(
     sections = [
         ("Results", _results(report["eval"], tasks)),
         *ensemble.sections(report, tasks),
+        ("Ways of asking", spread.section(report, tasks)),
         ("Learning curves", _curves(history)),
         *((f"Task {task.name}", _task(predictions, task, slot_format)) for task in tasks),
         ("Calibration", calibration.section(report)),
@@ -263,6 +264,7 @@ def _settings(report: Mapping[str, Any]) -> str:
         **{name: value for name, value in config.items() if isinstance(value, Mapping)},
         "model as built": report["model"],
         "training as it went": report["train"],
+        "what a server was asked": report.get("api", {}),
     }
     parts = [
         f"<div><h3>{text(name)}</h3>{_facts(group)}</div>"

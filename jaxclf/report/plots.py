@@ -77,6 +77,28 @@ def over_k(curves: Mapping[str, Mapping[int, float | None]]) -> str:
     return _image(figure)
 
 
+def by_group(points: Mapping[str, Sequence[float]], groups: Sequence[str]) -> str:
+    """A panel a metric, a dot a value over its group, as an SVG image in a data URI.
+
+    `groups`: of each value. A line is the group's mean.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(groups))
+    figure = Figure(figsize=(11.5, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(points), squeeze=False)[0]
+    for axis, (title, values) in zip(axes, points.items(), strict=True):
+        axis.set_title(title, fontsize=10, loc="left", parse_math=False)
+        _style(axis, "")
+        for place, name in enumerate(names):
+            own = [value for value, group in zip(values, groups, strict=True) if group == name]
+            axis.plot([place] * len(own), own, "o", color=_BLUE, alpha=0.6, markersize=5)
+            axis.hlines(np.mean(own), place - 0.25, place + 0.25, color=_RED, linewidth=1.6)
+        axis.set_xticks(range(len(names)), names)
+        axis.set_xlim(-0.6, len(names) - 0.4)
+    return _image(figure)
+
+
 def calibration(figures: Mapping[str, Any]) -> str:
     """A task's part of report["calibration"] as an SVG image in a data URI.
 

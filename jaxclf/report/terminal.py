@@ -18,13 +18,18 @@ def table(report: Mapping[str, Any]) -> str:
     found.add_column("task")
     found.add_column("metric")
     found.add_column(report.get("eval_split") or "value", justify="right")
+    spread, count = report.get("spread", {}), len(report.get("variants", ()))
+    if count > 1:
+        found.add_column(f"mean ± std of {count}", justify="right")
     for task, metrics in report["eval"].items():
         rows = [name for name in metrics if name not in COUNTS or name == "support"]
         for place, name in enumerate(rows):
+            of_all = spread[task][name] if count > 1 else {}
             found.add_row(
                 Text(task if place == 0 else ""),
                 metric_name(name),
                 show(name, metrics[name]),
+                *([" ± ".join(show(name, of_all[k]) for k in ("mean", "std"))] if of_all else []),
                 end_section=place == len(rows) - 1,
             )
     return _plain(found)

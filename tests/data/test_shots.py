@@ -2,10 +2,13 @@
 
 import pytest
 
+from configs.common import default
 from jaxclf.data import shots
-from jaxclf.data.tasks import Record
+from jaxclf.data.tasks import Record, Task
 from jaxclf.errors import InputError
 
+TOPIC = Task("topic", "class", ("a", "b", "c"))
+SLOTS = [Record("s", "now", {"slots": ("B-time",)})]
 NEWS = [Record(f"n{i}", f"news number {i}", {"topic": "ab"[i % 2]}) for i in range(8)]
 
 
@@ -35,3 +38,58 @@ def test_too_few_training_records_for_the_shots() -> None:
         shots.by_seed(NEWS, 8, seed=0, index=0, exclude_id="n0")
     with pytest.raises(InputError, match=r"prompt\.shots is 9"):
         shots.by_seed(NEWS, 9, seed=0)
+
+
+def choose(count, records=NEWS, tasks=(TOPIC,), seed=0, draw=0, order=0, **fields):
+    prompt = default().prompt
+    prompt.update(shots=count, **fields)
+    return shots.chooser(prompt, records, tasks, seed, draw, order)
+
+
+def ids(found):
+    return [record.id for record in found]
+
+
+def test_sets_and_orders_of_a_run():
+    first = choose(4)()
+    assert first == shots.by_seed(NEWS, 4, seed=0) == choose(4)()
+    others = [ids(choose(4, draw=draw)()) for draw in range(4)]
+    assert len({tuple(sorted(each)) for each in others}) > 1
+    orders = [ids(choose(3, order=order)()) for order in range(6)]
+    assert len({tuple(each) for each in orders}) == 6
+    assert {tuple(sorted(each)) for each in orders} == {tuple(sorted(orders[0]))}
+    assert orders[0] == ids(choose(3)())
+
+
+def test_balanced_takes_every_class_in_turn():
+    # 30 of a, 3 of b, 1 of c
+    records = [Record(f"r{i}", "x", {"topic": "a" * (i > 3) or "bbbc"[i]}) for i in range(34)]
+    topics = [record.labels["topic"] for record in choose(3, records, choose="balanced")()]
+    assert sorted(topics) == ["a", "b", "c"]
+    topics = [record.labels["topic"] for record in choose(9, records, choose="balanced")()]
+    assert sorted(topics) == [*"aaaaabbbc"]
+    fresh = choose(5, records, choose="balanced", fresh_shots=True)
+    found = [ids(fresh(index, record)) for index, record in enumerate(records[:6])]
+    assert all(record.id not in each for record, each in zip(records, found, strict=False))
+    assert all(len(set(each)) == 5 for each in found)
+    assert len({tuple(each) for each in found}) > 3
+    with pytest.raises(InputError, match="no classes to balance by.*'similar'"):
+        choose(1, choose="balanced", tasks=(Task("slots", "slots", ("time",)),), records=SLOTS)
+
+
+def test_similar_takes_the_nearest_texts_and_the_nearest_last():
+    texts = ["wake me at five", "wake me at six", "play some jazz", "wake up", "jazz now"]
+    records = [Record(str(i), text, {"topic": "a"}) for i, text in enumerate(texts)]
+    similar = choose(2, records, choose="similar")
+    assert ids(similar(0, Record("x", "play jazz", {}))) == ["4", "2"]
+    assert ids(similar(0, records[0])) == ["3", "1"]  # never itself
+    assert ids(similar(0, Record("x", "", {}))) == ["1", "0"]
+    assert len(similar()) == 2  # without a text, by seed
+
+
+def test_only_records_with_gold_are_examples():
+    records = [*NEWS[:2], Record("hidden", "x", {"topic": None})]
+    assert sorted(ids(choose(2, records)())) == ["n0", "n1"]
+    for way in ("seed", "balanced", "similar"):
+        with pytest.raises(InputError, match=r"prompt\.shots is 3; .* has 2 usable"):
+            choose(3, records, choose=way)()
