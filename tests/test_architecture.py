@@ -19,10 +19,10 @@ LEVELS = (
     {"answering", "classify", "combining", "features", "generation", "objectives", "ranking"}
     | {"recipe", "scoring", "steps", "transfer", "tuning"},
     {"planning", "preparation"},
-    {"comparison", "evaluation", "labelling", "plans", "training"},
+    {"comparison", "curves", "evaluation", "labelling", "plans", "training"},
     {"modules"},
     {"ensemble"},
-    {"compare", "evaluate", "plan", "predict", "reproduce", "train"},
+    {"compare", "curve", "evaluate", "plan", "predict", "reproduce", "train"},
 )
 ENTRY_POINTS = LEVELS[-1]
 # Their imports are all paid before a typo in the config is reported.
