@@ -175,6 +175,14 @@ def test_a_damaged_result_is_no_result(runs, damage, message):
         compare.main([f"{runs}/A", f"{runs}/B"])
 
 
+def test_other_labels_cannot_be_compared(runs, config):
+    found = json.loads((runs / "B/report.json").read_text())["data"]
+    found["tasks"]["label"]["labels"] = ["ham"]
+    write(runs / "B", config, B, SLOTS["B"], data=found)
+    with pytest.raises(InputError, match=r"label has other answers in .*3 labels.*1\)"):
+        compare.main([f"{runs}/A", f"{runs}/B"])
+
+
 def test_a_report_without_tasks_is_no_result(runs, config):
     write(runs / "B", config, B, SLOTS["B"], data={"name": "file"})
     with pytest.raises(ArtifactError, match="no result of ours"):
