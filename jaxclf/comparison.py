@@ -266,7 +266,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "data": found["data"].get("name"),
         "model": found.get("model", {}).get("name"),
         "split": found.get("eval_split", "test"),
-        **{name: value for name, value in provenance.items() if name != "seal"},
+        "provenance": {name: value for name, value in provenance.items() if name != "seal"},
     }
 
 

@@ -95,7 +95,12 @@ def test_two_runs_from_folders_to_page(runs, capsys):
     assert slots["mcnemar"]["won"] == 4
     joint = found["joint"]
     assert (joint["metric"], joint["a"]["value"], joint["b"]["value"]) == ("exact_match", 0, 0.5)
-    assert found["runs"]["a"]["path"] == f"{runs}/A"
+    run = found["runs"]["a"]
+    assert (run["path"], run["data"]) == (f"{runs}/A", "file")
+    assert (
+        run["provenance"]["data"]
+        == json.loads((runs / "A/report.json").read_text())["data"]["fingerprint"]
+    )
     page = (runs / "out/comparison.html").read_text()
     assert "buy &lt;now&gt;" in page
     assert "buy <now>" not in page
