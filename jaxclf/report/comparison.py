@@ -34,8 +34,8 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
 
 def _origin(facts: Mapping[str, Any]) -> str:
     run = {name: value for name, value in facts.items() if name not in ("path", "provenance")}
-    digests = {name: str(value)[:16] for name, value in facts["provenance"].items()}
-    digests["records"] = digests.pop("data", None)
+    origin = facts["provenance"].items()
+    digests = {"records" if name == "data" else name: str(value)[:16] for name, value in origin}
     shown = {**run, **digests}
     return " · ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
 
