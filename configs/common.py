@@ -181,15 +181,17 @@ def parse(
     adapters: bool = True,
     ks: tuple[str, ...] = (),
     prompts: bool = True,
+    instructions: bool = False,
 ) -> ConfigDict:
     """Read `five_shot,task=both,lora,smoke` into `shots`, `task`, `tune` and `smoke`.
 
     `tasks`: the values that `task=` may take, the default first; `ks`: those of `k=`; `shots`,
-    `adapters`, `prompts`: whether examples, adapters, prompting without tuning are known. Raises
-    ValueError naming the word, what is possible and what is nearest, or the two words that exclude
-    each other.
+    `adapters`, `prompts`: whether examples, adapters, prompting without tuning are known.
+    `instructions`: the words `with` and `without` choose `template`. Raises ValueError naming the
+    word, what is possible and what is nearest, or the two words that exclude each other.
     """
     chosen = ConfigDict({"shots": 0, "task": tasks[0], "tune": "full", "k": "", "smoke": False})
+    chosen.template = "listing"
     words = {"smoke": ("smoke", True)}
     if adapters:
         words |= {"lora": ("tune", "lora"), "qlora": ("tune", "qlora")}
@@ -199,6 +201,8 @@ def parse(
         words |= {"zero_shot": ("shots", 0), "five_shot": ("shots", 5)}
     words |= {f"task={task}": ("task", task) for task in tasks}
     words |= {f"k={k}": ("k", k) for k in ks}
+    if instructions:
+        words |= {"with": ("template", "listing"), "without": ("template", "plain")}
     given = {}
     for word in filter(None, map(str.strip, argument.split(","))):
         if word not in words:
@@ -289,18 +293,27 @@ def smoke(config: ConfigDict, encoder: bool = False) -> None:
 
 
 def zhao2025(
-    argument: str, *, data: str, model: str, checkpoint: str, wrapper: str, steps: int
+    argument: str,
+    *,
+    data: str,
+    model: str,
+    checkpoint: str,
+    wrapper: str,
+    steps: int,
+    instructions: bool = False,
 ) -> ConfigDict:
     """A released Llama tuned in full, with the settings of Zhao et al. 2025.
 
     `data`: "20ng" or "massive". `checkpoint`: hub id of the base model, or a folder. `wrapper`:
     the chat tokens of the model's own family; the paper says that they are used per model.
+    `instructions`: as of `parse`.
     """
     single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
-    chosen = parse(argument, ("both", *single))
+    chosen = parse(argument, ("both", *single), instructions=instructions)
     config = default()
     config.data.name = data
     config.data.task = chosen.task
+    config.prompt.template = chosen.template
     config.prompt.wrapper = wrapper
     config.prompt.shots = chosen.shots
     config.model.name = model

@@ -107,8 +107,8 @@ def _task(
     task, other = a.tasks[name], b.tasks[name]
     if (task.kind, task.labels) != (other.kind, other.labels):
         raise InputError(
-            f"task {name} is of kind {task.kind} with {len(task.labels)} labels in {a.path}, of "
-            f"kind {other.kind} with {len(other.labels)} in {b.path}, or these differ"
+            f"task {name} has other answers in {a.path} ({task.kind}, {len(task.labels)} labels) "
+            f"than in {b.path} ({other.kind}, {len(other.labels)})"
         )
     first, second = aligned(a, b, [name])
     figures = [
@@ -266,7 +266,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "data": found["data"].get("name"),
         "model": found.get("model", {}).get("name"),
         "split": found.get("eval_split", "test"),
-        **{name: value for name, value in provenance.items() if name != "seal"},
+        "provenance": {name: value for name, value in provenance.items() if name != "seal"},
     }
 
 

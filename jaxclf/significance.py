@@ -166,8 +166,8 @@ def _tuple(value: object) -> tuple:
 
 def _confusions(scored: Sequence[Prediction], task: Task) -> np.ndarray:
     """Right, then gold and predicted class (the last: unparsed) as flags `[n 1+2(C+1)]`."""
-    labels: tuple[Label, ...] = (*task.labels, UNPARSED)
-    index = {label: place for place, label in enumerate(labels)}
+    labels = (*task.labels, UNPARSED)
+    index: dict[Label, int] = {label: place for place, label in enumerate(labels)}
     one_hot = np.eye(len(index))
     gold = [index[each.gold[task.name]] for each in scored]
     found = [index[each.predicted.get(task.name)] for each in scored]

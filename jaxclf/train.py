@@ -10,6 +10,8 @@ On several hosts start it on each, with --distributed; launch/ does that.
 import argparse
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from jaxclf import config as configs
 from jaxclf import errors
 from jaxclf.allocator import keep_freed_memory
@@ -46,6 +48,12 @@ def main(arguments: list[str]) -> None:
     cache.keep_programs()
     if options.distributed:
         processes.join(options.heartbeat)
+    run(config, Path(options.workdir))
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Train, evaluate and report what the config says, from the checkpoint that it names."""
+    from jaxclf import processes
     from jaxclf.training import train
 
     base = None
@@ -58,9 +66,9 @@ def main(arguments: list[str]) -> None:
         from conversion import from_peft
         from jaxclf.ensemble import train_ensemble
 
-        train_ensemble(config, Path(options.workdir), base, from_peft.convert)
+        train_ensemble(config, workdir, base, from_peft.convert)
     else:
-        train(config, Path(options.workdir), base)
+        train(config, workdir, base)
 
 
 if __name__ == "__main__":

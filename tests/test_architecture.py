@@ -21,10 +21,10 @@ LEVELS = (
     {"answering", "chat", "classify", "combining", "features", "generation", "objectives"}
     | {"ranking", "recipe", "scoring", "steps", "transfer", "tuning"},
     {"planning", "preparation"},
-    {"comparison", "evaluation", "labelling", "plans", "prompting", "training"},
+    {"comparison", "curves", "evaluation", "labelling", "plans", "prompting", "training"},
     {"modules"},
     {"ensemble", "table_plans", "table_results", "table_runs"},
-    {"compare", "evaluate", "plan", "predict", "prompt", "reproduce", "train"},
+    {"compare", "curve", "evaluate", "plan", "predict", "prompt", "reproduce", "train"},
 )
 ENTRY_POINTS = LEVELS[-1]
 # Their imports are all paid before a typo in the config is reported.

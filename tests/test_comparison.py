@@ -95,7 +95,12 @@ def test_two_runs_from_folders_to_page(runs, capsys):
     assert slots["mcnemar"]["won"] == 4
     joint = found["joint"]
     assert (joint["metric"], joint["a"]["value"], joint["b"]["value"]) == ("exact_match", 0, 0.5)
-    assert found["runs"]["a"]["path"] == f"{runs}/A"
+    run = found["runs"]["a"]
+    assert (run["path"], run["data"]) == (f"{runs}/A", "file")
+    assert (
+        run["provenance"]["data"]
+        == json.loads((runs / "A/report.json").read_text())["data"]["fingerprint"]
+    )
     page = (runs / "out/comparison.html").read_text()
     assert "buy &lt;now&gt;" in page
     assert "buy <now>" not in page
@@ -172,6 +177,14 @@ def test_what_cannot_be_compared_is_told(runs, config, change, message):
 def test_a_damaged_result_is_no_result(runs, damage, message):
     damage(runs / "B")
     with pytest.raises(ArtifactError, match=message):
+        compare.main([f"{runs}/A", f"{runs}/B"])
+
+
+def test_other_labels_cannot_be_compared(runs, config):
+    found = json.loads((runs / "B/report.json").read_text())["data"]
+    found["tasks"]["label"]["labels"] = ["ham"]
+    write(runs / "B", config, B, SLOTS["B"], data=found)
+    with pytest.raises(InputError, match=r"label has other answers in .*3 labels.*1\)"):
         compare.main([f"{runs}/A", f"{runs}/B"])
 
 

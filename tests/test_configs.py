@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxclf import config, fields
+from jaxclf.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(
@@ -128,6 +129,17 @@ def test_the_closed_models_of_the_paper(path):
         "",
     )
     assert len(CHATS) == 6
+
+
+def test_instructions_are_all_that_differs():
+    path = REPOSITORY / "configs/instructions_massive.py"
+    bare, told = (config.load(f"{path}:{word},smoke") for word in ("without", "with"))
+    assert (bare.prompt.template, told.prompt.template) == ("plain", "listing")
+    with bare.unlocked():
+        bare.prompt.template = "listing"
+    assert bare == told == config.load(f"{path}:smoke")
+    with pytest.raises(InputError, match="'with' and 'without' exclude each other"):
+        config.load(f"{path}:with,without")
 
 
 @pytest.mark.parametrize("size", ["base", "large"])

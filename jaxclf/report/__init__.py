@@ -20,17 +20,22 @@ from jaxclf.errors import ArtifactError
 from jaxclf.labels import UNPARSED, Prediction
 from jaxclf.report.card import model_card
 from jaxclf.report.comparison import comparison_page
+from jaxclf.report.curve import curve_page
+from jaxclf.report.names import metric_name
 from jaxclf.report.page import page
 from jaxclf.report.seal import PREDICTIONS, REPORT, read, seal, sha256
-from jaxclf.report.terminal import comparison_table, methods_table, table
+from jaxclf.report.terminal import comparison_table, curve_table, methods_table, table
 
 __all__ = [
     "PREDICTIONS",
     "REPORT",
     "comparison_page",
     "comparison_table",
+    "curve_page",
+    "curve_table",
     "describe_tasks",
     "methods_table",
+    "metric_name",
     "model_card",
     "page",
     "prediction_row",

@@ -33,8 +33,11 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
-    shown = {name: value for name, value in facts.items() if name != "path" and value is not None}
-    return " · ".join(f"{name} {str(value)[:16]}" for name, value in shown.items())
+    run = {name: value for name, value in facts.items() if name not in ("path", "provenance")}
+    origin = facts["provenance"].items()
+    digests = {"records" if name == "data" else name: str(value)[:16] for name, value in origin}
+    shown = {**run, **digests}
+    return " · ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
 
 
 def _results(comparison: Mapping[str, Any]) -> str:

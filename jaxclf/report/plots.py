@@ -99,6 +99,30 @@ def by_group(points: Mapping[str, Sequence[float]], groups: Sequence[str]) -> st
     return _image(figure)
 
 
+Point = tuple[int, float, float]  # training examples, mean, deviation (nan: of one run)
+
+
+def over_examples(curves: Mapping[str, Sequence[Point]]) -> bytes:
+    """A line a task over the number of training examples, with a band of one deviation, as SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    axis = figure.subplots()
+    _style(axis, "training examples")
+    axis.set_xscale("log")
+    for name, points in curves.items():
+        counts, means, deviations = map(np.array, zip(*points, strict=True))
+        (line,) = axis.plot(counts, means, label=name, linewidth=1.6, marker="o", markersize=4)
+        low, high = means - deviations, means + deviations
+        axis.fill_between(counts, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    counts = sorted({count for points in curves.values() for count, _, _ in points})
+    axis.set_xticks(counts, [f"{count:,}" for count in counts])
+    axis.set_xticks([], minor=True)
+    for entry in axis.legend(fontsize=8, frameon=False).get_texts():
+        entry.set_parse_math(False)
+    return _svg(figure)
+
+
 def calibration(figures: Mapping[str, Any]) -> str:
     """A task's part of report["calibration"] as an SVG image in a data URI.
 
@@ -163,7 +187,7 @@ def _style(axis: Any, unit: str) -> None:
     axis.spines[["left", "bottom"]].set_color("#b8c0cc")
 
 
-def _image(figure: Any) -> str:
+def _svg(figure: Any) -> bytes:
     import matplotlib as mpl
 
     image = io.BytesIO()
@@ -172,7 +196,16 @@ def _image(figure: Any) -> str:
     with mpl.rc_context({"svg.hashsalt": "jaxclf"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(image, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(image.getvalue()).decode()
+    return image.getvalue()
+
+
+def data_uri(svg: bytes) -> str:
+    """What an <img> shows without loading anything."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+
+
+def _image(figure: Any) -> str:
+    return data_uri(_svg(figure))
 
 
 def _draw(axis: Any, steps: list[int], values: list[float], name: str, label: str) -> None:

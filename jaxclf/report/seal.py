@@ -17,7 +17,7 @@ from jaxclf import storage
 from jaxclf.errors import ArtifactError
 
 REPORT, PREDICTIONS = "report.json", "predictions.jsonl"
-_REMEDY = "Restore it from a copy, or score the run again (python -m jaxclf.evaluate)"
+_REMEDY = "Restore it from a copy, or remove it and score the run again"
 
 
 def seal(report: Mapping[str, Any], predictions: str, checkpoint: str = "") -> dict[str, Any]:

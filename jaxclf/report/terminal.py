@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxclf.data.tasks import Task
 from jaxclf.metrics import main_metric
-from jaxclf.report.names import COUNTS, metric_name, show, show_difference
+from jaxclf.report.names import COUNTS, metric_name, show, show_difference, spread
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -74,6 +74,26 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         if test := facts.get("mcnemar"):
             row += [f"{test['won']:,}/{test['lost']:,}", f"{test['p']:.3g}"]
         found.add_row(Text(name), metric_name(metric), *row)
+    return _plain(found)
+
+
+def curve_table(curve: Mapping[str, Any]) -> str:
+    """The main metric of every task by size, mean and deviation, for a terminal or a log."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    found.add_column("examples", justify="right")
+    for name, facts in curve["tasks"].items():
+        title = Text(f"{name} {metric_name(facts['metric'])}")
+        found.add_column(title, justify="right")
+    for points in zip(*(facts["points"] for facts in curve["tasks"].values()), strict=True):
+        shown = [
+            spread(facts["metric"], point)
+            for facts, point in zip(curve["tasks"].values(), points, strict=True)
+        ]
+        found.add_row(f"{points[0]['examples']:,}", *shown)
     return _plain(found)
 
 

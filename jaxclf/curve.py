@@ -1,0 +1,49 @@
+"""A learning curve: the same training on few, more and all labels, with several seeds.
+
+python -m jaxclf.curve --config configs/minilm_massive.py --workdir runs/curve --sizes 50,100,all
+
+WORKDIR/SIZE-SEED is a run of its own. The same command goes on where it was stopped; finished runs
+are read, not made again. Then curve.json, curve.csv, curve.svg and curve.html show the figures over
+the number of examples. Exit codes are those of jaxclf.train.
+"""
+
+import argparse
+from pathlib import Path
+
+from jaxclf import config as configs
+from jaxclf import errors
+from jaxclf.allocator import keep_freed_memory
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m jaxclf.curve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    configs.add_arguments(parser)
+    parser.add_argument(
+        "--sizes",
+        default="50,100,200,all",
+        help="numbers of training examples, with commas between; all: every one (50,100,200,all)",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from config.seed on (3)")
+    options = configs.parse(parser, arguments)
+    if options.seeds < 1:
+        raise errors.InputError(f"--seeds {options.seeds}: expected 1 or more")
+    config = configs.load(options.config, options.overrides)
+
+    keep_freed_memory()
+    # Only now what takes seconds to import.
+    from jaxclf import cache, curves, report, train
+
+    sizes = curves.read_sizes(options.sizes)
+    cache.keep_programs()
+    workdir = Path(options.workdir)
+    found = curves.learn(config, workdir, sizes, options.seeds, train.run)
+    print(f"\n{report.curve_table(found)}\ncurve: {workdir / 'curve.html'}")
+
+
+if __name__ == "__main__":
+    errors.run(main)
