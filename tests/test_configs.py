@@ -55,7 +55,7 @@ def test_every_variant_loads_and_means_what_it_says(path):
         assert loaded.tune == adapted.removeprefix("q")
         assert loaded.model.quantise == ("nf4" if adapted == "qlora" else "none")
         if "smoke" in words:
-            assert loaded.model.name in ("llama_smoke", "encoder_smoke")
+            assert loaded.model.name in ("llama_smoke", "t5_smoke", "encoder_smoke")
             assert loaded.model.checkpoint == loaded.tokenizer.path == ""
             assert loaded.train.steps <= 10
             assert 0 < loaded.data.limit <= 100
