@@ -276,7 +276,8 @@ def smoke(config: ConfigDict, encoder: bool = False) -> None:
     """
     config.data.limit = 24
     config.tokenizer.path = ""  # trained in the run
-    config.model.name = "encoder_smoke" if encoder else "llama_smoke"
+    decoder = "t5_smoke" if config.model.name.startswith("flan_t5_") else "llama_smoke"
+    config.model.name = "encoder_smoke" if encoder else decoder
     config.model.unroll = 1
     config.model.checkpoint = ""
     config.model.param_dtype = "float32"
@@ -346,6 +347,30 @@ def zhao2025_chat(argument: str, *, data: str, model: str, max_characters: int =
     if chosen.smoke:
         config.data.limit = 24
     return config
+
+
+def flan_t5(
+    argument: str, *, data: str, model: str, checkpoint: str, batch_size: int, steps: int
+) -> ConfigDict:
+    """A released Flan-T5 tuned in full.
+
+    `data`: "20ng" or "massive". `checkpoint`: hub id, or a folder.
+    """
+    single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
+    chosen = parse(argument, ("both", *single))
+    config = default()
+    config.data.name = data
+    config.data.task = chosen.task
+    config.prompt.shots = chosen.shots
+    config.model.name = model
+    config.model.checkpoint = checkpoint
+    config.train.steps = steps
+    config.train.batch_size = batch_size
+    # Distances have no end, but the memory of attention grows with the square of the length.
+    config.train.max_length = 4_096 if chosen.shots and data == "20ng" else 2_048
+    config.train.learning_rate = 1e-4
+    config.eval.batch_size = batch_size
+    return finish(config, chosen, learning_rate=5e-4, param_dtype="bfloat16")
 
 
 def encoder(

@@ -26,7 +26,7 @@ PREFIX = "base_model.model."
 
 # peft's name for what a model with such a head does.
 TASK_TYPES: dict[HeadKind, str] = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
-GENERATION, HIDDEN_STATES = "CAUSAL_LM", "FEATURE_EXTRACTION"
+GENERATION, TEXT_TO_TEXT, HIDDEN_STATES = "CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"
 
 # Tensors ------------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def read_settings(theirs: Any, source: object) -> dict[str, Any]:
     attributes.refuse_unknown({"peft_type": None, **given}, known, _FIXED, source)
     if (start := values.get("init_lora_weights", True)) not in _STARTS:
         attributes.refuse([f"init_lora_weights={start!r} (only {_STARTS})"], source)
-    task_types = (None, *TASK_TYPES.values(), GENERATION, HIDDEN_STATES)
+    task_types = (None, *TASK_TYPES.values(), GENERATION, TEXT_TO_TEXT, HIDDEN_STATES)
     if values["task_type"] not in task_types:
         attributes.refuse([f"task_type={values['task_type']!r} (only {task_types})"], source)
     if isinstance(values["layers_to_transform"], int):

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from conversion import attributes, encoders, files, llama, mapping
+from conversion import attributes, encoders, files, llama, mapping, t5
 from jaxclf import cache, checkpoints, errors, kernels, storage
 from jaxclf.classify import find_model
 from jaxclf.errors import ArtifactError, InputError, StorageError
@@ -27,7 +27,7 @@ from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.zoo import ModelConfig
 
-FAMILIES = {"llama": llama.FAMILY, **encoders.FAMILIES}  # by model_type
+FAMILIES = {"llama": llama.FAMILY, "t5": t5.FAMILY, **encoders.FAMILIES}  # by model_type
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -157,7 +157,8 @@ def locate(source: str) -> Path:
         raise InputError(f"{source}: no such directory, and no hub id (OWNER/NAME)")
     import huggingface_hub
 
-    wanted = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt"]
+    wanted = ["*.safetensors", "*.json", "*.jinja"]
+    wanted += ["tokenizer.model", "spiece.model", "vocab.txt", "merges.txt"]
     try:
         found = huggingface_hub.snapshot_download(
             source, allow_patterns=wanted, ignore_patterns=["*/*"]

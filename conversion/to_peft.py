@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from conversion import adapters, files, mapping, to_hf
-from conversion.adapters import GENERATION, HIDDEN_STATES, TASK_TYPES
+from conversion.adapters import GENERATION, HIDDEN_STATES, TASK_TYPES, TEXT_TO_TEXT
 from conversion.from_hf import FAMILIES, TOKENIZER_FILES
 from conversion.mapping import Tensor
 from jaxclf import checkpoints, errors, lora, storage
@@ -23,11 +23,13 @@ from jaxclf.errors import InputError
 from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
+from jaxclf.models.t5 import T5Config
 from jaxclf.models.zoo import ModelConfig
 
 # The class of transformers that opens the base.
 _MODELS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "FEATURE_EXTRACTION": "AutoModel",
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -102,6 +104,8 @@ def _array(tensor: Tensor, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 def _kind(config: ModelConfig, head: HeadConfig | None) -> str:
     if head is not None:
         return TASK_TYPES[head.kind]
+    if isinstance(config, T5Config):
+        return TEXT_TO_TEXT
     return HIDDEN_STATES if isinstance(config, EncoderConfig) else GENERATION
 
 

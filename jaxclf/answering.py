@@ -259,6 +259,9 @@ class _Priors:
 
 
 def _followed(example: Tokens, ids: Ids) -> Tokens:
-    """The prompt with the beginning of an answer after it."""
+    """The prompt with the beginning of an answer after it, or for the decoder that goes on."""
+    if example.apart:
+        label = np.concatenate([example.label, np.array(ids, np.int32)])
+        return dataclasses.replace(example, label=label)
     text = np.concatenate([example.text, np.array(ids, np.int32)])
     return dataclasses.replace(example, text=text)

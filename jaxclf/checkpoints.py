@@ -34,11 +34,12 @@ from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import LlamaConfig
+from jaxclf.models.t5 import T5Config
 from jaxclf.models.zoo import ModelConfig
 from jaxclf.shapes import Params, Tree
 from jaxclf.storage import Manifest
 
-FAMILIES = {"llama": LlamaConfig} | dict.fromkeys(
+FAMILIES = {"llama": LlamaConfig, "t5": T5Config} | dict.fromkeys(
     ("bert", "roberta", "distilbert", "electra"), EncoderConfig
 )
 
@@ -408,11 +409,11 @@ def read_model(path: Path) -> tuple[ModelConfig, str]:
         fields.pop("quantised", None)
         if family not in FAMILIES:
             raise ValueError(f"family {family!r} is not known; known: {', '.join(FAMILIES)}")
-        if family == "llama":
+        if family in ("llama", "t5"):
             del fields["family"]
-            if fields["rope_scaling"] is not None:
-                fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-        else:
+        if fields.get("rope_scaling") is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        if "heads" in fields:
             fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
         return FAMILIES[family](**fields), dtype
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -38,14 +38,23 @@ class Read(NamedTuple):
 
 def begin(module: Any, prompt: PromptBatch, spare: int, prefix: Prefix | None = None) -> Read:
     """Read prompts into a cache that has room for `spare` more tokens a row."""
-    width = prompt.tokens.shape[1]
     before = prefix.before(prompt) if prefix else None
+    answer = prompt.answer
+    spare += 0 if answer is None else answer.shape[1]
     hidden, cache = module.begin(
-        prompt.tokens, prompt.positions, prompt.segment_ids, width + spare, before
+        prompt.tokens,
+        prompt.positions,
+        prompt.segment_ids,
+        prompt.tokens.shape[1] + spare,
+        before,
     )
-    seen = jnp.pad(jnp.asarray(prompt.segment_ids) > 0, ((0, 0), (0, spare)))
+    width = cache.key.shape[2] - spare  # of what an encoder read, one slot for the decoder's start
+    seen = jnp.pad(jnp.asarray(prompt.segment_ids)[:, -width:] > 0, ((0, 0), (0, spare)))
     position = jnp.asarray(prompt.positions)[:, -1] + 1
-    return Read(hidden[:, -1:], cache, seen, jnp.int32(width), position, before)
+    read = Read(hidden[:, -1:], cache, seen, jnp.int32(width), position, before)
+    if answer is None:
+        return read
+    return advance(module, read, answer, np.full(len(answer), answer.shape[1], np.int32))
 
 
 def advance(
@@ -173,19 +182,15 @@ def score_nodes(
 
 def take_rows(read: Read, rows: Int[AnyArray, "P"]) -> Read:
     """What was read of these rows."""
-    cache = Cache(read.cache.key[:, rows], read.cache.value[:, rows])
-    before = read.before and read.before._replace(seen=read.before.seen[rows])
+    cache, before = read.cache.rows(rows), read.before
+    before = before and before._replace(seen=before.seen[rows])
     return Read(read.hidden[rows], cache, read.seen[rows], read.slot, read.position[rows], before)
 
 
 def _with_room(read: Read, spare: int) -> Read:
     """The same with a longer cache."""
-
-    def longer(x):
-        return jnp.pad(x, ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0)))
-
-    cache = Cache(longer(read.cache.key), longer(read.cache.value))
-    return read._replace(cache=cache, seen=jnp.pad(read.seen, ((0, 0), (0, spare))))
+    seen = jnp.pad(read.seen, ((0, 0), (0, spare)))
+    return read._replace(cache=read.cache.longer(spare), seen=seen)
 
 
 def _feed(

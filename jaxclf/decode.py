@@ -55,7 +55,6 @@ def make_greedy(
         module = model.bind(params)
         before = prefix.before(prompt) if prefix else None
         rows, width = prompt.tokens.shape
-        prompt_slots: Bool[Array, "B T"] = jnp.asarray(prompt.segment_ids) > 0
 
         def pick(hidden) -> Int[Array, "B"]:
             return jnp.argmax(module.logits(hidden[:, -1:]), axis=-1)[:, 0].astype(jnp.int32)
@@ -63,6 +62,9 @@ def make_greedy(
         hidden, cache = module.begin(
             prompt.tokens, prompt.positions, prompt.segment_ids, width + max_new_tokens, before
         )
+        # What an encoder read takes no slots: there is one for the token its decoder starts with.
+        width = cache.key.shape[2] - max_new_tokens
+        prompt_slots: Bool[Array, "B T"] = jnp.asarray(prompt.segment_ids)[:, -width:] > 0
         token = pick(hidden)
         generated = jnp.full((rows, max_new_tokens), eos_id, jnp.int32).at[:, 0].set(token)
 

@@ -70,6 +70,7 @@ class GenerativeClassifier:
             recipe.slot_format,
             recipe.max_length,
             reserve=recipe.max_new_tokens,
+            apart=self.model.reads_apart,
         )
 
     def prompts(

@@ -102,7 +102,9 @@ def places(params: Params, spec: Spec) -> dict[str, Place]:
     found = {}
     for path in modules:
         layered = path in counts
-        chosen = spec.layers or tuple(range(depth)) if layered else (None,)
+        chosen: Sequence[int | None] = (None,)
+        if layered:  # an encoder may have more layers than its decoder
+            chosen = [n for n in spec.layers or range(counts[path]) if n < counts[path]]
         kept, ranks, alphas = [], [], []
         for layer in chosen:
             name = _in_layer(path, layer)

@@ -14,6 +14,7 @@ from jaxclf.data.tasks import Kind
 from jaxclf.models import layers
 from jaxclf.models.encoder import Encoder
 from jaxclf.models.llama import Llama
+from jaxclf.models.t5 import T5
 from jaxclf.shapes import AnyArray, Array, Float, Key, Shaped
 
 Scores = dict[str, Float[Array, "B J C"]]
@@ -78,10 +79,14 @@ class Objective:
 
 
 def label_logits(
-    module: Llama, batch: Batch, key: Key[Array, ""] | None = None
+    module: Llama | T5, batch: Batch, key: Key[Array, ""] | None = None
 ) -> Float[Array, "B J V"]:
     """Logits where a label token is predicted, and nowhere else."""
-    places = batch.targets[ANSWER].positions
+    places, labels, mask = batch.targets[ANSWER]
+    if isinstance(module, T5):
+        own = jnp.take_along_axis(jnp.asarray(batch.segment_ids), jnp.asarray(places), axis=1)
+        segments = jnp.where(mask, own, 0)
+        return module.logits(module.hidden(batch.tokens, batch.segment_ids, labels, segments, key))
     return module.logits(
         module.hidden(batch.tokens, batch.positions, batch.segment_ids, key, places, batch.prefixes)
     )

@@ -33,6 +33,7 @@ from jaxclf.errors import InputError
 from jaxclf.features import Seen
 from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.t5 import T5Config
 from jaxclf.preparation import with_vocabulary
 from jaxclf.training import train
 
@@ -72,6 +73,11 @@ class Modules:
                     f"{len(self.names)}"
                 )
         self.dimensions, _ = read_model(base.model_json)
+        if isinstance(self.dimensions, T5Config):
+            raise InputError(
+                f"{config.model.name or 'the model'} has an encoder and a decoder; an ensemble "
+                "combines what one stack of layers sees. Choose a Llama or an encoder"
+            )
         if self.dimensions.hidden_size % fields.heads:
             raise InputError(
                 f"attens.heads is {fields.heads}; expected a divisor of the model's size, which is "

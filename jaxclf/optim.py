@@ -85,11 +85,12 @@ def choose(params: Tree, trained: str, tokens: np.ndarray | None = None) -> Part
     }
     if last := re.fullmatch(r"last:(\d+)", trained):
         count = int(last.group(1))
-        layers = next(leaf.shape[0] for path, leaf in paths.items() if path.startswith("layers/"))
+        depths = {path: leaf.shape[0] for path, leaf in paths.items() if path.startswith("layers/")}
+        layers = max(depths.values())
         if not 1 <= count <= layers:
             raise InputError(f"train.trained is {trained!r}; the model has {layers} layers")
         chosen = {
-            path: (-1 if count == layers else count) if path.startswith("layers/") else 0
+            path: (-1 if count >= depths[path] else count) if path in depths else 0
             for path in paths
         }
         return Partition(chosen)

@@ -91,6 +91,8 @@ class Job:
         self.tuning = tuning.choose(config, self.model.abstract)
         self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
         plain = zoo.create(dimensions).abstract["layers"]
+        if self.model.reads_apart:  # a decoder of its own has the label's few tokens
+            plain = plain["encoder"]
         self.depth = jax.tree.leaves(plain)[0].shape[0]
         self.body = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plain))
         self.width = jnp.dtype(self.model.dtype).itemsize
@@ -124,6 +126,9 @@ class Job:
         hidden = self.model.config.hidden_size
         # Of one layer: two gathered inputs, and what feed-forward and its gradient hold.
         within = tokens * (2 * hidden + 5 * inner) * width
+        if self.model.reads_apart:  # whose attention no kernel computes: scores and their weights
+            heads = self.model.config.num_heads / sizes["tensor"]
+            within += 3 * tokens * self.length * heads * 4
         kept = depth * tokens / sizes["tensor"] * hidden * width
         activations = within + kept if self.config.model.remat else depth * within
         activations += 3 * body / depth * width / sizes["tensor"]

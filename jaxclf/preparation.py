@@ -26,6 +26,7 @@ from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.llama import LlamaConfig
+from jaxclf.models.t5 import T5Config
 from jaxclf.models.zoo import Model, ModelConfig
 from jaxclf.objectives import head_objective
 from jaxclf.recipe import Recipe
@@ -80,7 +81,7 @@ def _decoder(
     workdir: Path,
     base: ModelSource | None,
     dataset: Dataset,
-    dimensions: LlamaConfig,
+    dimensions: LlamaConfig | T5Config,
 ) -> Setup:
     """Classification as generation."""
     _refuse_for_decoders(config, dataset)
@@ -104,6 +105,7 @@ def _decoder(
         config.prompt.slots,
         config.train.max_length,
         truncate=config.data.truncate,
+        apart=isinstance(dimensions, T5Config),
     )
     model = create_model(config, with_vocabulary(dimensions, tokenizer, base))
     objective = dataclasses.replace(
@@ -298,6 +300,8 @@ def with_vocabulary(
         if isinstance(dimensions, EncoderConfig) and dimensions.family == "roberta":
             # Where transformers begins to count, so that an export means the same there.
             dimensions = dataclasses.replace(dimensions, position_offset=tokenizer.pad_id + 1)
+        if isinstance(dimensions, T5Config):  # as in the released models
+            dimensions = dataclasses.replace(dimensions, start_id=tokenizer.pad_id)
         return dimensions
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise InputError(
@@ -331,6 +335,7 @@ def _check_same(found: ModelConfig, named: ModelConfig, config: ConfigDict) -> N
 # What two checkpoints of one model may differ in.
 _NOT_DIMENSIONS = (
     "initializer_std",
+    "initializer_factor",
     "max_position",
     "dropout",
     "attention_dropout",

@@ -41,14 +41,17 @@ MESH_AXES: dict[str | None, tuple[str, ...]] = {
 
 Dims = tuple[str | None, ...]
 
+_LAYERS = r"layers/((encoder|decoder)/)?"
+
 # Path of a leaf → its last dimensions; those before them (layers, adapters) are never cut.
 RULES: tuple[tuple[str, Dims], ...] = (
     (r"embed/((tokens|positions|types)/)?embedding", (None, "features")),
-    (r"layers/(attention/[qkv]|mlp/(gate|up))/kernel", ("model", "inner")),
-    (r"layers/(attention/o|mlp/down)/kernel", ("inner", "model")),
+    (rf"{_LAYERS}((attention|cross)/[qkv]|mlp/(gate|up))/kernel", ("model", "inner")),
+    (rf"{_LAYERS}((attention|cross)/o|mlp/down)/kernel", ("inner", "model")),
     (r"layers/(attention/[qkv]|mlp/up)/bias", ("inner",)),
     (r"layers/(attention/o|mlp/down)/bias", (None,)),
-    (r"layers/prefix/(key|value)", (None, None, None)),
+    (rf"{_LAYERS}prefix/(key|value)", (None, None, None)),
+    (r"distances/(encoder|decoder)/embedding", (None, None)),
     (r"unembed/kernel", ("model", "vocabulary")),
     (r"(pooler|project|heads/[^/]+/(dense|out))/kernel", ("model", None)),
     (r"(pooler|project|heads/[^/]+/(dense|out))/bias", (None,)),

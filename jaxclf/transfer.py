@@ -21,7 +21,7 @@ from jaxclf.models.zoo import Model, ModelConfig
 from jaxclf.recipe import Recipe
 from jaxclf.shapes import Array, Key, Params
 
-_REPLACEABLE = ("heads/", "pooler/", "layers/prefix/")
+_REPLACEABLE = re.compile("(heads|pooler|layers(/.*)?/prefix)/.*")
 
 
 class Plan(NamedTuple):
@@ -56,13 +56,13 @@ def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe | No
         ours = _renamed(path, names)
         if path.startswith("heads/") and (heads == "new" or ours not in wanted):
             continue
-        if path.startswith(("pooler/", "layers/prefix/")) and ours not in wanted:
+        if _REPLACEABLE.fullmatch(path) and ours not in wanted:
             continue
         taken[ours] = path
     _check_sizes(base, wanted, taken)
     if heads == "keep" and recipe is not None:
         _check_labels(base, names, recipe)
-    new = tuple(path for path in wanted if path.startswith(_REPLACEABLE) and path not in taken)
+    new = tuple(path for path in wanted if _REPLACEABLE.fullmatch(path) and path not in taken)
     left = tuple(path for path in base.manifest if path not in taken.values())
     return Plan(taken, new, (*_unused_at_conversion(base), *left))
 
@@ -110,7 +110,7 @@ def _check_sizes(base: ModelSource, wanted: Mapping[str, Any], taken: Mapping[st
     wrong = [
         f"{path} {base.manifest[path].shape}, the run needs {wanted[ours].shape}"
         for ours, path in taken.items()
-        if ours.startswith(_REPLACEABLE) and base.manifest[path].shape != wanted[ours].shape
+        if _REPLACEABLE.fullmatch(ours) and base.manifest[path].shape != wanted[ours].shape
     ]
     if wrong:
         raise InputError(

@@ -22,7 +22,7 @@ _HEADS = ("heads/.*", "pooler/.*")
 _SAVED = {
     "bitfit": (".*/bias", *_HEADS),
     "head": _HEADS,
-    "prefix": ("layers/prefix/.*", *_HEADS),
+    "prefix": ("layers/(.*/)?prefix/.*", *_HEADS),
 }
 
 

@@ -28,6 +28,7 @@ from tests.models.test_attention import shared_inputs, shared_outputs_and_gradie
 from tests.test_features import seen_of, texts
 from tests.tiny import examples, random_params, sharing
 from tests.tiny_encoders import ENCODERS
+from tests.tiny_t5 import FLAN
 
 MESHES = {
     "data": (8, 1, 1, 1),
@@ -181,6 +182,27 @@ def encoders():
             batch,
             Objective(losses.head_scores, {"label": Term("class")}),
         )
+
+
+def encoder_with_decoder():
+    """A T5's losses, parameters and greedy tokens."""
+    dims = dataclasses.replace(
+        FLAN, vocab_size=64, intermediate_size=64, num_layers=1, num_decoder_layers=1, head_dim=8
+    )
+    model = zoo.create(dims, remat=True)
+    texts = [dataclasses.replace(each, apart=True) for each in examples(SIZES, vocab_size=64)]
+    batch = pack.padded([pack.row(each) for each in texts])
+    batch = jax.tree.map(lambda rows: rows[None], batch)
+    tuned, params = tuning.choose(config(), model.abstract), random_params(model)
+    agree(["fsdp-tensor-sequence"], model, tuned, params, batch, losses.GENERATION, 3)
+    greedy = decode.make_greedy(model, 6, eos_id=2)
+    prompts = pack.prompts([dataclasses.replace(each, label=each.label[:0]) for each in texts], 8)
+    found = []
+    for shape in (ONE, MESHES["data-fsdp-tensor"]):
+        with on(shape):
+            answers = jax.jit(greedy)(sharding.put(params), sharding.put_batch(prompts))
+            found.append(np.asarray(answers))
+    np.testing.assert_array_equal(*found)
 
 
 def decoding():

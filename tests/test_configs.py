@@ -60,7 +60,8 @@ def test_every_variant_loads_and_means_what_it_says(path):
         assert loaded.tune == expected
         assert loaded.model.quantise == ("nf4" if adapted == "qlora" else "none")
         if "smoke" in words:
-            assert loaded.model.name in ("llama_smoke", "encoder_smoke") or path in CHATS
+            models = ("llama_smoke", "t5_smoke", "encoder_smoke")
+            assert loaded.model.name in models or path in CHATS
             assert loaded.model.checkpoint == loaded.tokenizer.path == ""
             assert loaded.train.steps <= 10 or path in CHATS
             assert 0 < loaded.data.limit <= 100

@@ -14,7 +14,7 @@ from jaxclf.errors import InputError
 ROOT = Path(__file__).parent.parent
 CHECKS = (
     *("full", "adapters", "encoders", "decoding", "kernels", "checkpoints", "examples_seen"),
-    *("whole_run", "module_features", "compiled_text", "every_config"),
+    *("encoder_with_decoder", "whole_run", "module_features", "compiled_text", "every_config"),
 )
 
 

@@ -46,7 +46,7 @@ def _widened(batch: Either, widths: Widths) -> Either:
         tokens, segment_ids, positions = (
             _filled(array, widths[0], before=True) for array in batch[:3]
         )
-        return PromptBatch(tokens, segment_ids, positions, batch.seen)
+        return PromptBatch(tokens, segment_ids, positions, batch.seen, batch.answer)
     tokens, segment_ids, positions = (_filled(array, widths[0]) for array in batch[:3])
     types = None if batch.types is None else _filled(batch.types, widths[0])
     targets = {

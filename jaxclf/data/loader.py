@@ -100,8 +100,10 @@ def train_batches(
 
 
 def used_tokens(examples: Examples) -> np.ndarray:
-    """The sorted token ids that batches of the examples hold, padding's with them."""
-    return np.unique(np.concatenate([[0], *(pack.row(item)["tokens"] for item in examples)]))
+    """The sorted token ids that models read in batches of the examples, padding's with them."""
+    read = [pack.row(item)["tokens"] for item in examples]
+    read += [item.label for item in examples if isinstance(item, Tokens) and item.apart]
+    return np.unique(np.concatenate([[0], *read]))
 
 
 def label_budget(examples: Examples, name: str, row_length: int, shared: Shared = NONE) -> int:

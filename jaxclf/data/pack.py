@@ -7,7 +7,12 @@ A row of the example with prefix+text `5 6 7` and answer `8 2` (2 ends the seque
     answer labels           8 2
 
 An encoder's row has one such pair for every head: a class is predicted at the first token, a slot
-at the first token of each word.
+at the first token of each word. Where a decoder of its own writes the answer, the row ends with the
+text, and the positions only say which segment an answer token belongs to:
+
+    tokens              5 6 7        read by the encoder
+    answer positions    0 0
+    answer labels       8 2          the decoder reads its start and 8
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,12 +61,14 @@ class PromptBatch(NamedTuple):
     """Left-padded prompts: every row ends where its answer begins.
 
     `seen`: the number of the shared prefix that a row continues; 0: it has the whole prompt.
+    `answer`: what the answer begins with, where a decoder of its own writes it.
     """
 
     tokens: Int[AnyArray, "B T"]
     segment_ids: Int[AnyArray, "B T"]
     positions: Int[AnyArray, "B T"]
     seen: Int[AnyArray, "B"] | None = None
+    answer: Int[AnyArray, "B A"] | None = None
 
 
 def bucket(length: int, smallest: int = 16) -> int:
@@ -82,6 +89,12 @@ def row(example: Tokens | Encoded, shared: Shared = NONE) -> Row:
         for name, (positions, labels) in example.targets.items():
             arrays |= {f"{name}/positions": positions, f"{name}/labels": labels}
         return arrays
+    if example.apart:
+        return {
+            "tokens": np.concatenate([example.prefix, example.text]).astype(np.int32),
+            f"{ANSWER}/positions": np.zeros(len(example.label), np.int32),
+            f"{ANSWER}/labels": example.label.astype(np.int32),
+        }
     number = shared.number(example)
     prefix = example.prefix[:0] if number else example.prefix
     read = np.concatenate([prefix, example.text, example.label[:-1]]).astype(np.int32)
@@ -182,7 +195,8 @@ def _filled(segments: np.ndarray) -> np.ndarray:
 def prompts(examples: Sequence[Tokens], rows: int, shared: Shared = NONE) -> PromptBatch:
     """Prompts without answers, padded on the left; missing rows repeat the last example.
 
-    Prefixes that are `shared` are left out.
+    Prefixes that are `shared` are left out. Where decoders of their own write the answers, labels
+    are what these begin with, all of one length.
     """
     examples = [*examples, *[examples[-1]] * (rows - len(examples))]
     seen = np.array([shared.number(item) for item in examples], np.int32)
@@ -196,7 +210,10 @@ def prompts(examples: Sequence[Tokens], rows: int, shared: Shared = NONE) -> Pro
         tokens[index, width - len(ids) :] = ids
         segment_ids[index, width - len(ids) :] = 1
         positions[index, width - len(ids) :] = np.arange(len(ids)) + shared.lengths[number]
-    return PromptBatch(tokens, segment_ids, positions, seen if shared else None)
+    answer = None
+    if examples[0].apart and len(examples[0].label):
+        answer = np.stack([item.label for item in examples])
+    return PromptBatch(tokens, segment_ids, positions, seen if shared else None, answer)
 
 
 def prefix_row(shared: Shared) -> PromptBatch:

@@ -72,12 +72,12 @@ def find(
 
     `per_batch`: examples whose rows are computed together. A prefix of one's own (examples drawn
     afresh for each text) is left where it is, and so is one of fewer than `least` tokens, which is
-    cheaper to repeat.
+    cheaper to repeat. Of what an encoder reads nothing is shared: each token sees the text too.
     """
     counts: collections.Counter[bytes] = collections.Counter()
     arrays: dict[bytes, np.ndarray] = {}
     for example in examples:
-        if isinstance(example, Encoded):
+        if isinstance(example, Encoded) or example.apart:
             return NONE
         if len(example.prefix) >= max(1, least):
             name = example.prefix.tobytes()

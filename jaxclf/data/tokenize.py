@@ -4,6 +4,8 @@
         + encode(text) + encode(prompt after it)   text
         + encode(answer) + eos                     label
 
+An encoder that reads the prompt apart from the answer (T5) has an eos at the end of the text too.
+
 Every piece is encoded by itself, so the ids of the prompt do not depend on the text, and special
 tokens in data are plain text: nothing a document contains can close the prompt or end a turn.
 """
@@ -286,7 +288,8 @@ class Tokens:
 
     `prefix` is the prompt before the text, bos included, the same array object for all examples
     of a fixed prompt. `text` is the text and the prompt after it. `label` is the answer and eos,
-    empty without gold. `cut`: tokens cut from the end of the text.
+    empty without gold. `cut`: tokens cut from the end of the text. `apart`: an encoder reads prefix
+    and text, a decoder of its own the label.
     """
 
     id: str
@@ -294,6 +297,7 @@ class Tokens:
     text: Int32[np.ndarray, "text"]
     label: Int32[np.ndarray, "label"]
     cut: int
+    apart: bool = False
 
 
 def tokenize(
@@ -306,19 +310,21 @@ def tokenize(
     *,
     truncate: bool = True,
     reserve: int = 0,
+    apart: bool = False,
 ) -> list[Tokens]:
     """Encode `records` into at most `max_length` tokens each.
 
     `prompt` is one for all, or a function of an example's index and record. Room is kept for the
     label, or for `reserve` tokens where that is more (generation: the longest answer and eos), so
-    only the end of the text is ever cut. Raises InputError where the prompt leaves no room, and
-    with `truncate=False` for every record that is too long.
+    only the end of the text is ever cut. `apart`: see `Tokens`. Raises InputError where the prompt
+    leaves no room, and with `truncate=False` for every record that is too long.
     """
     tokens = []
     texts = tokenizer.encode_batch([record.text for record in records], is_data=True)
     prompts = _encode_prompts(records, prompt, tokenizer)
     for record, text, (prefix, suffix, asked) in zip(records, texts, prompts, strict=True):
         label: list[int] = []
+        suffix = [*suffix, tokenizer.eos_id] if apart else suffix
         if has_gold(record, tasks):
             gold = answer(record, tasks, slot_format, asked.lettered)
             label = [*tokenizer.encode_answer(gold, asked.lead), tokenizer.eos_id]
@@ -341,6 +347,7 @@ def tokenize(
                 text=np.array(text[:room] + suffix, np.int32),
                 label=np.array(label, np.int32),
                 cut=max(0, len(text) - room),
+                apart=apart,
             )
         )
     return tokens

@@ -104,11 +104,15 @@ def attend(
     mask: Visible,
     rate: float = 0.0,
     random_key: Key[Array, ""] | None = None,
+    *,
+    bias: Float[Array, "_ N T S"] | None = None,
+    scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention scaled by 1/sqrt(H); each key head serves N/K query heads.
+    """Softmax attention scaled by 1/sqrt(H), or by `scale`; each key head serves N/K query heads.
 
-    Scores and softmax are float32; a key turns dropout of the weights on, for which it takes a
-    mask. A query that may see nothing gets a finite value that means nothing.
+    Scores and softmax are float32; a key turns dropout of the weights on. `bias` is added to scores
+    after scaling. These three take a mask. A query that may see nothing gets a finite value that
+    means nothing.
     """
     query = constrain(query, "batch", "length", "heads", None)
     key, value = (constrain(each, "batch", None, "heads", None) for each in (key, value))
@@ -119,7 +123,7 @@ def attend(
     elif isinstance(mask, Shared):
         found = shared.attend(query, key, value, mask)
     else:
-        found = _plain(query, key, value, mask, rate, random_key)
+        found = _plain(query, key, value, mask, rate, random_key, bias, scale)
     return sharding.heads(found)
 
 
@@ -130,6 +134,8 @@ def _plain(
     mask: Bool[Array, "B 1 T S"],
     rate: float,
     random_key: Key[Array, ""] | None,
+    bias: Float[Array, "_ N T S"] | None,
+    scale: float | None,
 ) -> Float[Array, "B T N H"]:
     rows, count, heads, size = query.shape
     group = heads // key.shape[2]
@@ -139,7 +145,10 @@ def _plain(
     query = query.reshape(rows, -1, group * count, size)
     scores = jnp.einsum("bkth,bksh->bkts", query, key, preferred_element_type=jnp.float32)
     mask = jnp.tile(mask, (1, 1, group, 1))
-    scores = jnp.where(mask, scores * size**-0.5, jnp.finfo(jnp.float32).min)
+    scores = scores * (size**-0.5 if scale is None else scale)
+    if bias is not None:
+        scores += bias.reshape(len(bias), -1, group * count, bias.shape[-1])
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), rate, random_key)
     found = jnp.einsum("bkts,bksh->bkth", weights.astype(value.dtype), value)
     return jnp.swapaxes(found.reshape(rows, heads, count, size), 1, 2)
@@ -256,11 +265,25 @@ def prefix(count: int, heads: int, head_dim: int, **options) -> Prefix | None:
     return Prefix(count, heads, head_dim, **options) if count else None
 
 
-class Cache(NamedTuple):
-    """Keys and values of every layer for S slots."""
+class Source(NamedTuple):
+    """An encoder's outputs as keys and values of every layer of its decoder, and which are seen."""
 
     key: Float[Array, "L B S K H"]
     value: Float[Array, "L B S K H"]
+    seen: Bool[Array, "B S"]
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer for S slots.
+
+    `positions`: of the slots' tokens, where keys do not hold theirs. `source`: what the rows of a
+    decoder with an encoder see beside the slots.
+    """
+
+    key: Float[Array, "L B S K H"]
+    value: Float[Array, "L B S K H"]
+    positions: Int[Array, "B S"] | None = None
+    source: Source | None = None
 
     @classmethod
     def empty(cls, shape: tuple[int, int, int, int, int], dtype) -> "Cache":
@@ -281,7 +304,25 @@ class Cache(NamedTuple):
             new = constrain(new, "batch", None, "heads", None)[None].astype(whole.dtype)
             return _cut_cache(jax.lax.dynamic_update_slice(whole, new, at))
 
-        return Cache(written(self.key, key), written(self.value, value))
+        return self._replace(key=written(self.key, key), value=written(self.value, value))
+
+    def rows(self, rows: Int[AnyArray, "P"]) -> "Cache":
+        """What is kept of these rows."""
+        positions, source = self.positions, self.source
+        if positions is not None:
+            positions = positions[rows]
+        if source is not None:
+            source = Source(source.key[:, rows], source.value[:, rows], source.seen[rows])
+        return Cache(self.key[:, rows], self.value[:, rows], positions, source)
+
+    def longer(self, spare: int) -> "Cache":
+        """The same with `spare` more slots."""
+
+        def padded(x, axis: int):
+            return jnp.pad(x, [(0, spare if each == axis else 0) for each in range(x.ndim)])
+
+        positions = None if self.positions is None else padded(self.positions, 1)
+        return Cache(padded(self.key, 2), padded(self.value, 2), positions, self.source)
 
 
 def _cut_cache(x: Float[Array, "L B S K H"]) -> Float[Array, "L B S K H"]:

@@ -17,6 +17,7 @@ from jaxclf.models.attention import Implementation
 from jaxclf.models.encoder import Encoder, EncoderConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.llama import Llama, LlamaConfig
+from jaxclf.models.t5 import T5, T5Config
 from jaxclf.shapes import Array, Key, Params
 
 _LLAMA31 = RopeScaling(
@@ -100,7 +101,19 @@ def _roberta(hidden, ffn, num_layers, heads, vocab_size=50_265, **rest):
     )
 
 
-ModelConfig = LlamaConfig | EncoderConfig
+def _flan_t5(hidden, ffn, num_layers, heads, vocab_size=32_128, head_dim=64):
+    return T5Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=ffn,
+        num_layers=num_layers,
+        num_decoder_layers=num_layers,
+        num_heads=heads,
+        head_dim=head_dim,
+    )
+
+
+ModelConfig = LlamaConfig | EncoderConfig | T5Config
 
 CONFIGS: dict[str, ModelConfig] = {
     "llama2_7b": _llama2(4096, 11_008, 32, 32, 32),
@@ -123,6 +136,11 @@ CONFIGS: dict[str, ModelConfig] = {
     "llama3.2_3b": _llama3(
         3072, 8192, 28, 24, rope_scaling=_LLAMA32, max_position=131_072, tie_embeddings=True
     ),
+    "flan_t5_small": _flan_t5(512, 1024, 8, 6),
+    "flan_t5_base": _flan_t5(768, 2048, 12, 12),
+    "flan_t5_large": _flan_t5(1024, 2816, 24, 16),
+    "flan_t5_xl": _flan_t5(2048, 5120, 24, 32),
+    "flan_t5_xxl": _flan_t5(4096, 10_240, 24, 64),
     "bert_base": _bert(768, 3072, 12, 12),
     "bert_large": _bert(1024, 4096, 24, 16),
     "minilm_l6": _bert(384, 1536, 6, 12),
@@ -136,6 +154,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "llama_2m": _small(192, 512, 4, 8, 8),
     "llama_tiny": _small(128, 344, 4, 4, 2),
     "llama_smoke": _small(32, 64, 2, 4, 2),
+    "t5_smoke": _flan_t5(32, 64, 2, 4, vocab_size=2048, head_dim=8),
     "encoder_smoke": _roberta(32, 64, 2, 4, vocab_size=2048, max_position=4096),
 }
 
@@ -152,21 +171,28 @@ class Model:
 
     @property
     def family(self) -> str:
-        """`llama`, or which encoder it is."""
+        """`llama`, `t5`, or which encoder it is."""
         return family_of(self.config)
 
     @property
     def is_encoder(self) -> bool:
         return isinstance(self.config, EncoderConfig)
 
+    @property
+    def reads_apart(self) -> bool:
+        """Whether an encoder reads the prompt, and a decoder of its own writes the answer."""
+        return isinstance(self.config, T5Config)
+
     def bind(self, params: Params) -> Any:
-        """The Llama or Encoder over these parameters; call it inside a traced function."""
+        """The Llama, T5 or Encoder over these parameters; call it inside a traced function."""
         return nnx.merge(self.graphdef, params)
 
 
 def family_of(config: ModelConfig) -> str:
-    """`llama`, or the family of an encoder."""
-    return config.family if isinstance(config, EncoderConfig) else "llama"
+    """`llama`, `t5`, or the family of an encoder."""
+    if isinstance(config, EncoderConfig):
+        return config.family
+    return "t5" if isinstance(config, T5Config) else "llama"
 
 
 def find(name: str) -> ModelConfig:
@@ -202,6 +228,8 @@ def create(
         rngs = nnx.Rngs(params=key)
         if isinstance(config, EncoderConfig):
             return Encoder(config, **options, rngs=rngs)
+        if isinstance(config, T5Config):
+            return T5(config, **options, rngs=rngs)
         return Llama(config, **options, rngs=rngs)
 
     def init(key):

@@ -89,7 +89,7 @@ python -m jaxclf.predict --checkpoint RUN_DIRECTORY --input texts.jsonl --output
 
 
 def _is_encoder(model: Mapping[str, Any]) -> bool:
-    return model.get("family", "llama") != "llama"
+    return model.get("family", "llama") not in ("llama", "t5")
 
 
 def _front_matter(

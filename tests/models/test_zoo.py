@@ -22,6 +22,11 @@ from jaxclf.models import zoo
         ("llama3.1_8b", 8_030_261_248),
         ("llama3.2_1b", 1_235_814_400),
         ("llama3.2_3b", 3_212_749_824),
+        ("flan_t5_small", 76_961_152),
+        ("flan_t5_base", 247_577_856),
+        ("flan_t5_large", 783_150_080),
+        ("flan_t5_xl", 2_849_757_184),
+        ("flan_t5_xxl", 11_135_332_352),
     ],
 )
 def test_parameter_counts_are_those_of_the_released_checkpoints(name, published):

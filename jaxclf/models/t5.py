@@ -1,0 +1,468 @@
+"""T5 and Flan-T5: an encoder reads the prompt, a decoder writes the label.
+
+Source: Raffel et al. 2020, Chung et al. 2022; checked against T5ForConditionalGeneration of
+transformers.
+"""
+
+import dataclasses
+import functools
+import math
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxclf import sharding
+from jaxclf.models import layers
+from jaxclf.models.attention import (
+    Before,
+    Cache,
+    Implementation,
+    Source,
+    attend,
+    causal_mask,
+    full_mask,
+    prefix,
+)
+from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
+from jaxclf.sharding import between, gathered
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Dimensions and constants of one encoder with its decoder.
+
+    `num_layers`: of the encoder. `buckets`: of distances between tokens, exact up to a half of them
+    and then logarithmic up to `max_distance`. `gated`: feed-forward of T5 1.1 and Flan-T5 (GELU);
+    else the first T5's (ReLU). `scale_outputs`: logits are of hidden states divided by sqrt(D), as
+    in the first T5. `start_id`: what the decoder reads first. `prefix`: trained keys and values
+    before those of every self-attention.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    head_dim: int
+    buckets: int = 32
+    max_distance: int = 128
+    rms_norm_eps: float = 1e-6
+    gated: bool = True
+    tie_embeddings: bool = False
+    scale_outputs: bool = False
+    initializer_factor: float = 1.0
+    dropout: float = 0.1
+    start_id: int = 0
+    prefix: int = 0
+
+    @property
+    def max_position(self) -> int:
+        """Distances have buckets however far: there is no last position."""
+        return sys.maxsize
+
+
+@functools.lru_cache
+def bucket_table(causal: bool, buckets: int, max_distance: int) -> Int[np.ndarray, "distances"]:
+    """The bucket of each distance (key minus query) from -max_distance to max_distance.
+
+    Farther ones are in the same bucket as the ends. Causal: all later keys are in the query's own
+    bucket. Source: T5Attention of transformers, in its float32 arithmetic.
+    """
+    distances = np.arange(-max_distance, max_distance + 1)
+    side = buckets if causal else buckets // 2
+    far = np.maximum(-distances, 0) if causal else np.abs(distances)
+    exact = side // 2
+    share = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact))
+    share = share / np.float32(math.log(max_distance / exact)) * np.float32(side - exact)
+    rough = np.minimum(exact + share.astype(np.int32), side - 1)
+    found = np.where(far < exact, far, rough)
+    return (found if causal else found + side * (distances > 0)).astype(np.int32)
+
+
+class Distances(nnx.Module):
+    """A learned number for each head and bucket of distances, which scores of attention get."""
+
+    def __init__(self, config: T5Config, *, causal: bool, dtype: Any, rngs: nnx.Rngs):
+        shape = config.buckets, config.num_heads
+        std = config.initializer_factor * config.hidden_size**-0.5
+        drawn = jax.random.normal(rngs.params(), shape, jnp.float32) * std
+        self.embedding = nnx.Param(drawn.astype(dtype))
+        self.causal, self.buckets, self.max_distance = causal, config.buckets, config.max_distance
+
+    def of(self, distances: Int[Array, "*any"]) -> Float[Array, "*any N"]:
+        """What distances add, in float32."""
+        table, far = self.table()
+        bucket = table[jnp.clip(distances, -far, far) + far]
+        return self.embedding.get_value().astype(jnp.float32)[bucket]
+
+    def between(
+        self, query: Int[AnyArray, "B T"], key: Int[AnyArray, "B S"]
+    ) -> Float[Array, "B N T S"]:
+        """What scores of tokens at these positions get."""
+        distances = jnp.asarray(key)[:, None, :] - jnp.asarray(query)[:, :, None]
+        return jnp.moveaxis(self.of(distances), -1, 1)
+
+    def along(self, count: int) -> Float[Array, "1 N T T"]:
+        """What scores of a row's tokens get; all rows, and segments in them, are alike.
+
+        Each row of the square is the one above, moved by a place: laid one after the other, with
+        one place less than their period, they move by themselves. A gather of T x T places, and
+        its gradient, would take far longer.
+        """
+        distances = np.arange(2 * count)
+        distances = np.where(distances < count, distances, distances - 2 * count)
+        period = self.of(jnp.asarray(distances)).T
+        square = jnp.tile(period, (1, count))[:, : count * (2 * count - 1)]
+        square = square.reshape(-1, count, 2 * count - 1)[:, :, :count]
+        return sharding.constrain(square[None], None, "heads", None, None)
+
+    def table(self) -> tuple[Array, int]:
+        table = bucket_table(self.causal, self.buckets, self.max_distance)
+        return jnp.asarray(table), len(table) // 2
+
+
+class Attention(nnx.Module):
+    """Heads over keys of the same tokens, or of an encoder's; scores are not scaled."""
+
+    def __init__(self, config: T5Config, *, dtype: Any, rngs: nnx.Rngs):
+        hidden, width = config.hidden_size, config.num_heads * config.head_dim
+
+        def linear(size_in, size_out, std):
+            std *= config.initializer_factor
+            return layers.Linear(size_in, size_out, std=std, dtype=dtype, rngs=rngs)
+
+        # Queries start smaller by what scores are not divided by.
+        self.q = linear(hidden, width, (hidden * config.head_dim) ** -0.5)
+        self.k = linear(hidden, width, hidden**-0.5)
+        self.v = linear(hidden, width, hidden**-0.5)
+        self.o = linear(width, hidden, width**-0.5)
+        self.head_dim, self.dropout = config.head_dim, config.dropout
+
+    def keys(
+        self, x: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
+        """Keys and values, split into heads."""
+        return self._heads(self.k, x), self._heads(self.v, x)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        key: Float[Array, "B S N H"],
+        value: Float[Array, "B S N H"],
+        mask: Bool[Array, "B 1 T S"],
+        bias: Float[Array, "_ N T S"] | None,
+        random_key: Key[Array, ""] | None,
+    ) -> Float[Array, "B T D"]:
+        query = self._heads(self.q, x)
+        found = attend(query, key, value, mask, self.dropout, random_key, bias=bias, scale=1.0)
+        return self.o(found.reshape(*x.shape[:2], -1))
+
+    def _heads(self, linear: layers.Linear, x: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
+        return linear(x).reshape(*x.shape[:2], -1, self.head_dim)
+
+
+class MLP(nnx.Module):
+    """`down(gelu(gate(x)) * up(x))`, or `down(relu(up(x)))`."""
+
+    def __init__(self, config: T5Config, *, dtype: Any, rngs: nnx.Rngs):
+        hidden, inner = config.hidden_size, config.intermediate_size
+
+        def linear(size_in, size_out):
+            std = config.initializer_factor * size_in**-0.5
+            return layers.Linear(size_in, size_out, std=std, dtype=dtype, rngs=rngs)
+
+        self.gate = linear(hidden, inner) if config.gated else None
+        self.up = linear(hidden, inner)
+        self.down = linear(inner, hidden)
+        self.dropout = config.dropout
+
+    def __call__(
+        self, x: Float[Array, "B T D"], random_key: Key[Array, ""] | None
+    ) -> Float[Array, "B T D"]:
+        inner = self.up(x)
+        if self.gate is None:
+            inner = jax.nn.relu(inner)
+        else:
+            inner = jax.nn.gelu(self.gate(x), approximate=True) * inner
+        inner = layers.dropout(inner, self.dropout, random_key)
+        return self.down(sharding.inner(inner, x.shape[-1]))
+
+
+class Seen(NamedTuple):
+    """What one decoder layer sees of the encoder's outputs: keys, values and a mask."""
+
+    key: Float[Array, "B S N H"]
+    value: Float[Array, "B S N H"]
+    mask: Bool[Array, "B 1 T S"]
+
+
+class Block(nnx.Module):
+    """Pre-norm self-attention, in a decoder attention to the encoder, and feed-forward."""
+
+    def __init__(self, config: T5Config, *, decodes: bool, dtype: Any, rngs: nnx.Rngs):
+        def norm():
+            return layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+
+        def attention():
+            return Attention(config, dtype=dtype, rngs=rngs)
+
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = attention()
+        self.cross_norm = norm() if decodes else None
+        self.cross = attention() if decodes else None
+        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        std = config.initializer_factor * config.hidden_size**-0.5
+        sizes = config.prefix, config.num_heads, config.head_dim
+        self.prefix = prefix(*sizes, std=std, dtype=dtype, rngs=rngs)
+        self.dropout = config.dropout
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B 1 T T"],
+        bias: Float[Array, "_ N T T"],
+        random_key: Key[Array, ""] | None,
+        encoded: Float[Array, "B S D"] | None = None,
+        encoded_mask: Bool[Array, "B 1 T S"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The next hidden states; a decoder's block sees the encoder's outputs by their mask."""
+        normal = gathered(self.attention_norm(x))
+        key, value = self.attention.keys(normal)
+        seen = None
+        if self.cross is not None and encoded is not None and encoded_mask is not None:
+            seen = Seen(*self.cross.keys(encoded), encoded_mask)
+        return self.finish(x, normal, key, value, mask, bias, seen, random_key)
+
+    def cached(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Bool[Array, "B 1 T S"],
+        bias: Float[Array, "B N T S"],
+        cache: Cache,
+        layer: Int[Array, ""],
+        slot: Int[Array, ""] | int,
+        seen: Seen,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The same, with this call's keys and values put into the cache and all of it attended."""
+        normal = self.attention_norm(x)
+        cache = cache.write(layer, slot, *self.attention.keys(normal))
+        key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
+        return self.finish(x, normal, key, value, mask, bias, seen), cache
+
+    def finish(
+        self,
+        x: Float[Array, "B T D"],
+        normal: Float[Array, "B T D"],
+        key: Float[Array, "B S N H"],
+        value: Float[Array, "B S N H"],
+        mask: Bool[Array, "B 1 T S"],
+        bias: Float[Array, "_ N T S"],
+        seen: Seen | None,
+        random_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Residuals, attention and feed-forward after the keys of self-attention."""
+        keys = layers.split_key(random_key, 6)
+        if self.prefix is not None:
+            count = key.shape[1]
+            key, value, longer = self.prefix.before(key, value, mask)
+            assert isinstance(longer, jax.Array)
+            mask = longer
+            bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (key.shape[1] - count, 0)))
+
+        def added(x, update, random_key):
+            return between(x + layers.dropout(update, self.dropout, random_key))
+
+        x = added(x, self.attention(normal, key, value, mask, bias, keys[0]), keys[1])
+        if self.cross is not None and self.cross_norm is not None:
+            assert seen is not None, "a decoder reads what an encoder wrote"
+            normal = gathered(self.cross_norm(x))
+            x = added(x, self.cross(normal, *seen, None, keys[2]), keys[3])
+        return added(x, self.mlp(gathered(self.mlp_norm(x)), keys[4]), keys[5])
+
+
+class T5(nnx.Module):
+    """Prompts and labels to final hidden states; `logits` of these are the next label tokens'.
+
+    `dtype` is that of the matmuls, `param_dtype` that of the stored parameters. Attention is always
+    plain: the kernels add no numbers to scores.
+    """
+
+    def __init__(
+        self,
+        config: T5Config,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        remat: bool = False,
+        unroll: int = 1,
+        attention: Implementation = "plain",
+        rngs: nnx.Rngs,
+    ):
+        factor, hidden = config.initializer_factor, config.hidden_size
+
+        def stack(decodes: bool, count: int):
+            def block(rngs):
+                return Block(config, decodes=decodes, dtype=param_dtype, rngs=rngs)
+
+            return layers.stacked(block, count, rngs)
+
+        def norm():
+            return layers.RMSNorm(hidden, eps=config.rms_norm_eps, dtype=param_dtype)
+
+        def distances(causal: bool):
+            return Distances(config, causal=causal, dtype=param_dtype, rngs=rngs)
+
+        # One table serves both sides, and a tied head, whose hidden states then are scaled down.
+        std = factor if config.scale_outputs or not config.tie_embeddings else hidden**-0.5
+        self.embed = layers.Embed(config.vocab_size, hidden, std=std, dtype=param_dtype, rngs=rngs)
+        self.layers = nnx.Dict(
+            encoder=stack(False, config.num_layers), decoder=stack(True, config.num_decoder_layers)
+        )
+        self.distances = nnx.Dict(encoder=distances(False), decoder=distances(True))
+        self.encoder_norm, self.decoder_norm = norm(), norm()
+        if not config.tie_embeddings:
+            std = factor * hidden**-0.5  # so that logits start at order 1
+            self.unembed = layers.Linear(
+                hidden, config.vocab_size, std=std, dtype=param_dtype, rngs=rngs
+            )
+        self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
+
+    def encode(
+        self,
+        tokens: Int[AnyArray, "B T"],
+        segment_ids: Int[AnyArray, "B T"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The encoder's outputs. Tokens see all of their own segment; a key turns dropout on."""
+        mask = full_mask(segment_ids)
+        bias = self.distances["encoder"].along(tokens.shape[1])
+        first, key, last = layers.split_key(key, 3)
+
+        def body(block, x, index, _):
+            return block(x, mask, bias, layers.fold_key(key, index))
+
+        x = self._start(tokens, first)
+        x = layers.scan_layers(self.layers["encoder"], body, x, self.remat, self.unroll)
+        return layers.dropout(self.encoder_norm(x), self.config.dropout, last)
+
+    def hidden(
+        self,
+        tokens: Int[AnyArray, "B S"],
+        segment_ids: Int[AnyArray, "B S"],
+        labels: Int[AnyArray, "B J"],
+        label_segments: Int[AnyArray, "B J"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B J D"]:
+        """Normalised last hidden states of the decoder, from which each label token is predicted.
+
+        `label_segments`: the segment of `tokens` that a label token answers; 0 is padding. Those of
+        one segment stand together, in their order.
+        """
+        of_encoder, first, key, last = layers.split_key(key, 4)
+        encoded = gathered(self.encode(tokens, segment_ids, of_encoder))
+        mask = causal_mask(label_segments)
+        same = jnp.asarray(label_segments)[:, :, None] == jnp.asarray(segment_ids)[:, None, :]
+        encoded_mask = (same & (jnp.asarray(segment_ids)[:, None, :] > 0))[:, None]
+        bias = self.distances["decoder"].along(labels.shape[1])
+
+        def body(block, x, index, _):
+            random_key = layers.fold_key(key, index)
+            return block(x, mask, bias, random_key, encoded, encoded_mask)
+
+        x = self._start(_shifted(labels, label_segments, self.config.start_id), first)
+        x = layers.scan_layers(self.layers["decoder"], body, x, self.remat, self.unroll)
+        return layers.dropout(self.decoder_norm(x), self.config.dropout, last)
+
+    def begin(
+        self,
+        tokens: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
+        segment_ids: Int[AnyArray, "B T"],
+        slots: int,
+        before: Before | None = None,
+    ) -> tuple[Float[Array, "B 1 D"], Cache]:
+        """The hidden state of the decoder's first token, and a cache that begins with it.
+
+        The prompts are encoded and take no slot of it: there are `slots` - T + 1.
+        """
+        rows, count = tokens.shape
+        config = self.config
+        encoded = gathered(self.encode(tokens, segment_ids))
+
+        def empty(slots: int) -> Cache:
+            heads = config.num_heads, config.head_dim
+            return Cache.empty((config.num_decoder_layers, rows, slots, *heads), self.dtype)
+
+        def keys(block, cache, layer, _):
+            return cache.write(layer, 0, *block.cross.keys(encoded))
+
+        read = layers.scan_layers(self.layers["decoder"], keys, empty(count), remat=False)
+        source = Source(read.key, read.value, jnp.asarray(segment_ids) > 0)
+        cache = empty(slots - count + 1)
+        cache = cache._replace(
+            positions=jnp.zeros((rows, slots - count + 1), jnp.int32), source=source
+        )
+        start = jnp.full((rows, 1), config.start_id, jnp.int32)
+        mask = jnp.broadcast_to(jnp.arange(slots - count + 1) == 0, (rows, 1, 1, slots - count + 1))
+        # Only distances count: it may stand where the prompt ends, as in a decoder alone.
+        return self.extend(start, positions[:, -1:], mask, cache, 0)
+
+    def extend(
+        self,
+        tokens: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
+        mask: Bool[Array, "B 1 T S"],
+        cache: Cache,
+        slot: Int[Array, ""] | int,
+        before: Before | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Hidden states of T label tokens put at `slot` of a cache of S slots, chosen by `mask`.
+
+        `before`: always None, as prompts that are read apart share no prefix.
+        """
+        source, places = cache.source, cache.positions
+        assert source is not None, "the cache is not that of `begin`"
+        assert places is not None
+        places = jax.lax.dynamic_update_slice(places, jnp.asarray(positions), (0, slot))
+        bias = self.distances["decoder"].between(positions, places)
+        wanted = tokens.shape[1], source.seen.shape[1]
+        seen = jnp.broadcast_to(source.seen[:, None, None], (len(tokens), 1, *wanted))
+
+        def body(block, carry, layer, _):
+            x, cache = carry
+            read = Seen(source.key[layer], source.value[layer], seen)
+            return block.cached(x, mask, bias, cache, layer, slot, read)
+
+        carry = self._start(tokens, None), Cache(cache.key, cache.value)
+        x, cache = layers.scan_layers(self.layers["decoder"], body, carry, remat=False)
+        return self.decoder_norm(x), cache._replace(positions=places, source=source)
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
+        """Unembed chosen hidden states; float32, so that a loss over V stays exact."""
+        if self.config.scale_outputs:
+            hidden = hidden * hidden.shape[-1] ** -0.5
+        unembed = self.embed.attend if self.config.tie_embeddings else self.unembed
+        if hidden.ndim == 3:
+            hidden = gathered(hidden)
+        return unembed(hidden).astype(jnp.float32)
+
+    def _start(
+        self, tokens: Int[AnyArray, "B T"], key: Key[Array, ""] | None
+    ) -> Float[Array, "B T D"]:
+        return layers.dropout(self.embed(tokens).astype(self.dtype), self.config.dropout, key)
+
+
+def _shifted(
+    labels: Int[AnyArray, "B J"], segments: Int[AnyArray, "B J"], start_id: int
+) -> Int[Array, "B J"]:
+    """What the decoder reads: the label token before, and `start_id` where a segment begins."""
+
+    def before(x, fill):
+        return jnp.pad(jnp.asarray(x), ((0, 0), (1, 0)), constant_values=fill)[:, :-1]
+
+    return jnp.where(before(segments, -1) == jnp.asarray(segments), before(labels, 0), start_id)
