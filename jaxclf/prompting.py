@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf import calibration, logs, metrics, report, sharding, transfer
+from jaxclf import calibration, logs, metrics, report, sharding, storage, transfer
 from jaxclf.chat import Account, ChatClassifier
 from jaxclf.classify import FindModel, decoding_facts, make_classifier, prompt_source
 from jaxclf.data import datasets
@@ -56,7 +56,8 @@ class Asked:
 
     answers: makes, for a config that names one style and the fixed prompt of it, what answers
     prompts of that style. params: what `predict` gets; nothing where it needs none. model: the
-    report's part of that name. account: what a server is asked, where one answers.
+    report's part of that name. account: what a server is asked, where one answers. checkpoint: the
+    fingerprint of the parameters, where they are ours.
     """
 
     dataset: Dataset
@@ -64,6 +65,7 @@ class Asked:
     params: Params = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     account: Account | None = None
+    checkpoint: str = ""
 
 
 Open = Callable[[ConfigDict, Path], Asked]
@@ -104,14 +106,21 @@ def decoder(find: FindModel) -> Open:
             recipe = recipe_of(styled, setup.dataset, prompt, setup.tokenizer)
             return make_classifier(setup.model, setup.tokenizer, recipe, styled)
 
-        return Asked(setup.dataset, answers, params, model_facts(config, setup, plan, 0))
+        manifest = storage.describe(params) if base is None else base.manifest
+        return Asked(
+            setup.dataset,
+            answers,
+            params,
+            model_facts(config, setup, plan, 0),
+            checkpoint=storage.fingerprint(manifest),
+        )
 
     return opened
 
 
 def served(config: ConfigDict, workdir: Path) -> Asked:
     """Opens the model that `config.api` names; its server is asked nothing yet."""
-    dataset, account = datasets.load(config.data), Account(config.api, workdir)
+    dataset, account = datasets.load(config.data, config.seed), Account(config.api, workdir)
 
     def answers(styled: ConfigDict, prompt: Prompt) -> Answers:
         return ChatClassifier(recipe_of(styled, dataset, prompt, None), account)
@@ -171,7 +180,7 @@ def run(
     }
     if asked.account is not None:
         result["api"] = asked.account.facts()
-    report.write(workdir, result, first.predictions, tasks, [])
+    report.write(workdir, result, first.predictions, tasks, [], asked.checkpoint)
     print(report.table(result))
     print(f"report: {workdir / 'report.html'}")
     return result
