@@ -5,12 +5,12 @@
     JAXCLF_DATA_ROOT=DATA python benchmarks/decoding_vs_transformers.py --run RUN
     JAXCLF_DATA_ROOT=DATA python benchmarks/decoding_vs_transformers.py --run RUN --labels --steps 1
 
-The run's test texts in batches of 32, float32, all cores; the sides take turns in processes of
-their own. `generate` is that of transformers: left padding, key/value cache, texts of like length
-together, greedy, as many new tokens at most as here. With --labels: the probability of every label,
-here by one exact pass over the trie of labels, there by a forward pass over prompt and label for
-each, all labels of a text in a batch, with logits where a label is; "same to" is the largest
-difference between the probabilities.
+The run's test texts in batches of 32, all cores in float32, or a GPU in bfloat16; the sides take
+turns in processes of their own. `generate` is that of transformers: left padding, key/value cache,
+texts of like length together, greedy, as many new tokens at most as here. With --labels: the
+probability of every label, here by one exact pass over the trie of labels, there by a forward pass
+over prompt and label for each, all labels of a text in a batch, with logits where a label is; "same
+to" is the largest difference between the probabilities.
 """
 
 import functools
@@ -63,14 +63,17 @@ def ours(run: Path, mode: str) -> turns.Arm:
 
 
 def converted(run: Path) -> Any:
-    """The run's model in transformers."""
+    """The run's model in transformers: on a GPU where there is one, in bfloat16."""
+    import torch
     import transformers
 
     from conversion import to_hf
 
     with tempfile.TemporaryDirectory() as folder:
         to_hf.main([str(run), f"{folder}/model"])
-        return transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model").eval()
+        model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/model").eval()
+    on_gpu = torch.cuda.is_available()
+    return model.to("cuda" if on_gpu else "cpu", torch.bfloat16 if on_gpu else torch.float32)
 
 
 def generate(run: Path) -> turns.Arm:
@@ -91,14 +94,14 @@ def generate(run: Path) -> turns.Arm:
                 tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = ids, 1
             with torch.inference_mode():
                 made = model.generate(
-                    torch.from_numpy(tokens),
-                    attention_mask=torch.from_numpy(mask),
+                    torch.from_numpy(tokens).to(model.device),
+                    attention_mask=torch.from_numpy(mask).to(model.device),
                     max_new_tokens=classifier.recipe.max_new_tokens,
                     do_sample=False,
                     eos_token_id=tokenizer.eos_id,
                     pad_token_id=tokenizer.pad_id,
                 )
-            for ids in made[:, width:].numpy():
+            for ids in made[:, width:].cpu().numpy():
                 tokenizer.decode(
                     ids[: list(ids).index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
                 )
@@ -143,8 +146,9 @@ def apart(model: Any, classifier: GenerativeClassifier, records: Sequence[Record
         for row, ids in enumerate(pieces):
             tokens[row, len(prompt) : len(prompt) + len(ids)] = ids
         with torch.inference_mode():
-            logits = model(torch.from_numpy(tokens), logits_to_keep=longest + 1).logits
-            log_p = torch.log_softmax(logits[:, :-1], dim=-1).numpy()
+            ids = torch.from_numpy(tokens).to(model.device)
+            logits = model(ids, logits_to_keep=longest + 1).logits[:, :-1].float()
+            log_p = torch.log_softmax(logits, dim=-1).cpu().numpy()
         rows.append(
             [
                 sum(log_p[row, i, token] for i, token in enumerate(ids))

@@ -1,19 +1,21 @@
-"""Training speed of LoRA on a small Llama: here, and in peft with PyTorch.
+"""Training speed of LoRA on a Llama: here, and in peft with PyTorch.
 
     pip install -e '.[test]'
     JAXCLF_DATA_ROOT=DATA python benchmarks/lora_vs_peft.py --batch 8
     JAXCLF_DATA_ROOT=DATA python benchmarks/lora_vs_peft.py --prompts news --batch 8
+    JAXCLF_DATA_ROOT=DATA python benchmarks/lora_vs_peft.py --model llama3_8b --chip h100
 
-A random Llama of 40 M parameters, rank 8 on every query and value, AdamW, float32, all cores. The
-prompts are those of MASSIVE intents with all labels listed (Listing 7), or those of 20 Newsgroups
-with five fixed examples (Listing 3). The same examples in the same batches on all sides, which take
-turns in processes of their own: `peft` reads whole prompts, padded, as `padded` does here (with
---padded); `shared` computes what the prompts of a batch have in common once. peft computes logits
-at every position, as the model of transformers does; jaxclf where a label is.
+A random Llama (without --model of 40 M parameters), rank 8 on every query and value or with --full
+all parameters, AdamW, all cores in float32 or, where there is one, a GPU in bfloat16. The prompts
+are those of MASSIVE intents with all labels listed (Listing 7), or those of 20 Newsgroups with five
+fixed examples (Listing 3). The same examples in the same batches of like lengths on all sides,
+which take turns in processes of their own: `peft` reads whole prompts, padded, as `padded` does
+here (with --padded); `shared` computes what the prompts of a batch have in common once. peft
+computes logits at every position, as the model of transformers does; jaxclf where a label is.
 """
 
+import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -23,11 +25,13 @@ import turns
 from configs import common
 from jaxclf import losses, optim, tuning
 from jaxclf.allocator import keep_freed_memory
+from jaxclf.chips import CHIPS
 from jaxclf.classify import create_model, prompt_source
-from jaxclf.data import datasets, pack, prefixes
+from jaxclf.data import datasets, loader, prefixes
 from jaxclf.data.pack import ANSWER
-from jaxclf.data.prefixes import Shared
+from jaxclf.data.prefixes import NONE
 from jaxclf.data.tokenize import Tokenizer, tokenize
+from jaxclf.models import zoo
 from jaxclf.models.llama import LlamaConfig
 from jaxclf.steps import init_state, make_train_step
 
@@ -43,51 +47,70 @@ DIMENSIONS = LlamaConfig(
 )
 
 
-def configuration(kind: str):
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What all sides train, and on what."""
+
+    prompts: str
+    batch: int
+    model: str = ""  # of the zoo
+    layers: int = 0
+    full: bool = False
+
+    @property
+    def dimensions(self) -> LlamaConfig:
+        found = zoo.find(self.model) if self.model else DIMENSIONS
+        assert isinstance(found, LlamaConfig)
+        return dataclasses.replace(found, num_layers=self.layers or found.num_layers)
+
+
+def configuration(case: Case):
     config = common.default()
     config.data.name, config.data.task = {
         "intents": ("massive", "intent"),
         "news": ("20ng", "20class"),
-    }[kind]
-    config.prompt.shots = {"intents": 0, "news": 5}[kind]
+    }[case.prompts]
+    config.prompt.shots = {"intents": 0, "news": 5}[case.prompts]
     # With this many a label takes as many tokens as in a released vocabulary of 32,000.
     config.tokenizer.vocab_size = 2560
-    config.tune = "lora"
+    config.tune = "full" if case.full else "lora"
     config.lora.targets = "q,v"
-    config.model.remat = False
-    config.model.unroll = DIMENSIONS.num_layers
+    on_gpu = jax.default_backend() == "gpu"
+    config.model.param_dtype = "bfloat16" if on_gpu else "float32"
+    config.model.remat = on_gpu  # as there: activations of 32 layers do not fit otherwise
+    config.model.unroll = 1 if on_gpu else case.dimensions.num_layers
     config.train.learning_rate = 1e-4
     config.train.clip_norm = 0.0
     return config
 
 
 @functools.cache
-def prompts(kind: str):
+def prompts(case: Case):
     """The examples that all sides learn from."""
-    config = configuration(kind)
+    config = configuration(case)
     dataset = datasets.load(config.data)
     prompt, source = prompt_source(config, dataset)
     records = dataset.splits["train"][:2000]
     pieces = [piece.text for piece in (*prompt.before, *prompt.after)]
     texts = [*pieces, *(record.text for record in dataset.splits["train"])]
     tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
-    length = {"intents": 2048, "news": 4096}[kind]
+    length = {"intents": 2048, "news": 4096}[case.prompts]
     return tokenize(records, dataset.tasks, source, tokenizer, "names", length)
 
 
-def batches(kind: str, size: int, shares: bool):
-    """Endless batches in the order of the data, prefixes shared or repeated."""
-    examples = prompts(kind)
-    shared = prefixes.find(examples, size) if shares else Shared()
-    for start in itertools.count(0, size):
-        rows = [examples[(start + i) % len(examples)] for i in range(size)]
-        yield pack.padded([pack.row(example, shared) for example in rows], shared)
+def batches(case: Case, shares: bool):
+    """Endless batches, the same of both kinds: prefixes shared or repeated."""
+    examples = prompts(case)
+    shared = prefixes.find(examples, case.batch) if shares else NONE
+    return loader.train_batches(
+        examples, batch_size=case.batch, seed=0, like_lengths=True, shared=shared
+    )
 
 
-def ours(kind: str, size: int, shares: bool) -> turns.Arm:
+def ours(case: Case, shares: bool) -> turns.Arm:
     keep_freed_memory()  # as jaxclf.train does
-    config = configuration(kind)
-    model = create_model(config, DIMENSIONS)
+    config = configuration(case)
+    model = create_model(config, case.dimensions)
     tuned = tuning.choose(config, model.abstract)
     params = jax.jit(model.init)(jax.random.key(0))
     trained, frozen = tuned.start(params, jax.random.key(0))
@@ -108,15 +131,16 @@ def ours(kind: str, size: int, shares: bool) -> turns.Arm:
         jax.block_until_ready(state)
         return count
 
-    return run, batches(kind, size, shares)
+    return run, batches(case, shares)
 
 
-def theirs(kind: str, size: int) -> turns.Arm:
+def theirs(case: Case) -> turns.Arm:
     import peft
     import torch
     import transformers
 
-    config = DIMENSIONS
+    config = case.dimensions
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=config.vocab_size,
@@ -128,10 +152,13 @@ def theirs(kind: str, size: int) -> turns.Arm:
             head_dim=config.head_dim,
             max_position_embeddings=config.max_position,
             pad_token_id=None,
+            dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         )
-    )
+    ).to(device)
+    if device.type == "cuda":
+        base.gradient_checkpointing_enable({"use_reentrant": False})
     settings = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
-    model = peft.get_peft_model(base, settings).train()
+    model = base.train() if case.full else peft.get_peft_model(base, settings).train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-4, weight_decay=0.0)
 
@@ -149,17 +176,19 @@ def theirs(kind: str, size: int) -> turns.Arm:
                 tokens[row, places[mask] + 1] = ids[mask]
             mask = np.pad(batch.segment_ids[:, :width], ((0, 0), (0, 1)))
             loss = model(
-                input_ids=torch.from_numpy(tokens).long(),
-                attention_mask=torch.from_numpy(mask).long(),
-                labels=torch.from_numpy(labels).long(),
+                input_ids=torch.from_numpy(tokens).long().to(device),
+                attention_mask=torch.from_numpy(mask).long().to(device),
+                labels=torch.from_numpy(labels).long().to(device),
             ).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             count += len(batch.tokens)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         return count
 
-    return run, batches(kind, size, False)
+    return run, batches(case, False)
 
 
 def main() -> None:
@@ -167,20 +196,36 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="examples a step")
     parser.add_argument("--prompts", choices=("intents", "news"), default="intents")
     parser.add_argument("--padded", action="store_true", help="also whole prompts here")
+    parser.add_argument("--model", default="", help="its dimensions, by the zoo's name")
+    parser.add_argument("--layers", type=int, default=0, help="fewer than the model's own")
+    parser.add_argument("--full", action="store_true", help="train all parameters, not LoRA")
+    parser.add_argument("--chip", choices=CHIPS, help="print shares of its peak in bfloat16")
     options = parser.parse_args()
-    case = options.prompts, options.batch
-    lengths = [len(each.prefix) for each in prompts(options.prompts)]
-    rest = [len(each.text) + len(each.label) for each in prompts(options.prompts)]
-    print(f"{lengths[0]} tokens shared, {np.mean(rest):.0f} of an example's own")
+    case = Case(options.prompts, options.batch, options.model, options.layers, options.full)
+    first = prompts(case)[0]
+    rest = np.mean([len(each.text) + len(each.label) for each in prompts(case)])
+    print(f"{len(first.prefix)} tokens shared, {rest:.0f} of an example's own")
     arms: dict[str, Callable[[], turns.Arm]] = {
-        "peft": functools.partial(theirs, *case),
-        "shared": functools.partial(ours, *case, True),
+        "peft": functools.partial(theirs, case),
+        "shared": functools.partial(ours, case, True),
     }
     if options.padded:
-        arms["padded"] = functools.partial(ours, *case, False)
+        arms["padded"] = functools.partial(ours, case, False)
     medians = turns.measure(arms, options)
     for name in list(arms)[1:]:
         print(f"{name} / peft {medians[name] / medians['peft']:.2f}")
+    if options.chip:
+        for name, speed in medians.items():
+            tokens = rest + len(first.prefix) / (case.batch if name == "shared" else 1)
+            share = speed * tokens * flops_a_token(case) / CHIPS[options.chip].flops
+            print(f"{name} computes {tokens:.0f} tokens an example: {share:.1%} of the chip's peak")
+
+
+def flops_a_token(case: Case) -> float:
+    """Of the layers' kernels forward and backward; what is computed again does not count."""
+    layers = zoo.create(case.dimensions).abstract["layers"]
+    size = sum(leaf.size for leaf in jax.tree.leaves(layers))
+    return (6 if case.full else 4) * size
 
 
 if __name__ == "__main__":

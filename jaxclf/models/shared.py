@@ -5,13 +5,19 @@ softmax, so the result is that of rows which begin with the whole prefix each.
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from jaxclf import sharding
 from jaxclf.models import layers
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int
 from jaxclf.sharding import constrain
+
+# Tokens of prefixes from which on rows are attended in parts.
+_LEAST_PARTED = 128
 
 
 @jax.tree_util.register_dataclass
@@ -69,16 +75,32 @@ def attend(
     mask: Shared,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention over prefixes and own tokens; scores and softmax are float32."""
-    prefix_key, prefix_value = _prefixes(key, mask.key, mask), _prefixes(value, mask.value, mask)
-    key, value = key[:, mask.lead :], value[:, mask.lead :]
-    count = query.shape[1] - mask.own.shape[2]  # queries that belong to the prefixes
-    rest = _both(
-        query[:, count:], prefix_key, prefix_value, mask.seen[:, count:], (key, value, mask.own)
-    )
-    if not count:
-        return rest
-    first = _both(query[:, :count], prefix_key, prefix_value, mask.seen[:, :count], None)
-    return jnp.concatenate([first, rest], axis=1)
+    before = _prefixes(key, mask.key, mask), _prefixes(value, mask.value, mask)
+    own = key[:, mask.lead :], value[:, mask.lead :], mask.own
+    rows, places, total = mask.seen.shape
+    count = places - mask.own.shape[2]  # of each row's queries that belong to the prefixes
+    first, rest = [], []
+    for start in range(0, rows, step := _rows_at_once(rows, total)):
+        part = slice(start, start + step)
+        seen = mask.seen[part]
+        rest.append(
+            _softmax(
+                query[part, count:], (*before, seen[:, count:]), tuple(each[part] for each in own)
+            )
+        )
+        if count:  # prefixes lie row after row, and no token sees what lies later
+            end = total - (rows - start - step) * mask.lead
+            visible = before[0][:end], before[1][:end], seen[:, :count, :end]
+            first.append(_softmax(query[part, :count], visible))
+    found = jnp.concatenate(rest)
+    return jnp.concatenate([jnp.concatenate(first), found], axis=1) if count else found
+
+
+def _rows_at_once(rows: int, total: int) -> int:
+    """How many rows are attended together: all of a mesh, else a quarter, whose scores are small
+    enough for a processor's cache."""
+    whole = sharding.rows() > 1 or rows % 4 or total < _LEAST_PARTED
+    return rows if whole else rows // 4
 
 
 def _prefixes(
@@ -96,37 +118,79 @@ def laid(parts: Float[Array, "B C K H"]) -> Float[Array, "P K H"]:
     return constrain(parts.reshape(-1, *parts.shape[2:]), None, "heads", None)
 
 
-def _both(
+def _softmax(
     query: Float[Array, "B T N H"],
-    prefix_key: Float[Array, "P K H"],
-    prefix_value: Float[Array, "P K H"],
-    seen: Bool[Array, "B T P"],
-    own: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Bool[Array, "B 1 T S"]] | None,
+    prefixes: tuple[Float[Array, "P K H"], Float[Array, "P K H"], Bool[Array, "B T P"]],
+    own: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Bool[Array, "B 1 T S"]]
+    | None = None,
 ) -> Float[Array, "B T N H"]:
+    """Attention over one or two blocks of keys, values and what is seen of them."""
     rows, count, heads, size = query.shape
+    key, value, seen = prefixes
     # Key heads first: all rows' queries against a prefix are then one matmul each.
-    query = query.reshape(rows, count, prefix_key.shape[1], -1, size).transpose(2, 0, 3, 1, 4)
-    query = query * size**-0.5
-    scores = [_masked(_product("kbgth,pkh->kbgtp", query, prefix_key), seen[:, None])]
-    values = [("kbgtp,pkh->kbgth", prefix_value)]
+    query = query.reshape(rows, count, key.shape[1], -1, size).transpose(2, 0, 3, 1, 4)
+    blocks = [(key.transpose(1, 0, 2), value.transpose(1, 0, 2), seen[:, None])]
     if own is not None:
-        key, value, mask = own
-        scores.append(_masked(_product("kbgth,bskh->kbgts", query, key), mask))
-        values.append(("kbgts,bskh->kbgth", value))
+        key, value, seen = own
+        blocks.append((key.transpose(2, 0, 1, 3), value.transpose(2, 0, 1, 3), seen))
+    found = _attend(query * size**-0.5, blocks)
+    return found.transpose(1, 3, 0, 2, 4).reshape(rows, count, heads, size)
+
+
+# Of the prefixes' keys and values, and of those of each row's own.
+_SCORES = ("kbgth,kph->kbgtp", "kbgth,kbsh->kbgts")
+_FOUND = ("kbgtp,kph->kbgth", "kbgts,kbsh->kbgth")
+_GRADIENT = ("kbgth,kbgtp->khp", "kbgth,kbgts->kbhs")
+
+_Block = tuple[Float[Array, "K ... H"], Float[Array, "K ... H"], Bool[Array, "..."]]
+
+
+@jax.custom_vjp
+def _attend(
+    query: Float[Array, "K B G T H"], blocks: Sequence[_Block]
+) -> Float[Array, "K B G T H"]:
+    """One softmax over all blocks of keys, values and masks; the query is scaled already.
+
+    With a gradient rule of its own, as the derived one transposes every array of scores.
+    """
+    return _forward(query, blocks)[0]
+
+
+def _forward(query: Float[Array, "K B G T H"], blocks: Sequence[_Block]):
+    scores = [
+        jnp.where(seen[None], _product(equation, query, key), jnp.finfo(jnp.float32).min)
+        for equation, (key, _, seen) in zip(_SCORES, blocks, strict=False)
+    ]
     tops = [jnp.max(block, axis=-1, keepdims=True) for block in scores]
-    top = jax.lax.stop_gradient(jnp.max(jnp.concatenate(tops, axis=-1), axis=-1, keepdims=True))
+    top = functools.reduce(jnp.maximum, tops)
     weights = [jnp.exp(block - top) for block in scores]
     total, found = jnp.zeros(()), jnp.zeros(())
-    for block, (equation, each) in zip(weights, values, strict=True):
+    for equation, block, (_, value, _) in zip(_FOUND, weights, blocks, strict=False):
         total += jnp.sum(block, axis=-1, keepdims=True)
-        found += _product(equation, block.astype(each.dtype), each)
-    found = (found / total).astype(prefix_value.dtype)
-    return found.transpose(1, 3, 0, 2, 4).reshape(rows, count, heads, size)
+        found += _product(equation, block.astype(value.dtype), value)
+    found = (found / total).astype(query.dtype)
+    return found, (query, blocks, weights, total, found)
+
+
+def _backward(kept, gradient: Float[Array, "K B G T H"]):
+    """Source: Dao et al. 2022, algorithm 4, with weights that are not divided by their total."""
+    query, blocks, weights, total, found = kept
+    inner = jnp.sum(gradient * found, axis=-1, keepdims=True, dtype=jnp.float32) / total
+    gradient = (gradient / total).astype(query.dtype)
+    of_query, of_blocks = jnp.zeros(()), []
+    for place, (block, (key, value, _)) in enumerate(zip(weights, blocks, strict=True)):
+        of_value = _product(_GRADIENT[place], gradient, block.astype(query.dtype))
+        of_scores = block * (_product(_SCORES[place], gradient, value) - inner)
+        of_scores = of_scores.astype(query.dtype)
+        of_query += _product(_FOUND[place], of_scores, key)
+        of_key = _product(_GRADIENT[place], query, of_scores)
+        pair = ((of_key, key), (of_value, value))
+        of_blocks.append((*(new.swapaxes(-1, -2).astype(old.dtype) for new, old in pair), None))
+    return of_query.astype(query.dtype), of_blocks
+
+
+_attend.defvjp(_forward, _backward)
 
 
 def _product(equation: str, first: Float[Array, "..."], second: Float[Array, "..."]):
     return jnp.einsum(equation, first, second, preferred_element_type=jnp.float32)
-
-
-def _masked(scores: Float[Array, "K B G T S"], mask: Bool[Array, "B 1 T S"]):
-    return jnp.where(mask[None], scores, jnp.finfo(jnp.float32).min)
