@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxclf.report import write_text
+from jaxclf.report.markup import document, text
 from jaxclf.report.markup import table as html_table
-from jaxclf.report.markup import text
 from jaxclf.report.names import metric_name
-from jaxclf.report.style import STYLE
 
 SMOKE = (
     "SMOKE: tiny random models on a few records, to show that every row works. No comparison with "
@@ -90,9 +90,9 @@ class Filled(NamedTuple):
 
 
 def write(folder: Path, table: Filled) -> None:
-    """Write NAME.csv, NAME.md and NAME.html."""
+    """Write NAME.csv, NAME.md and NAME.html, each in one step."""
     for ending, content in (("csv", as_csv), ("md", markdown), ("html", page)):
-        (folder / f"{table.name}.{ending}").write_text(content(table), encoding="utf-8")
+        write_text(folder / f"{table.name}.{ending}", content(table))
 
 
 def terminal(table: Filled, width: int = 0) -> str:
@@ -192,24 +192,24 @@ def _plain(value: Any) -> str:
 
 def page(table: Filled) -> str:
     """One file that loads nothing and runs no script."""
-    rows = []
-    for row, title in table.rows.items():
-        cells = [_cell(table, table.at(row, column)) for column in table.columns]
-        rows.append([f"<b>{text(title)}</b>", *cells])
+    rows = [
+        [
+            f"<b>{text(title)}</b>",
+            *(_cell(table, table.at(row, column)) for column in table.columns),
+        ]
+        for row, title in table.rows.items()
+    ]
     body = html_table(["", *map(text, table.columns.values())], rows, "classes")
-    below = "".join(f'<p class="note">{text(line)}</p>' for line in _below(table))
-    warning = f"<p><mark>{text(SMOKE)}.</mark></p>" if table.smoke else ""
     done = sum(each.ours is not None for each in table.entries)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{text(table.name)}</title><style>{STYLE} body {{ max-width: none; }}</style>"
-        f"</head><body><header><h1>{text(table.title)}</h1>"
-        f"<p>{done:,} of {len(table.entries):,} cells have a figure of ours, in bold.</p>{warning}"
-        f'</header><section><div class="wide">{body}</div>{below}</section></body></html>\n'
+    header = (
+        f"<p>{done:,} of {len(table.entries):,} cells have a figure of ours, in bold; below it its "
+        "95 % interval, the published figure and the difference.</p>"
     )
+    if table.smoke:
+        header += f"<p><mark>{text(SMOKE)}.</mark></p>"
+    below = "".join(f"<p>{text(line)}</p>" for line in _below(table))
+    sections = [("Figures", f'<div class="wide">{body}</div>'), ("Notes", below)]
+    return document(table.title, header, sections)
 
 
 def _cell(table: Filled, entry: Entry) -> str:
