@@ -97,10 +97,10 @@ def attend(
 
 
 def _rows_at_once(rows: int, total: int) -> int:
-    """How many rows are attended together: all of a mesh, else a quarter, whose scores are small
-    enough for a processor's cache."""
-    whole = sharding.rows() > 1 or rows % 4 or total < _LEAST_PARTED
-    return rows if whole else rows // 4
+    """How many rows are attended together: all of a mesh, else what fits a processor's cache."""
+    parts = 4 if rows >= 32 else 2
+    whole = sharding.rows() > 1 or rows % parts or total < _LEAST_PARTED
+    return rows if whole else rows // parts
 
 
 def _prefixes(
