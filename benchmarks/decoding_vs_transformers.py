@@ -5,7 +5,7 @@
     JAXCLF_DATA_ROOT=DATA python benchmarks/decoding_vs_transformers.py --run RUN
     JAXCLF_DATA_ROOT=DATA python benchmarks/decoding_vs_transformers.py --run RUN --labels --steps 1
 
-The run's test texts in batches of 32, all cores in float32, or a GPU in bfloat16; the sides take
+The run's test texts in batches, all cores in float32, or a GPU in bfloat16; the sides take
 turns in processes of their own. `generate` is that of transformers: left padding, key/value cache,
 texts of like length together, greedy, as many new tokens at most as here. With --labels: the
 probability of every label, here by one exact pass over the trie of labels, there by a forward pass
@@ -31,8 +31,6 @@ from jaxclf.data import datasets
 from jaxclf.data.tasks import Record
 from jaxclf.generation import GenerativeClassifier
 
-BATCH = 32
-
 
 def opened(run: Path, mode: str = "free") -> tuple[Opened, GenerativeClassifier]:
     exact = ["eval.score_bound=0"] if mode == "labels" else []
@@ -42,24 +40,24 @@ def opened(run: Path, mode: str = "free") -> tuple[Opened, GenerativeClassifier]
     return found, found.classifier
 
 
-def texts(found: Opened) -> Iterator[list[Record]]:
+def texts(found: Opened, size: int) -> Iterator[list[Record]]:
     """Endless batches of the test split."""
     records = datasets.load(found.config.data).splits["test"]
     endless = itertools.cycle(records)
     while True:
-        yield list(itertools.islice(endless, BATCH))
+        yield list(itertools.islice(endless, size))
 
 
-def ours(run: Path, mode: str) -> turns.Arm:
+def ours(run: Path, size: int, mode: str) -> turns.Arm:
     keep_freed_memory()  # as jaxclf.train does
     found, classifier = opened(run, mode)
 
     def label(batches: Iterator[list[Record]]) -> int:
         records = list(itertools.chain.from_iterable(batches))
         with jax.set_mesh(found.mesh):
-            return len(classifier.predict(found.params, records, BATCH))
+            return len(classifier.predict(found.params, records, size))
 
-    return label, texts(found)
+    return label, texts(found, size)
 
 
 def converted(run: Path) -> Any:
@@ -76,7 +74,7 @@ def converted(run: Path) -> Any:
     return model.to("cuda" if on_gpu else "cpu", torch.bfloat16 if on_gpu else torch.float32)
 
 
-def generate(run: Path) -> turns.Arm:
+def generate(run: Path, size: int) -> turns.Arm:
     import torch
 
     found, classifier = opened(run)
@@ -86,8 +84,8 @@ def generate(run: Path) -> turns.Arm:
         examples = classifier.tokens(list(itertools.chain.from_iterable(batches)))
         prompts = [np.concatenate([each.prefix, each.text]) for each in examples]
         prompts.sort(key=len)
-        for start in range(0, len(prompts), BATCH):
-            batch = prompts[start : start + BATCH]
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
             width = max(map(len, batch))
             tokens, mask = (np.zeros((len(batch), width), np.int64) for _ in range(2))
             for row, ids in enumerate(batch):
@@ -107,10 +105,10 @@ def generate(run: Path) -> turns.Arm:
                 )
         return len(prompts)
 
-    return label, texts(found)
+    return label, texts(found, size)
 
 
-def labels_apart(run: Path) -> turns.Arm:
+def labels_apart(run: Path, size: int) -> turns.Arm:
     found, classifier = opened(run)
     model = converted(run)
 
@@ -119,7 +117,7 @@ def labels_apart(run: Path) -> turns.Arm:
         apart(model, classifier, records)
         return len(records)
 
-    return label, texts(found)
+    return label, texts(found, size)
 
 
 def apart(model: Any, classifier: GenerativeClassifier, records: Sequence[Record]) -> np.ndarray:
@@ -158,15 +156,15 @@ def apart(model: Any, classifier: GenerativeClassifier, records: Sequence[Record
     return np.array(rows)
 
 
-def same(run: Path, count: int = 4) -> float:
+def same(run: Path, size: int, count: int = 4) -> float:
     """The largest difference of label probabilities between both sides."""
     found, classifier = opened(run, "labels")
-    records = next(texts(found))[:count]
+    records = next(texts(found, size))[:count]
     expected = apart(converted(run), classifier, records)
     expected = expected - np.logaddexp.reduce(expected, axis=1, keepdims=True)
     (task,) = classifier.recipe.tasks
     with jax.set_mesh(found.mesh):
-        predictions = classifier.predict(found.params, records, BATCH)
+        predictions = classifier.predict(found.params, records, size)
     scores = [
         [(each.scores or {})[task.name][name] for name in task.labels] for each in predictions
     ]
@@ -178,21 +176,21 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR")
     parser.add_argument("--modes", default="free,constrained,score", metavar="MODE,…")
     parser.add_argument("--labels", action="store_true", help="score all labels, both sides")
+    parser.add_argument("--batch", type=int, default=32, help="texts a batch")
     options = parser.parse_args()
+    case = options.run, options.batch
     arms: dict[str, Callable[[], turns.Arm]]
     if options.labels:
         first = "each label apart"
         arms = {
-            first: functools.partial(labels_apart, options.run),
-            "exact score": functools.partial(ours, options.run, "labels"),
+            first: functools.partial(labels_apart, *case),
+            "exact score": functools.partial(ours, *case, "labels"),
         }
-        print(f"same to {same(options.run):.1e}")
+        print(f"same to {same(*case):.1e}")
     else:
         first = "generate"
-        arms = {first: functools.partial(generate, options.run)}
-        arms |= {
-            mode: functools.partial(ours, options.run, mode) for mode in options.modes.split(",")
-        }
+        arms = {first: functools.partial(generate, *case)}
+        arms |= {mode: functools.partial(ours, *case, mode) for mode in options.modes.split(",")}
     medians = turns.measure(arms, options)
     for name in list(arms)[1:]:
         print(f"{name} / {first} {medians[name] / medians[first]:.2f}")
