@@ -27,6 +27,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=20, help="of each arm in a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=40, help="steps of each arm before")
+    parser.add_argument(
+        "--apart",
+        action="store_true",
+        help="one arm after the other, where they do not fit the memory together",
+    )
     parser.add_argument("--output", type=Path, help="JSON with every measured value")
     return parser
 
@@ -36,6 +41,25 @@ def measure(arms: Mapping[str, Callable[[], Arm]], options: argparse.Namespace) 
 
     `arms`: for each name a function that a new process can unpickle and call.
     """
+    speeds: dict[str, list[float]] = {}
+    for together in [[name] for name in arms] if options.apart else [list(arms)]:
+        speeds |= _rounds({name: arms[name] for name in together}, options)
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, value in medians.items():
+        low, high = min(speeds[name]), max(speeds[name])
+        print(
+            f"{name:24} {value:7.2f} examples/s   ({low:.2f} to {high:.2f} in "
+            f"{options.rounds} rounds)"
+        )
+    if options.output:
+        options.output.write_text(json.dumps({"examples_per_second": speeds}, indent=1) + "\n")
+    return medians
+
+
+def _rounds(
+    arms: Mapping[str, Callable[[], Arm]], options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Examples per second of every round of arms that take turns."""
     context = multiprocessing.get_context("spawn")
     connections = {}
     for name, make in arms.items():
@@ -52,16 +76,7 @@ def measure(arms: Mapping[str, Callable[[], Arm]], options: argparse.Namespace) 
             speeds[name].append(connection.recv())
     for connection in connections.values():
         connection.send(False)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    for name, value in medians.items():
-        low, high = min(speeds[name]), max(speeds[name])
-        print(
-            f"{name:24} {value:7.1f} examples/s   ({low:.1f} to {high:.1f} in "
-            f"{options.rounds} rounds)"
-        )
-    if options.output:
-        options.output.write_text(json.dumps({"examples_per_second": speeds}, indent=1) + "\n")
-    return medians
+    return speeds
 
 
 def _work(make: Callable[[], Arm], warmup: int, steps: int, connection: Connection) -> None:

@@ -16,8 +16,8 @@ from jaxclf.models import layers
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int
 from jaxclf.sharding import constrain
 
-# Tokens of prefixes from which on rows are attended in parts.
-_LEAST_PARTED = 128
+# Of one head; a few times that many are in use at once.
+_SCORES_AT_ONCE = 1 << 16
 
 
 @jax.tree_util.register_dataclass
@@ -79,28 +79,42 @@ def attend(
     own = key[:, mask.lead :], value[:, mask.lead :], mask.own
     rows, places, total = mask.seen.shape
     count = places - mask.own.shape[2]  # of each row's queries that belong to the prefixes
-    first, rest = [], []
-    for start in range(0, rows, step := _rows_at_once(rows, total)):
-        part = slice(start, start + step)
-        seen = mask.seen[part]
-        rest.append(
-            _softmax(
-                query[part, count:], (*before, seen[:, count:]), tuple(each[part] for each in own)
-            )
+    whole = sharding.rows() > 1  # on a mesh every device has its rows, and all at once
+    found = [
+        _softmax(
+            query[part, count:],
+            (*before, mask.seen[part, count:]),
+            tuple(each[part] for each in own),
         )
-        if count:  # prefixes lie row after row, and no token sees what lies later
-            end = total - (rows - start - step) * mask.lead
-            visible = before[0][:end], before[1][:end], seen[:, :count, :end]
-            first.append(_softmax(query[part, :count], visible))
-    found = jnp.concatenate(rest)
-    return jnp.concatenate([jnp.concatenate(first), found], axis=1) if count else found
+        for part in _parts(rows, 1 if whole else _count(rows * (places - count), total))
+    ]
+    found = jnp.concatenate(found)
+    if not count:
+        return found
+    first, seen = query[:, :count], mask.seen[:, :count]
+    if whole:
+        first = _softmax(first, (*before, seen))
+    else:
+        first, seen = laid(first)[None], seen.reshape(1, rows * count, total)
+        start = total - rows * count
+        pieces = []
+        for part in _parts(rows * count, _count(rows * count, total)):
+            end = start + part.stop  # no token of a prefix sees what lies after it
+            visible = before[0][:end], before[1][:end], seen[:, part, :end]
+            pieces.append(_softmax(first[:, part], visible))
+        first = jnp.concatenate(pieces, axis=1).reshape(rows, count, *first.shape[2:])
+    return jnp.concatenate([first, found], axis=1)
 
 
-def _rows_at_once(rows: int, total: int) -> int:
-    """How many rows are attended together: all of a mesh, else what fits a processor's cache."""
-    parts = 4 if rows >= 32 else 2
-    whole = sharding.rows() > 1 or rows % parts or total < _LEAST_PARTED
-    return rows if whole else rows // parts
+def _count(queries: int, keys: int) -> int:
+    """In how many parts queries attend, so that the scores of one are near a processor's cache."""
+    return 1 << min(3, max(1, queries * keys // _SCORES_AT_ONCE).bit_length() - 1)
+
+
+def _parts(size: int, count: int) -> list[slice]:
+    """`size` places in about `count` parts of equal length, but for the last."""
+    step = -(-size // count)
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def _prefixes(
