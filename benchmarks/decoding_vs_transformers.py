@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import turns
 
-from jaxclf import answers
+from jaxclf import answers, cache
 from jaxclf.allocator import keep_freed_memory
 from jaxclf.classify import Opened, open_run
 from jaxclf.data import datasets
@@ -49,7 +49,9 @@ def texts(found: Opened, size: int) -> Iterator[list[Record]]:
 
 
 def ours(run: Path, size: int, mode: str) -> turns.Arm:
-    keep_freed_memory()  # as jaxclf.train does
+    # Both as jaxclf.train does.
+    keep_freed_memory()
+    cache.keep_programs()
     found, classifier = opened(run, mode)
 
     def label(batches: Iterator[list[Record]]) -> int:

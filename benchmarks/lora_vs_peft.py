@@ -23,7 +23,7 @@ import numpy as np
 import turns
 
 from configs import common
-from jaxclf import losses, optim, tuning
+from jaxclf import cache, losses, optim, tuning
 from jaxclf.allocator import keep_freed_memory
 from jaxclf.chips import CHIPS
 from jaxclf.classify import create_model, prompt_source
@@ -108,7 +108,9 @@ def batches(case: Case, shares: bool):
 
 
 def ours(case: Case, shares: bool) -> turns.Arm:
-    keep_freed_memory()  # as jaxclf.train does
+    # Both as jaxclf.train does.
+    keep_freed_memory()
+    cache.keep_programs()
     config = configuration(case)
     model = create_model(config, case.dimensions)
     tuned = tuning.choose(config, model.abstract)
