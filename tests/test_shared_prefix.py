@@ -10,7 +10,7 @@ import pytest
 from jaxclf import decode, kernels, lora, losses
 from jaxclf.data import pack, prefixes
 from jaxclf.data.prefixes import Shared
-from jaxclf.models import zoo
+from jaxclf.models import shared, zoo
 from tests.tiny import CONFIG, examples, random_params, shapes, sharing
 from tests.tiny_adapters import random_adapters
 
@@ -24,17 +24,17 @@ def documents(*lengths):
 
 def padded(documents):
     """A batch of one example a row: its prefixes repeated, and shared."""
-    shared = prefixes.find(documents, len(documents), least=1)
+    found = prefixes.find(documents, len(documents), least=1)
     return tuple(
         pack.padded([pack.row(each, which) for each in documents], which)
-        for which in (Shared(), shared)
+        for which in (Shared(), found)
     )
 
 
 def packed(documents, rows=2):
     """The same for rows that hold several examples."""
-    shared = prefixes.find(documents, len(documents), least=1)
-    return tuple(side_by_side(documents, rows, which) for which in (Shared(), shared))
+    found = prefixes.find(documents, len(documents), least=1)
+    return tuple(side_by_side(documents, rows, which) for which in (Shared(), found))
 
 
 def side_by_side(documents, rows, shared):
@@ -166,3 +166,37 @@ def test_answers_are_the_same(greedy):
     found = decoded(params, pack.prompts(texts, 9, shared), prefix)
     np.testing.assert_array_equal(found, expected)
     assert len(np.unique(expected)) > 5
+
+
+def test_parts_attend_as_the_whole(monkeypatch):
+    # Two prefixes over the rows' first places, padding, and keys that were computed before.
+    rows, lead, own, heads, key_heads, size = 4, 6, 5, 4, 2, 8
+    keys = jax.random.split(jax.random.key(0), 6)
+    query, gradient = (jax.random.normal(key, (rows, lead + own, heads, size)) for key in keys[:2])
+    pair = tuple(jax.random.normal(key, (rows, lead + own, key_heads, size)) for key in keys[2:4])
+    before = tuple(jax.random.normal(key, (3, key_heads, size)) for key in keys[4:])
+    numbers = np.repeat([1, 2, 0], [13, 9, 2]).reshape(rows, lead)
+    places = np.concatenate([np.arange(13), np.arange(9), np.zeros(2, int)]).reshape(rows, lead)
+    seen = np.array([[1] * own, [2] * own, [1] * own, [0] * own])
+    after = np.array([13, 9, 13, 0])[:, None] + np.arange(own)
+    mask = shared.training_mask(
+        numbers,
+        seen,
+        np.concatenate([places, after], axis=1),
+        jnp.broadcast_to(jnp.tril(jnp.ones((own, own), bool)), (rows, 1, own, own)),
+    ).after(*before)
+
+    def attended():
+        def total(query, pair, before):
+            found = shared.attend(
+                query, *pair, dataclasses.replace(mask, key=before[0], value=before[1])
+            )
+            return jnp.sum(found * gradient)
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(query, pair, before)
+
+    whole = attended()
+    monkeypatch.setattr(shared, "_SCORES_AT_ONCE", 32)
+    parts = attended()
+    assert shared._count(rows * lead, rows * lead) == 8
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), parts, whole)

@@ -76,7 +76,7 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Softmax attention over prefixes and own tokens; scores and softmax are float32."""
     before = _prefixes(key, mask.key, mask), _prefixes(value, mask.value, mask)
-    own = key[:, mask.lead :], value[:, mask.lead :], mask.own
+    own_key, own_value = key[:, mask.lead :], value[:, mask.lead :]
     rows, places, total = mask.seen.shape
     count = places - mask.own.shape[2]  # of each row's queries that belong to the prefixes
     whole = sharding.rows() > 1  # on a mesh every device has its rows, and all at once
@@ -84,7 +84,7 @@ def attend(
         _softmax(
             query[part, count:],
             (*before, mask.seen[part, count:]),
-            tuple(each[part] for each in own),
+            (own_key[part], own_value[part], mask.own[part]),
         )
         for part in _parts(rows, 1 if whole else _count(rows * (places - count), total))
     ]
