@@ -293,6 +293,34 @@ def smoke(config: ConfigDict, encoder: bool = False) -> None:
     config.eval.batch_size = 8
 
 
+def _generative(
+    argument: str,
+    data: str,
+    *,
+    adapters: bool = True,
+    prompts: bool = True,
+    instructions: bool = False,
+) -> tuple[ConfigDict, ConfigDict]:
+    """A model that writes labels of "20ng" or "massive", and the argument's words.
+
+    `adapters`, `prompts`, `instructions`: as of `parse`.
+    """
+    single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
+    chosen = parse(
+        argument,
+        ("both", *single),
+        adapters=adapters,
+        prompts=prompts,
+        instructions=instructions,
+    )
+    config = default()
+    config.data.name = data
+    config.data.task = chosen.task
+    config.prompt.template = chosen.template
+    config.prompt.shots = chosen.shots
+    return config, chosen
+
+
 def zhao2025(
     argument: str,
     *,
@@ -309,14 +337,8 @@ def zhao2025(
     the chat tokens of the model's own family; the paper says that they are used per model.
     `instructions`: as of `parse`.
     """
-    single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
-    chosen = parse(argument, ("both", *single), instructions=instructions)
-    config = default()
-    config.data.name = data
-    config.data.task = chosen.task
-    config.prompt.template = chosen.template
+    config, chosen = _generative(argument, data, instructions=instructions)
     config.prompt.wrapper = wrapper
-    config.prompt.shots = chosen.shots
     config.model.name = model
     config.model.checkpoint = checkpoint
     config.train.steps = steps
@@ -334,13 +356,8 @@ def zhao2025_chat(argument: str, *, data: str, model: str, max_characters: int =
 
     `model`: OpenAI's name for it. `max_characters`: what is left of a longer text; 0: all.
     """
-    single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
-    chosen = parse(argument, ("both", *single), adapters=False, prompts=False)
-    config = default()
+    config, chosen = _generative(argument, data, adapters=False, prompts=False)
     _prompted(config)
-    config.data.name = data
-    config.data.task = chosen.task
-    config.prompt.shots = chosen.shots
     config.model.name = ""
     config.api.model = model
     config.api.max_characters = max_characters
@@ -356,12 +373,7 @@ def flan_t5(
 
     `data`: "20ng" or "massive". `checkpoint`: hub id, or a folder.
     """
-    single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
-    chosen = parse(argument, ("both", *single))
-    config = default()
-    config.data.name = data
-    config.data.task = chosen.task
-    config.prompt.shots = chosen.shots
+    config, chosen = _generative(argument, data)
     config.model.name = model
     config.model.checkpoint = checkpoint
     config.train.steps = steps

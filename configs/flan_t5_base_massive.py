@@ -5,7 +5,7 @@ r"""Flan-T5 base on MASSIVE en-US, tuned in full.
 
 Variants, after the file's name and separated by commas (the first is the default):
 `:zero_shot|five_shot`, `:task=both|intent|slots`, `:lora|qlora` (adapters alone),
-`:smoke` (a tiny random model).
+`:no_tuning` (for jaxclf.prompt), `:smoke` (a tiny random model).
 """
 
 from configs import common

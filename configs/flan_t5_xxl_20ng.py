@@ -5,7 +5,7 @@ r"""Flan-T5 XXL on 20 Newsgroups, tuned in full.
 
 Variants, after the file's name and separated by commas (the first is the default):
 `:zero_shot|five_shot`, `:task=both|7class|20class`, `:lora|qlora` (adapters alone),
-`:smoke` (a tiny random model).
+`:no_tuning` (for jaxclf.prompt), `:smoke` (a tiny random model).
 """
 
 from configs import common
