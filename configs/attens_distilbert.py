@@ -7,11 +7,11 @@ task, `stsb`, `imdb`, `ag_news`, `trec`; `:k=3|5|7|9|sweep` modules; `:smoke`. S
 one run: `--config.attens.targets="('glue/rte','glue/mrpc')"`.
 """
 
-from configs import common
+from configs import families
 
 
 def get_config(argument: str = ""):
-    config, chosen = common.attens(
+    config, chosen = families.attens(
         argument, model="distilbert", checkpoint="distilbert/distilbert-base-uncased"
     )
-    return common.finish_attens(config, chosen)
+    return families.finish_attens(config, chosen)

@@ -8,11 +8,11 @@ task, `stsb`, `imdb`, `ag_news`, `trec`; `:k=3|5|7|9|sweep` modules; `:smoke`. S
 one run: `--config.attens.targets="('glue/rte','glue/mrpc')"`.
 """
 
-from configs import common
+from configs import families
 
 
 def get_config(argument: str = ""):
-    config, chosen = common.attens(
+    config, chosen = families.attens(
         argument, model="electra_small", checkpoint="google/electra-small-discriminator"
     )
-    return common.finish_attens(config, chosen)
+    return families.finish_attens(config, chosen)

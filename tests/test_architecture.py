@@ -77,7 +77,7 @@ def _check_package(parts: tuple[str, ...], name: str) -> str | None:
 def _check_config(parts: tuple[str, ...], name: str) -> str | None:
     if name.partition(".")[0] in {"ml_collections", "configs", *sys.stdlib_module_names}:
         return None
-    return "configs import only ml_collections and their own common"
+    return "configs import only ml_collections and each other"
 
 
 def _check_jaxclf(parts: tuple[str, ...], name: str) -> str | None:

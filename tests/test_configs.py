@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(
     path
     for path in (REPOSITORY / "configs").glob("*.py")
-    if path.stem not in ("__init__", "common")
+    if path.stem not in ("__init__", "common", "families")
 )
 TASKS = {
     "20ng": ("both", "7class", "20class"),
