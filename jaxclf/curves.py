@@ -56,7 +56,7 @@ def learn(
             folder = workdir / f"{size}-{seed}"
             print(f"run {len(runs) + 1} of {len(sizes) * seeds}: {folder}", flush=True)
             own = _config(config, size, seed)
-            found = finished(own, folder)
+            found = report.finished(own, folder)
             if found is None:
                 train(own, folder)
                 found = report.read(folder)
@@ -85,18 +85,6 @@ def _config(config: ConfigDict, size: str, seed: int) -> ConfigDict:
         own.data.train_examples = 0 if size == ALL else int(size)
         own.seed = seed
     return own
-
-
-def finished(config: ConfigDict, folder: Path) -> dict[str, Any] | None:
-    """The report of a finished run of this very config, or None: it goes on by training."""
-    if not (folder / report.REPORT).is_file():
-        return None
-    found = report.read(folder)
-    wanted, had = (json.loads(json.dumps(each)) for each in (config.to_dict(), found["config"]))
-    if config.train.epochs:  # by which the run counted its steps
-        wanted["train"].pop("steps")
-        had["train"].pop("steps", None)
-    return found if wanted == had else None
 
 
 def summary(runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ DIR/attens-bert-base-seed0/adapters/             what the ensembles on one base 
 import contextlib
 import dataclasses
 import gc
-import json
 import multiprocessing
 import os
 import signal
@@ -25,16 +24,11 @@ from ml_collections import ConfigDict
 from jaxclf import config as configs
 from jaxclf import report
 from jaxclf.data import datasets
-from jaxclf.errors import ArtifactError, JaxclfError, Preempted
+from jaxclf.errors import JaxclfError, Preempted
 from jaxclf.tables import CONFIGS, Run
 
 LOG = "log.txt"
 _LONGEST = 400  # characters of a reason
-# What a run may differ in and still be the one that is asked for: none of it moves a figure.
-_SAME = ("mesh.", "model.attention", "api.base_url", "api.concurrency", "api.timeout")
-_SAME += ("api.retries", "api.max_cost", "train.checkpoint_every", "train.keep")
-_SAME += ("train.log_every", "train.max_shapes")
-
 Execute = Callable[["Job", ConfigDict], None]
 
 
@@ -75,29 +69,8 @@ class Job:
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """The report of a run that is complete and is of this config, else None: it has to go on.
-
-    Raises ArtifactError where the report was altered or is damaged, and InputError as `load`.
-    """
-    config = job.load()
-    if not (job.folder / report.REPORT).is_file():
-        return None
-    found = report.read(job.folder)
-    try:
-        before = dict(_leaves(found["config"]))
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{job.folder / report.REPORT}: not a report of ours") from error
-    now = dict(_leaves(json.loads(json.dumps(config.to_dict()))))
-    return found if before == now else None
-
-
-def _leaves(fields: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields that have a bearing on the figures, as (`train.steps`, value)."""
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif not f"{prefix}{name}".startswith(_SAME):
-            yield f"{prefix}{name}", value
+    """As `report.finished`; raises InputError as `load`, too."""
+    return report.finished(job.load(), job.folder)
 
 
 def carry_out(

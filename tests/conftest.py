@@ -1,6 +1,7 @@
 """Fixtures and settings shared by all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports JAX: the numbers compared are those of float32 on the CPU.
@@ -23,6 +24,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.forks import Forks, serving  # noqa: E402
+
 # The same cases in every run, on every machine, however slow it is.
 hypothesis.settings.register_profile(
     "deterministic", derandomize=True, database=None, deadline=None, print_blob=True
@@ -37,3 +40,10 @@ def shared_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("JAXCLF_DATA_ROOT names no folder of real data")
     return Path(root).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts processes that have imported everything."""
+    with serving() as server:
+        yield server

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxclf import config as configs
-from jaxclf import curve, curves, metrics, report, train
+from jaxclf import curve, metrics, report, train
 from jaxclf.data import datasets
 from jaxclf.errors import ArtifactError, InputError, Preempted
 from jaxclf.labels import Prediction
@@ -119,8 +119,8 @@ def test_a_run_that_counted_its_steps_is_finished(trained, data, tmp_path):
     with counted.unlocked():
         counted.train.steps = 17
     train.run(counted, tmp_path / "run")
-    assert curves.finished(config, tmp_path / "run")
-    assert not curves.finished(config, tmp_path)
+    assert report.finished(config, tmp_path / "run")
+    assert not report.finished(config, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,6 @@
 """One device and eight: the same numbers. Each check runs in a process that has eight devices."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -11,7 +8,6 @@ import pytest
 from jaxclf import sharding
 from jaxclf.errors import InputError
 
-ROOT = Path(__file__).parent.parent
 CHECKS = (
     *("full", "adapters", "encoders", "decoding", "kernels", "checkpoints", "examples_seen"),
     *("encoder_with_decoder", "whole_run", "module_features", "compiled_text", "every_config"),
@@ -20,19 +16,11 @@ CHECKS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
-def test_eight_devices(name):
-    devices = "--xla_force_host_platform_device_count=8"
-    environment = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {devices}"}
+def test_eight_devices(forks, name, tmp_path):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     program = f"from tests import mesh_checks; mesh_checks.{name}()"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    check = forks.start(program, tmp_path / "log", XLA_FLAGS=flags)
+    assert check.wait(600) == 0, check.log.read_text()[-8000:]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.forks import Process
+
 HEARTBEAT = 10
 STEPS = 10
 
@@ -22,38 +22,39 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-def start(workdir: Path, count: int, devices: int, *fields: str) -> list[subprocess.Popen]:
-    """The processes of one run, each with as many devices as it takes to have `devices` in all."""
-    address = f"localhost:{port()}"
-    command = [sys.executable, "-m", "jaxclf.train", "--config", "configs/quickstart.py:smoke"]
-    command += ["--workdir", str(workdir), "--config.train.batch_size=4"]
-    command += [f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=4"]
-    command += ["--config.prompt.template=plain", "--config.data.limit=8", *fields]
-    if count > 1:
-        command += ["--distributed", f"--heartbeat={HEARTBEAT}"]
-    own = f"--xla_force_host_platform_device_count={devices // count}"
-    found = []
-    for index in range(count):
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {own}",
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(count),
-            "JAX_PROCESS_ID": str(index),
-        }
-        log = (workdir.parent / f"{workdir.name}-{index}.log").open("a")
-        found.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
-    return found
+Start = Callable[..., list[Process]]
 
 
-def finish(processes: list[subprocess.Popen], seconds: float = 240) -> list[int]:
+@pytest.fixture(scope="module")
+def start(forks) -> Start:
+    def start(workdir: Path, count: int, devices: int, *fields: str) -> list[Process]:
+        """The processes of one run, each with its share of `devices`."""
+        words = ["--config", "configs/quickstart.py:smoke", "--workdir", str(workdir)]
+        words += ["--config.train.batch_size=4", f"--config.train.steps={STEPS}"]
+        words += ["--config.train.checkpoint_every=4", "--config.data.limit=8", *fields]
+        if count > 1:
+            words += ["--distributed", f"--heartbeat={HEARTBEAT}"]
+        own = f"--xla_force_host_platform_device_count={devices // count}"
+        address = f"localhost:{port()}"
+        return [
+            forks.start(
+                f"from jaxclf import train; train.main({words!r})",
+                workdir.parent / f"{workdir.name}-{index}.log",
+                XLA_FLAGS=f"{os.environ['XLA_FLAGS']} {own}",
+                JAX_COORDINATOR_ADDRESS=address,
+                JAX_NUM_PROCESSES=str(count),
+                JAX_PROCESS_ID=str(index),
+            )
+            for index in range(count)
+        ]
+
+    return start
+
+
+def finish(processes: list[Process], seconds: float = 240) -> list[int]:
     """Their exit codes; what still runs after so long is killed."""
     end = time.monotonic() + seconds
-    try:
-        return [each.wait(max(0.1, end - time.monotonic())) for each in processes]
-    finally:
-        for each in processes:
-            each.kill()
+    return [each.wait(end - time.monotonic()) for each in processes]
 
 
 def losses(workdir: Path) -> dict[int, float]:
@@ -82,7 +83,7 @@ def agree(workdir: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
+def alone(start, tmp_path_factory) -> Path:
     """The run of one process with four devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
     assert finish(start(workdir, 1, 4)) == [0], said(workdir)
@@ -90,18 +91,18 @@ def alone(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_four_processes_compute_what_one_does(alone, tmp_path):
+def test_four_processes_compute_what_one_does(start, alone, tmp_path):
     workdir = tmp_path / "run"
     assert finish(start(workdir, 4, 4)) == [0] * 4, said(workdir)
     agree(workdir, alone)
 
 
 @pytest.mark.slow
-def test_two_processes_are_killed_then_stopped_and_end_as_one_does(alone, tmp_path):
+def test_two_processes_are_killed_then_stopped_and_end_as_one_does(start, alone, tmp_path):
     workdir = tmp_path / "run"
     first, second = start(workdir, 2, 4)
     wait_for_step(workdir, 5)
-    second.send_signal(signal.SIGKILL)
+    os.kill(second.pid, signal.SIGKILL)
     killed = time.monotonic()
     codes = finish([first, second], HEARTBEAT + 10)
     assert time.monotonic() - killed < HEARTBEAT + 10
@@ -109,7 +110,7 @@ def test_two_processes_are_killed_then_stopped_and_end_as_one_does(alone, tmp_pa
 
     first, second = start(workdir, 2, 4, "--config.train.checkpoint_every=1000")
     wait_for_step(workdir, 6)
-    second.send_signal(signal.SIGTERM)
+    os.kill(second.pid, signal.SIGTERM)
     assert finish([first, second]) == [75, 75], said(workdir)
     assert "resumed at step 4" in said(workdir)
     assert "stopped by SIGTERM; saved step" in said(workdir)

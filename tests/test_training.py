@@ -103,20 +103,31 @@ def test_an_unknown_way_of_decoding_is_told(finished):
 @pytest.mark.slow
 def test_same_seed_same_run_other_seed_another(finished, tmp_path):
     train(tiny(), tmp_path / "again")
-    train(tiny("seed=1"), tmp_path / "other")
+    train(tiny("seed=1", "train.steps=1", "train.eval_every=0"), tmp_path / "other")
     assert leaves(tmp_path / "again") == leaves(finished)
     assert losses(tmp_path / "again") == losses(finished)
-    assert leaves(tmp_path / "other") != leaves(finished)
+    assert losses(tmp_path / "other")[0] != losses(finished)[0]
+
+
+def constant(*overrides: str):
+    """A run that may be made longer: its learning rates do not depend on its end."""
+    return tiny("train.schedule=constant", "train.pack=true", "train.eval_every=0", *overrides)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A finished run of `constant`."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train(constant(), workdir)
+    return workdir
 
 
 @pytest.mark.slow
-def test_longer_run_resumes_exactly(finished, tmp_path):
-    constant = ("train.schedule=constant", "train.pack=true")
-    train(tiny(*constant, "train.steps=6"), tmp_path / "whole")
-    train(tiny(*constant, "train.steps=3"), tmp_path / "parts")
-    train(tiny(*constant, "train.steps=6"), tmp_path / "parts")
-    assert leaves(tmp_path / "parts") == leaves(tmp_path / "whole")
-    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+def test_longer_run_resumes_exactly(whole, tmp_path):
+    train(constant("train.steps=3"), tmp_path)
+    train(constant(), tmp_path)
+    assert leaves(tmp_path) == leaves(whole)
+    assert losses(tmp_path) == losses(whole)
 
 
 def test_workdir_of_another_config_is_refused(finished):
@@ -129,7 +140,7 @@ def test_workdir_of_another_config_is_refused(finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["last:1", "norms", r"layers/mlp/.*"])
 def test_partial_training_leaves_the_rest(trained, tmp_path):
-    train(tiny(f"train.trained={trained}", "train.eval_every=0"), tmp_path)
+    train(tiny(f"train.trained={trained}", "train.steps=1", "train.eval_every=0"), tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert 0 < report["model"]["trained_parameters"] < report["model"]["parameters"]
 
@@ -141,20 +152,18 @@ def infinite(self, *arguments, real=Objective.sums):
 
 
 @pytest.mark.slow
-def test_non_finite_training_stops_and_keeps_what_was_good(tmp_path, monkeypatch):
-    constant = "train.schedule=constant"
-    train(tiny(constant), tmp_path / "whole")
-    train(tiny(constant, "train.steps=2"), tmp_path / "broken")
-    good = leaves(tmp_path / "broken")
+def test_non_finite_training_stops_and_keeps_what_was_good(whole, tmp_path, monkeypatch):
+    train(constant("train.steps=2"), tmp_path)
+    good = leaves(tmp_path)
 
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "sums", infinite)
         with pytest.raises(NonFiniteError, match=r"step 3.*max_skipped"):
-            train(tiny(constant), tmp_path / "broken")
-    assert leaves(tmp_path / "broken") == good
-    train(tiny(constant), tmp_path / "broken")
-    assert leaves(tmp_path / "broken") == leaves(tmp_path / "whole")
-    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+            train(constant(), tmp_path)
+    assert leaves(tmp_path) == good
+    train(constant(), tmp_path)
+    assert leaves(tmp_path) == leaves(whole)
+    assert losses(tmp_path) == losses(whole)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from jaxclf.errors import ArtifactError
 from jaxclf.labels import UNPARSED, Prediction
 from jaxclf.report.card import model_card
 from jaxclf.report.comparison import comparison_page
+from jaxclf.report.complete import finished
 from jaxclf.report.curve import curve_page
 from jaxclf.report.names import metric_name
 from jaxclf.report.page import page
@@ -34,6 +35,7 @@ __all__ = [
     "curve_page",
     "curve_table",
     "describe_tasks",
+    "finished",
     "methods_table",
     "metric_name",
     "model_card",
