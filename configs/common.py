@@ -285,7 +285,8 @@ def smoke(config: ConfigDict, encoder: bool = False) -> None:
     config.train.batch_size = 2
     if not encoder:
         # The longest prompts: 600 tokens with all labels listed, 2,500 with five news texts.
-        config.train.max_length = 3072 if config.prompt.shots else 1024
+        longest = 3072 if config.prompt.shots else 1024
+        config.train.max_length = min(longest, config.train.max_length)
     config.train.row_length = 0
     config.train.warmup_steps = 0
     config.train.log_every = 1
