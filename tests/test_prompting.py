@@ -168,7 +168,8 @@ def test_no_tuning_excludes_adapters(words):
 
 
 def test_a_style_and_its_examples_are_trained_on_too(tmp_path):
-    fields = ("prompt.template=choice", "prompt.choose=similar", "prompt.shots=2", "data.limit=8")
+    fields = ["prompt.template=choice", "prompt.choose=similar", "prompt.shots=2", "data.limit=8"]
+    fields.append("train.max_length=256")
     config = configs.load(str(ROOT / "configs/quickstart.py:smoke,task=intent"), fields)
     setup = prepare(config, tmp_path, None)
     (task,), records = setup.dataset.tasks, setup.dataset.splits["train"]
