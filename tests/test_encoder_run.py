@@ -107,7 +107,8 @@ def test_a_resumed_run_ends_as_an_unbroken_one(finished, tmp_path):
 
 
 def test_padded_batches_and_one_task(tmp_path):
-    result = train(tiny("train.pack=False", "train.batch_size=4", "data.task=intent"), tmp_path)
+    fields = ("train.pack=False", "train.batch_size=4", "data.task=intent", "train.steps=2")
+    result = train(tiny(*fields), tmp_path)
     assert set(result["eval"]) == {"intent"}
 
 
@@ -196,6 +197,7 @@ def test_other_kinds_of_labels_and_pairs(kind, labels, metric, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = (f"data.train={file}", f"data.dev={file}", f"data.test={file}")
     own = ("data.name=file", "data.task=label", f"data.kind={kind}", "data.pair=other", *files)
+    own += ("train.steps=1",)
     result = train(tiny(*own), tmp_path / "run")
     assert metric in result["eval"]["label"]
     assert result["eval"]["label"]["support"] == 12

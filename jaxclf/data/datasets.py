@@ -15,6 +15,7 @@ public source is used.
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -157,10 +158,15 @@ def local_root(config: Any) -> tuple[Path, str] | None:
 
 
 def _builtin(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
+    splits = _builtin_splits()
+    return "Utter", _tasks(MASSIVE_SCHEMA, splits.values()), dict(splits)
+
+
+@functools.cache
+def _builtin_splits() -> Splits:
+    """The same in every run of a process: a test suite makes many."""
     rows = (Row(f"builtin:{line}", fields) for line, fields in enumerate(builtin.rows(), 1))
-    splits = records.parse(rows, MASSIVE_SCHEMA, defects)
-    defects.check()
-    return "Utter", _tasks(MASSIVE_SCHEMA, splits.values()), splits
+    return records.parse(rows, MASSIVE_SCHEMA, Defects(skip=False))
 
 
 def _massive(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
