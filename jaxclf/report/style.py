@@ -39,7 +39,7 @@ small { color: #8794a3; } code { font: 12px/1.5 ui-monospace, Menlo, Consolas, m
   white-space: pre-wrap; background: #f3f5f8; padding: 1px 4px; border-radius: 3px; }
 mark { background: #ffe08a; padding: 0 2px; border-radius: 2px; }
 .note { color: #5c6b7c; font-size: 13px; margin: 8px 0; }
-img { width: 100%; } .wide { overflow-x: auto; }
+img { width: 100%; } .wide { overflow-x: auto; overflow-wrap: normal; }
 .heat { font-family: inherit; } .heat .ground { fill: #f8f9fb; stroke: #c8d0da; }
 .heat .axis { fill: #5c6b7c; font-weight: 600; font-size: 12px; }
 .heat path { fill: none; } .heat .rule { stroke: #eef1f5; } .heat .rule5 { stroke: #d5dbe3; }
