@@ -284,7 +284,7 @@ def test_a_process_that_is_killed_takes_no_other_run_along(tmp_path):
 
 def test_a_process_of_many_runs_reads_a_data_set_once(monkeypatch):
     monkeypatch.setattr(datasets, "_kept", None)
-    monkeypatch.setattr(datasets.builtin, "rows", calls := Mock(side_effect=datasets.builtin.rows))
+    monkeypatch.setattr(datasets, "_builtin", calls := Mock(side_effect=datasets._builtin))
     fields = common.default().data
     first = datasets.load(fields)
     datasets.keep_records()
