@@ -3,7 +3,6 @@
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.common import default, parse
 
 
 def _generative(
@@ -20,7 +19,7 @@ def _generative(
     `shots`, `adapters`, `prompts`, `instructions`: as of `parse`.
     """
     single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
-    chosen = parse(
+    chosen = common.parse(
         argument,
         ("both", *single),
         shots=shots,
@@ -28,7 +27,7 @@ def _generative(
         prompts=prompts,
         instructions=instructions,
     )
-    config = default()
+    config = common.default()
     config.data.name = data
     config.data.task = chosen.task
     config.prompt.template = chosen.template
@@ -138,8 +137,8 @@ def encoder(
     training and ends with `finish`.
     """
     tasks = {"20ng": ("20class", "7class", "both"), "massive": ("both", "intent", "slots")}[data]
-    chosen = parse(argument, tasks, shots=False, prompts=False)
-    config = default()
+    chosen = common.parse(argument, tasks, shots=False, prompts=False)
+    config = common.default()
     config.data.name = data
     config.data.task = chosen.task
     config.model.name = model
@@ -176,8 +175,8 @@ def attens(argument: str, *, model: str, checkpoint: str) -> tuple[ConfigDict, C
     """
     tasks = ("rte", *(name for name in MODULES if name != "rte"), *_OTHER_TARGETS)
     ks = ("3", "5", "7", "9", "sweep")
-    chosen = parse(argument, tasks, shots=False, adapters=False, ks=ks, prompts=False)
-    config = default()
+    chosen = common.parse(argument, tasks, shots=False, adapters=False, ks=ks, prompts=False)
+    config = common.default()
     config.data.name = data_set(chosen.task)
     config.model.name = model
     config.model.checkpoint = checkpoint

@@ -29,6 +29,7 @@ from jaxclf.tables import CONFIGS, Run
 
 LOG = "log.txt"
 _LONGEST = 400  # characters of a reason
+
 Execute = Callable[["Job", ConfigDict], None]
 
 
