@@ -138,8 +138,9 @@ def test_workdir_of_another_config_is_refused(finished):
 
 
 @pytest.mark.slow
-def test_partial_training_leaves_the_rest(tmp_path):
-    train(tiny("train.trained=last:1", "train.steps=1", "train.eval_every=0"), tmp_path)
+@pytest.mark.parametrize("trained", ["last:1", "norms", r"layers/mlp/.*"])
+def test_partial_training_leaves_the_rest(trained, tmp_path):
+    train(tiny(f"train.trained={trained}", "train.steps=1", "train.eval_every=0"), tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert 0 < report["model"]["trained_parameters"] < report["model"]["parameters"]
 
