@@ -199,12 +199,18 @@ def after_two_steps(model, params, partition, **changes):
     return state, join_tables(partition.join(state.trained, frozen))
 
 
+def same_but_for_rounding(actual, expected):
+    """Within four units in the last place of the largest value: processors sum in other orders."""
+    unit = np.spacing(np.max(np.abs(expected)))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=4 * unit)
+
+
 def test_training_the_used_rows_of_a_table_equals_training_all_without_decay(model, params):
     used = np.unique(np.asarray(filled(batch_of(1)).tokens))
     assert len(used) < CONFIG.vocab_size
     _, whole = after_two_steps(model, params, optim.choose(model.abstract, "all"))
     state, some = after_two_steps(model, params, optim.choose(model.abstract, "all", used))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-7), some, whole)
+    jax.tree.map(same_but_for_rounding, some, whole)
     moved = np.any(some["embed"]["embedding"] != params["embed"]["embedding"], axis=1)
     assert set(np.flatnonzero(moved)) <= set(used)
     assert moved.sum() >= len(used) - 1  # padding's row has no gradient
