@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The rooms of jaxclf from the ground up. A room imports from its own level and those below.
 LEVELS = (
-    {"__init__", "allocator", "cache", "chips", "errors", "hlo", "published_tables", "shapes"}
-    | {"standin", "trie"},
+    {"__init__", "allocator", "cache", "chips", "errors", "gpus", "hlo", "published_tables"}
+    | {"shapes", "standin", "trie"},
     {"config", "endpoint", "fields", "interrupts", "kernels", "ledger", "processes"}
     | {"sharding", "storage", "tables"},
     {"data", "models"},
