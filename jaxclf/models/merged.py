@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxclf.shapes import Array, Bool, Float
 
-_NOTHING = -1e30  # log-sum-exp of a block that a query sees nothing of: its weight is exactly 0
+NOTHING = -1e30  # log-sum-exp of a block that a query sees nothing of: its weight is exactly 0
 
 
 def with_log_sum(forward: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +58,7 @@ def merge(
     gradient. All see something of the second.
     """
     (found, log_sum), (other, other_log_sum) = first, second
-    log_sum = jnp.where(sees_first[..., None], log_sum, _NOTHING)
+    log_sum = jnp.where(sees_first[..., None], log_sum, NOTHING)
     total = jnp.logaddexp(log_sum, other_log_sum)
     weight, other_weight = (jnp.exp(x - total)[..., None] for x in (log_sum, other_log_sum))
     return (found * weight + other * other_weight).astype(other.dtype)
