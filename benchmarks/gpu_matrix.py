@@ -42,7 +42,7 @@ class Cell:
     error: str = ""
     kernels: dict[str, int] = dataclasses.field(default_factory=dict)
     peak: int = 0
-    collectives: Collectives = Collectives()
+    collectives: Collectives = dataclasses.field(default_factory=Collectives)
     squares: set[Shape] = dataclasses.field(default_factory=set)
     fused: set[Shape] = dataclasses.field(default_factory=set)
     seconds: float = 0.0
@@ -73,7 +73,7 @@ class Cell:
 
 
 def _product(shape: Shape) -> str:
-    return "×".join(map(str, shape))
+    return "x".join(map(str, shape))
 
 
 def _within(shape: Shape) -> str:
@@ -137,6 +137,10 @@ def essence(message: str) -> str:
 # The table ----------------------------------------------------------------------------------------
 
 
+def is_right(cell: Cell) -> bool:
+    return not (cell.error or cell.squares or cell.fused)
+
+
 def report(cells: Sequence[Cell], compile_seconds: float) -> str:
     """The summary line, a table for each GPU, and the errors and squares by kind."""
     lines = [f"{summary(cells)}; compiled in {compile_seconds:,.0f} s.", ""]
@@ -150,7 +154,8 @@ def report(cells: Sequence[Cell], compile_seconds: float) -> str:
         lines += ["### Failed", ""]
         for error, of_error in failed.items():
             where = "; ".join(dict.fromkeys(f"{each.path} on {each.mesh}" for each in of_error))
-            lines.append(f"- {len(of_error)} cells: {error}. {where}")
+            count = f"{len(of_error):,} cell{'s' if len(of_error) > 1 else ''}"
+            lines.append(f"- {count}: {error}. {where}")
         lines.append("")
     return "\n".join(lines)
 
@@ -196,20 +201,27 @@ def chosen(options: argparse.Namespace) -> list[tuple]:
     return [(path, mesh, gpu) for path in paths for mesh in meshes for gpu in options.gpus]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def _kinds(text: str) -> list[str]:
+    return text.split(",")
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpus", default=",".join(GPUS), help="kinds, comma-separated")
-    parser.add_argument("--meshes", action="append", help="one of the meshes; may be repeated")
-    parser.add_argument("--rows", default="", metavar="PATTERN", help="of the paths' names")
-    parser.add_argument("--short", action="store_true", help="one mesh and one GPU a path")
-    parser.add_argument("--list", action="store_true", help="only print the cells")
-    parser.add_argument("--output", type=File, metavar="FILE.md", help="the tables")
-    parser.add_argument("--json", type=File, metavar="FILE", help="the same as one JSON list")
-    parser.add_argument("--keep", type=File, metavar="FOLDER", help="for the compiled texts")
-    options = parser.parse_args()
-    options.gpus = options.gpus.split(",")
+    found.add_argument("--gpus", type=_kinds, default=list(GPUS), help="kinds, comma-separated")
+    found.add_argument("--meshes", action="append", help="one of the meshes; may be repeated")
+    found.add_argument("--rows", default="", metavar="PATTERN", help="of the paths' names")
+    found.add_argument("--short", action="store_true", help="one mesh and one GPU a path")
+    found.add_argument("--list", action="store_true", help="only print the cells")
+    found.add_argument("--output", type=File, metavar="FILE.md", help="the tables")
+    found.add_argument("--json", type=File, metavar="FILE", help="the same as one JSON list")
+    found.add_argument("--keep", type=File, metavar="FOLDER", help="for the compiled texts")
+    return found
+
+
+def main() -> None:
+    options = parser().parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         _keep_kernels(File(folder))
@@ -251,7 +263,7 @@ def run(options: argparse.Namespace) -> None:
         fields = [dataclasses.asdict(cell) for cell in found]
         options.json.write_text(json.dumps(fields, indent=1, default=sorted))
     print(text if not options.output else text.partition("\n")[0])
-    if any(cell.error or cell.squares or cell.fused for cell in found):
+    if not all(map(is_right, found)):
         raise SystemExit(1)
 
 
