@@ -22,7 +22,7 @@ class Prefix(NamedTuple):
     def before(self, prompt: PromptBatch) -> Before:
         """What the prompts see of it: the prefix that each continues."""
         assert prompt.seen is not None, "prompts beside a prefix say which they continue"
-        return Before(self.cache, jnp.asarray(prompt.seen)[:, None] == self.numbers)
+        return Before(self.cache, self.numbers, jnp.asarray(prompt.seen))
 
 
 def make_prefix(model: Model) -> Callable[[Params, PromptBatch], Prefix]:

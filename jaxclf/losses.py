@@ -88,7 +88,15 @@ def label_logits(
         segments = jnp.where(mask, own, 0)
         return module.logits(module.hidden(batch.tokens, batch.segment_ids, labels, segments, key))
     return module.logits(
-        module.hidden(batch.tokens, batch.positions, batch.segment_ids, key, places, batch.prefixes)
+        module.hidden(
+            batch.tokens,
+            batch.positions,
+            batch.segment_ids,
+            key,
+            places,
+            batch.prefixes,
+            batch.lengths,
+        )
     )
 
 
@@ -103,6 +111,7 @@ def head_scores(module: Encoder, batch: Batch, key: Key[Array, ""] | None = None
         batch.types,
         first,
         jnp.concatenate(places, axis=1),
+        batch.lengths,
     )
     ends = np.cumsum([each.shape[1] for each in places])
     return {

@@ -56,7 +56,7 @@ def _widened(batch: Either, widths: Widths) -> Either:
     prefixes = batch.prefixes
     if prefixes is not None:
         prefixes = prefixes._replace(seen=_filled(prefixes.seen, widths[0]))
-    return Batch(tokens, segment_ids, positions, types, targets, prefixes)
+    return Batch(tokens, segment_ids, positions, types, targets, prefixes, batch.lengths)
 
 
 def _filled(array, width: int, before: bool = False) -> np.ndarray:

@@ -47,6 +47,8 @@ class Batch(NamedTuple):
 
     `types`: 1 in the second text of a pair, else 0; None where a model has no such input.
     `prefixes`: those that examples share; positions of the examples then go on from their ends.
+    `lengths`: tokens of each row, where every row holds one example alone; None where rows are
+    packed. Kernels have a form for such rows that needs no segments.
     """
 
     tokens: Int[AnyArray, "*micro B T"]
@@ -55,6 +57,7 @@ class Batch(NamedTuple):
     types: Int[AnyArray, "*micro B T"] | None
     targets: dict[str, Targets]
     prefixes: Prefixes | None = None
+    lengths: Int[AnyArray, "*micro B 1"] | None = None
 
 
 class PromptBatch(NamedTuple):
@@ -136,8 +139,14 @@ def padded(rows: Sequence[Row], shared: Shared = NONE, groups: int = 1) -> Batch
         )
         for name in target_names(arrays)
     }
+    lengths = segments["tokens"].sum(axis=1, keepdims=True, dtype=np.int32)
     batch = Batch(
-        arrays["tokens"], segments["tokens"], positions, arrays.get("types"), targets, None
+        arrays["tokens"],
+        segments["tokens"],
+        positions,
+        arrays.get("types"),
+        targets,
+        lengths=lengths,
     )
     return _with_prefixes(batch, arrays.get("seen"), shared, groups)
 

@@ -1,6 +1,8 @@
 """Masks, grouped-query attention, the kernels of each backend, and the key/value cache."""
 
 import dataclasses
+from collections.abc import Callable
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import jax
@@ -10,8 +12,9 @@ from flax import nnx
 from jaxclf import sharding
 from jaxclf.models import shared
 from jaxclf.models.layers import dropout, take_places
+from jaxclf.models.merged import NOTHING, merge
 from jaxclf.models.shared import Shared
-from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key, Prefixes, Shaped
+from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key, Prefixes
 from jaxclf.sharding import constrain
 
 
@@ -37,14 +40,37 @@ Implementation = Literal["plain", "cudnn", "splash"]
 BY_BACKEND: dict[str, Implementation] = {"tpu": "splash", "gpu": "cudnn"}  # else plain
 
 
+class Outer(NamedTuple):
+    """Keys and values beside a row's own, the same for all rows: those of prefixes.
+
+    numbers: which prefix each is of. seen: which prefix each of the row's tokens sees; 0: none.
+    """
+
+    key: Float[Array, "P K H"]
+    value: Float[Array, "P K H"]
+    numbers: Int[Array, " P"]
+    seen: Int[Array, "B T"]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """What queries may see, for kernels that make no mask: tokens of their own segment `ids`."""
+    """What queries may see, for kernels that make no mask: tokens of their own segment `ids`.
+
+    lengths: where every row holds one text, from its first place on, the tokens of that text.
+    outer: what they see beside.
+    """
 
     ids: Int[AnyArray, "B T"]
     causal: bool = dataclasses.field(metadata={"static": True})
     implementation: Implementation = dataclasses.field(metadata={"static": True})
+    lengths: Int[AnyArray, "B 1"] | None = None
+    outer: tuple[Outer, ...] = ()
+
+    def after(self, key: Float[Array, "P K H"], value: Float[Array, "P K H"]) -> "Segments":
+        """The same with keys and values that every token sees."""
+        everywhere = Outer(key, value, jnp.ones(len(key), jnp.int32), jnp.ones_like(self.ids))
+        return dataclasses.replace(self, outer=(*self.outer, everywhere))
 
 
 @jax.tree_util.register_dataclass
@@ -60,17 +86,26 @@ class SharedSegments:
     seen: Int[AnyArray, "B T"]
     own: Segments
 
+    def after(self, key: Float[Array, "P K H"], value: Float[Array, "P K H"]) -> "SharedSegments":
+        """The same with keys and values that every token sees."""
+        return dataclasses.replace(self, own=self.own.after(key, value))
+
 
 Visible = Bool[Array, "B 1 T S"] | Segments | Shared | SharedSegments
+# What scores get beside: `[_, N, T, S]`, or that of so many (int) queries from a place on.
+Bias = Float[Array, "_ N _ _"] | Callable[[Int[Array, ""], int], Float[Array, "_ N _ _"]]
 
 
 def visible(
-    segment_ids: Int[AnyArray, "B T"], causal: bool, implementation: Implementation
-) -> Visible:
+    segment_ids: Int[AnyArray, "B T"],
+    causal: bool,
+    implementation: Implementation,
+    lengths: Int[AnyArray, "B 1"] | None = None,
+) -> Bool[Array, "B 1 T T"] | Segments:
     """What tokens may see of their own row, in the form that the implementation reads."""
     if implementation == "plain":
         return causal_mask(segment_ids) if causal else full_mask(segment_ids)
-    return Segments(segment_ids, causal, implementation)
+    return Segments(segment_ids, causal, implementation, lengths)
 
 
 def visible_after(
@@ -105,24 +140,28 @@ def attend(
     rate: float = 0.0,
     random_key: Key[Array, ""] | None = None,
     *,
-    bias: Float[Array, "_ N T S"] | None = None,
+    bias: Bias | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention scaled by 1/sqrt(H), or by `scale`; each key head serves N/K query heads.
 
     Scores and softmax are float32; a key turns dropout of the weights on. `bias` is added to scores
-    after scaling. These three take a mask. A query that may see nothing gets a finite value that
-    means nothing.
+    after scaling. These three take a mask, or segments. A query that may see nothing gets a finite
+    value that means nothing.
     """
     query = constrain(query, "batch", "length", "heads", None)
     key, value = (constrain(each, "batch", None, "heads", None) for each in (key, value))
-    if isinstance(mask, Segments):
+    drops = random_key is not None and rate > 0
+    if isinstance(mask, Segments) and (drops or callable(bias)):
+        found = _by_blocks(query, key, value, mask, rate, random_key, bias, scale)
+    elif isinstance(mask, Segments):
         found = _within(query, key, value, mask)
     elif isinstance(mask, SharedSegments):
         found = _within_shared(query, key, value, mask)
     elif isinstance(mask, Shared):
         found = shared.attend(query, key, value, mask)
     else:
+        assert not callable(bias), "a mask needs all of the bias"
         found = _plain(query, key, value, mask, rate, random_key, bias, scale)
     return sharding.heads(found)
 
@@ -154,19 +193,121 @@ def _plain(
     return jnp.swapaxes(found.reshape(rows, heads, count, size), 1, 2)
 
 
+# Queries whose scores are there at once where no kernel attends.
+_QUERIES = 128
+
+
+def _by_blocks(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B T K H"],
+    value: Float[Array, "B T K H"],
+    segments: Segments,
+    rate: float,
+    random_key: Key[Array, ""] | None,
+    bias: Bias | None,
+    scale: float | None,
+) -> Float[Array, "B T N H"]:
+    """What no kernel computes, dropout of weights and biases, a block of queries at a time.
+
+    Kernels with dropout of their own do not qualify: cuDNN's masks count the calls of a compiled
+    program, so that under a scan the backward pass draws others than the forward pass, and a
+    resumed run others than an unbroken one.
+    """
+    rows, count, heads, size = query.shape
+    # No block of one query: the parts of a bias have rows of two and more.
+    block = min(_QUERIES, max(2, count))
+    filled = -count % block
+    ids, lead, dtype = jnp.asarray(segments.ids), 0, query.dtype
+    query_ids = _looking(segments)
+    for outer in segments.outer:  # those of prefix tuning, which are few
+        lead += len(outer.key)
+        key, value = (
+            jnp.concatenate([jnp.broadcast_to(each, (rows, *each.shape)), own], axis=1)
+            for each, own in ((outer.key, key), (outer.value, value))
+        )
+    # In float32, in which the gradients of all blocks are added up.
+    key, value = key.astype(jnp.float32), value.astype(jnp.float32)
+
+    def parts(x):
+        """[blocks, B, block, ...] of [B, T, ...]."""
+        x = jnp.pad(x, [(0, filled if axis == 1 else 0) for axis in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(rows, -1, block, *x.shape[2:]), 1, 0)
+
+    def attend_block(index, part):
+        query, query_ids = part
+        seen = (query_ids[:, :, None] == ids[:, None]) & (ids > 0)[:, None]
+        if segments.causal:
+            place = index * block + jnp.arange(block)
+            seen &= place[:, None] >= jnp.arange(count)
+        seen = jnp.pad(seen, ((0, 0), (0, 0), (lead, 0)), constant_values=True)
+        added = None
+        if bias is not None:
+            assert callable(bias), "blocks of queries take their own part of a bias"
+            added = bias(index * block, block)
+            added = jnp.pad(added, ((0, 0), (0, 0), (0, 0), (lead, 0)))
+        own_key = None if random_key is None else jax.random.fold_in(random_key, index)
+        query = constrain(query, "batch", "length", "heads", None)
+        arrays = query, key.astype(dtype), value.astype(dtype)
+        return index + 1, _plain(*arrays, seen[:, None], rate, own_key, added, scale)
+
+    step = jax.checkpoint(attend_block, prevent_cse=False)
+    _, found = jax.lax.scan(step, jnp.int32(0), (parts(query), parts(query_ids)))
+    return jnp.moveaxis(found, 0, 1).reshape(rows, -1, heads, size)[:, :count]
+
+
+def _looking(segments: Segments) -> Int[Array, "B T"]:
+    """The segment that each query looks at: its own.
+
+    Where tokens see later ones, padding looks at the row's last text, as it does at all texts of
+    the row by `full_mask`.
+    """
+    ids = jnp.asarray(segments.ids)
+    return ids if segments.causal else jnp.where(ids > 0, ids, jnp.max(ids, axis=1, keepdims=True))
+
+
+def _kernels(implementation: Implementation) -> ModuleType:
+    """The kernels of a backend for rows of any kind: a module with within, against, leading."""
+    if implementation == "splash":
+        from jaxclf.models import splash  # Pallas takes a second to import
+
+        return splash
+    from jaxclf.models import flash
+
+    return flash
+
+
 def _within(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     segments: Segments,
 ) -> Float[Array, "B T N H"]:
-    """By a kernel, tokens of each segment alone."""
-    if segments.implementation == "splash":
-        from jaxclf.models import splash  # Pallas takes a second to import
+    """By a kernel, tokens of each segment alone, and what they see beside."""
+    ids, causal, outer = jnp.asarray(segments.ids), segments.causal, segments.outer
+    if segments.implementation == "cudnn" and segments.lengths is not None and not outer:
+        from jaxclf.models import cudnn
 
-        return splash.attend(query, key, value, jnp.asarray(segments.ids), segments.causal)
-    mask = causal_mask(segments.ids) if segments.causal else full_mask(segments.ids)
-    return _cudnn(query, key, value, mask)
+        if cudnn.fits(query):
+            return cudnn.attend(query, key, value, jnp.asarray(segments.lengths)[:, 0], causal)
+    own = query, key, value, _looking(segments), ids, causal
+    kernels = _kernels(segments.implementation)
+    if not outer:
+        return kernels.within(*own).astype(value.dtype)
+    return _met(kernels, query, kernels.within(*own, log_sums=True), outer)
+
+
+def _met(
+    kernels: ModuleType,
+    query: Float[Array, "B T N H"],
+    own: tuple[Float[Array, "B T N H"], Float[Array, "B T N"]],
+    outer: tuple[Outer, ...],
+) -> Float[Array, "B T N H"]:
+    """One softmax over what queries see of `own`, attended already, and beside."""
+    found = [own]
+    for each in outer:
+        beside, log_sums = kernels.against(query, each.key, each.value, each.seen, each.numbers)
+        found.append((beside, jnp.where(each.seen[..., None] > 0, log_sums, NOTHING)))
+    return merge(found)
 
 
 def _within_shared(
@@ -176,54 +317,21 @@ def _within_shared(
     mask: SharedSegments,
 ) -> Float[Array, "B CT N H"]:
     """By a kernel, prefixes alone and then what continues them."""
-    rows, lead = mask.numbers.shape
-    numbers, seen = jnp.ravel(jnp.asarray(mask.numbers)), jnp.asarray(mask.seen)
-    first, prefix_key, prefix_value = (shared.laid(each[:, :lead]) for each in (query, key, value))
-    query, key, value = (each[:, lead:] for each in (query, key, value))
-    of_prefix = Segments(numbers[None], True, mask.own.implementation)
-    first = _within(first[None], prefix_key[None], prefix_value[None], of_prefix)
-    first = constrain(first.reshape(rows, lead, *first.shape[2:]), "batch", None, "heads", None)
-    if mask.own.implementation == "splash":
-        from jaxclf.models import splash
-
-        prefix, ids = (prefix_key, prefix_value, numbers), jnp.asarray(mask.own.ids)
-        rest = splash.attend_after(query, key, value, ids, prefix, seen)
+    lead = mask.numbers.shape[1]
+    numbers, seen, own = jnp.asarray(mask.numbers), jnp.asarray(mask.seen), mask.own
+    kernels = _kernels(own.implementation)
+    prefix_key, prefix_value = (shared.laid(each[:, :lead]) for each in (key, value))
+    leading = query[:, :lead], prefix_key, prefix_value, numbers
+    if own.outer:
+        everywhere = tuple(each._replace(seen=jnp.ones_like(numbers)) for each in own.outer)
+        found = kernels.leading(*leading, log_sums=True)
+        first = _met(kernels, query[:, :lead], found, everywhere)
     else:
-        # jax rounds cuDNN's log-sum-exps to bfloat16, too coarse to merge by: each row has a copy.
-        def after(prefix, own):
-            prefix = jnp.broadcast_to(prefix, (rows, *prefix.shape))
-            return constrain(jnp.concatenate([prefix, own], axis=1), "batch", None, "heads", None)
-
-        sees_prefix = (seen[..., None] == numbers) & (numbers > 0)
-        sees = jnp.concatenate([sees_prefix[:, None], causal_mask(mask.own.ids)], axis=-1)
-        rest = _cudnn(query, after(prefix_key, key), after(prefix_value, value), sees)
+        first = kernels.leading(*leading).astype(value.dtype)
+    prefixes = Outer(prefix_key, prefix_value, jnp.ravel(numbers), seen)
+    own = dataclasses.replace(own, outer=(*own.outer, prefixes))
+    rest = _within(query[:, lead:], key[:, lead:], value[:, lead:], own)
     return jnp.concatenate([first, rest], axis=1)
-
-
-def _cudnn(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    mask: Bool[Array, "B 1 T S"],
-) -> Float[Array, "B T N H"]:
-    """cuDNN's flash attention; XLA's own where it has none for these numbers (float32)."""
-    fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0
-    count = query.shape[1]
-    query, key, value = (_even(each, 1) for each in (query, key, value))
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        mask=_even(_even(mask, 2), 3),
-        implementation="cudnn" if fits else "xla",
-    )[:, :count]
-
-
-def _even(x: Shaped[Array, "..."], axis: int) -> Shaped[Array, "..."]:
-    """`x` with a zero more where an axis is odd, of which cuDNN has no gradients."""
-    if x.shape[axis] % 2 == 0:
-        return x
-    return jnp.pad(x, [(0, 1 if each == axis else 0) for each in range(x.ndim)])
 
 
 class Prefix(nnx.Module):
@@ -244,10 +352,13 @@ class Prefix(nnx.Module):
         key: Float[Array, "B S K H"],
         value: Float[Array, "B S K H"],
         mask: Visible,
-    ) -> tuple[Float[Array, "B _ K H"], Float[Array, "B _ K H"], Bool[Array, "B 1 T _"] | Shared]:
-        """Keys, values and mask with the prefix in front; models that have one make masks."""
-        assert not isinstance(mask, Segments | SharedSegments)
-        if isinstance(mask, Shared):
+    ) -> tuple[
+        Float[Array, "B _ K H"],
+        Float[Array, "B _ K H"],
+        Bool[Array, "B 1 T _"] | Segments | Shared | SharedSegments,
+    ]:
+        """Keys, values and what is seen of them with the prefix before."""
+        if not isinstance(mask, jax.Array):
             own = self.key.get_value(), self.value.get_value()
             return key, value, mask.after(*(each.astype(key.dtype) for each in own))
 
@@ -330,14 +441,23 @@ def _cut_cache(x: Float[Array, "L B S K H"]) -> Float[Array, "L B S K H"]:
 
 
 class Before(NamedTuple):
-    """Shared prefixes computed before: their keys and values, and which of P tokens a row sees."""
+    """Shared prefixes computed before: keys and values of one row, the number of the prefix that
+    each of its P tokens is of, and of the one that each row continues (0: none)."""
 
-    cache: Cache  # of one row
-    seen: Bool[Array, "B P"]
+    cache: Cache
+    numbers: Int[Array, " P"]
+    seen: Int[Array, " B"]
 
-    def mask(self, own: Visible, layer: Int[Array, ""]) -> Shared:
-        """What tokens see of one layer: `own` places of their row (a mask) after the prefixes."""
+    def mask(self, own: Visible, layer: Int[Array, ""]) -> Shared | Segments:
+        """What tokens see of one layer: `own` places of their row after the prefixes."""
+        key, value = self.cache.key[layer, 0], self.cache.value[layer, 0]
+        if isinstance(own, Segments):
+            seen = jnp.broadcast_to(self.seen[:, None], own.ids.shape)
+            outer = Outer(key, value, self.numbers, seen)
+            return dataclasses.replace(own, outer=(*own.outer, outer))
         assert isinstance(own, jax.Array)
         rows, _, count, _ = own.shape
-        seen = jnp.broadcast_to(self.seen[:, None], (rows, count, self.seen.shape[1]))
-        return Shared(seen, own, key=self.cache.key[layer, 0], value=self.cache.value[layer, 0])
+        seen = (self.seen[:, None] == self.numbers) & (self.numbers > 0)
+        return Shared(
+            jnp.broadcast_to(seen[:, None], (rows, count, seen.shape[1])), own, key=key, value=value
+        )

@@ -208,7 +208,7 @@ class Encoder(nnx.Module):
             }
         )
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
-        self.attention: Implementation = "plain" if config.prefix else attention
+        self.attention: Implementation = attention
 
     def hidden(
         self,
@@ -218,15 +218,15 @@ class Encoder(nnx.Module):
         types: Int[AnyArray, "B T"] | None = None,
         key: Key[Array, ""] | None = None,
         at: Int[AnyArray, "B J"] | None = None,
+        lengths: Int[AnyArray, "B 1"] | None = None,
     ) -> Float[Array, "B J D"]:
         """Last hidden states, of all tokens (J = T) or of those `at` alone.
 
-        Tokens see all tokens of their own segment and nothing else.
+        Tokens see all tokens of their own segment and nothing else. `lengths`: of rows that hold
+        one text each, from their start.
         """
         config = self.config
-        # Dropout of the weights needs the weights, and chosen places a mask.
-        drops = key is not None and config.attention_dropout > 0
-        mask = visible(segment_ids, False, "plain" if drops else self.attention)
+        mask = visible(segment_ids, False, self.attention, lengths)
         x = self.embed(tokens, positions, types, self.dtype)
         first, key = layers.split_key(key, 2)
         x = layers.dropout(x, config.dropout, first)

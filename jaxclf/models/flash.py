@@ -35,22 +35,21 @@ def within(
     query_ids: Int[Array, "B T"],
     key_ids: Int[Array, "B T"],
     causal: bool,
-) -> Found:
-    """Outputs, and log-sum-exps of the scores, of rows that attend to themselves.
+    *,
+    log_sums: bool = False,
+) -> Any:
+    """Outputs of rows that attend to themselves; with `log_sums` those of their scores too.
 
     Scores are scaled by 1/sqrt(H). Ids are those of segments; keys of id 0 are seen by none. What
-    a query that sees nothing gets is 0, its log-sum-exp -1e30.
+    a query that sees nothing gets is 0, its log-sum-exp `NOTHING`.
     """
-    sizes = sharding.sizes()
-    key, value = shared_over_tensor(query, key, value, sizes)
-    places = jnp.arange(query.shape[1], dtype=jnp.int32)
-    own = functools.partial(_attend, causal=causal)
-    if sharding.is_cut():
-        rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
-        of_keys = jax.P(rows, None, by_head, None)
-        ids = jax.P(rows, by_token), jax.P(rows, None), jax.P(by_token)
-        own = _over_mesh(own, (cut, of_keys, of_keys, *ids), cut)
-    return own(query, key, value, query_ids, key_ids, places)
+    places = jnp.arange(query.shape[1], dtype=jnp.int32) if causal else None
+    cut = sharding.activation(query.shape, _DIMS, sharding.sizes())
+    rows, by_token, by_head, _ = cut
+    of_keys, of_ids = jax.P(rows, None, by_head, None), jax.P(rows, None)
+    specs = (cut, of_keys, of_keys, jax.P(rows, by_token), of_ids, jax.P(by_token))
+    found = _over_mesh(_attend, query, key, value, query_ids, key_ids, places, specs=specs)
+    return found if log_sums else found[0]
 
 
 def against(
@@ -59,41 +58,64 @@ def against(
     value: Float[Array, "P K H"],
     query_ids: Int[Array, "B T"],
     key_ids: Int[Array, " P"],
+    places: Int[Array, "B T"] | None = None,
 ) -> Found:
-    """The same of all rows over the same keys: those of a query's id."""
-    sizes = sharding.sizes()
-    key, value = shared_over_tensor(query, key, value, sizes)
+    """The same, log-sum-exps always, of all rows over the same keys: those of a query's id.
 
-    def own(query, key, value, query_ids, key_ids):
+    places: of the queries among the keys, of which they then see the earlier ones alone.
+    """
+
+    def own(query, key, value, query_ids, key_ids, places):
         # One row of all queries: keys, and what their gradients become, are there once.
-        rows, count, heads, size = query.shape
-        query, query_ids = query.reshape(1, -1, heads, size), query_ids.reshape(1, -1)
-        places = jnp.zeros(rows * count, jnp.int32)
-        found = _attend(
-            query, key[None], value[None], query_ids, key_ids[None], places, causal=False
+        found, log_sums = _attend(
+            query.reshape(1, -1, *query.shape[2:]),
+            key[None],
+            value[None],
+            query_ids.reshape(1, -1),
+            key_ids[None],
+            None if places is None else places.reshape(-1),
         )
-        return jax.tree.map(lambda x: x.reshape(rows, count, *x.shape[2:]), found)
+        return found.reshape(query.shape), log_sums.reshape(query.shape[:3])
 
-    if sharding.is_cut():
-        rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
-        of_keys = jax.P(None, by_head, None)
-        own = _over_mesh(own, (cut, of_keys, of_keys, jax.P(rows, by_token), jax.P(None)), cut)
-    return own(query, key, value, query_ids, key_ids)
+    cut = sharding.activation(query.shape, _DIMS, sharding.sizes())
+    rows, by_token, by_head, _ = cut
+    of_keys, of_query_ids = jax.P(None, by_head, None), jax.P(rows, by_token)
+    specs = (cut, of_keys, of_keys, of_query_ids, jax.P(None), of_query_ids)
+    return _over_mesh(own, query, key, value, query_ids, key_ids, places, specs=specs)
+
+
+def leading(
+    query: Float[Array, "B C N H"],
+    key: Float[Array, "P K H"],
+    value: Float[Array, "P K H"],
+    numbers: Int[Array, "B C"],
+    *,
+    log_sums: bool = False,
+) -> Any:
+    """Outputs of the tokens of prefixes, of which each row holds a part; as of `within`.
+
+    They see the earlier ones of their `numbers`. Keys and values are of all, row after row.
+    """
+    places = jnp.arange(numbers.size, dtype=jnp.int32).reshape(numbers.shape)
+    found = against(query, key, value, numbers, jnp.ravel(numbers), places)
+    return found if log_sums else found[0]
 
 
 _DIMS = ("batch", "length", "heads", None)
 
 
-def shared_over_tensor(query, key, value, sizes) -> tuple[Array, Array]:
-    """Keys and values of which each device has those of its own queries: copies if need be."""
-    heads = query.shape[-2]
-    if key.shape[-2] % sizes["tensor"]:
-        key, value = (jnp.repeat(each, heads // each.shape[-2], axis=-2) for each in (key, value))
-    return key, value
-
-
-def _over_mesh(own: Any, specs: tuple, cut: jax.P) -> Any:
-    return jax.shard_map(own, in_specs=specs, out_specs=(cut, jax.P(*cut[:3])), check_vma=False)
+def _over_mesh(own: Any, query, key, value, *numbers, specs: tuple[jax.P, ...]) -> Found:
+    """`own` on every device for its rows, queries and heads, as `specs` divide them."""
+    tensor = sharding.sizes()["tensor"]
+    if key.shape[-2] % tensor:  # copies, so that each device has those of its own queries
+        group = query.shape[-2] // key.shape[-2]
+        key, value = (jnp.repeat(each, group, axis=-2) for each in (key, value))
+    if sharding.is_cut():
+        cut, *_ = specs
+        of_all = (*specs[:-1], None) if numbers[-1] is None else specs
+        results = (cut, jax.P(*cut[:3]))
+        own = jax.shard_map(own, in_specs=of_all, out_specs=results, check_vma=False)
+    return own(query, key, value, *numbers)
 
 
 def _attend(
@@ -102,19 +124,20 @@ def _attend(
     value: Float[Array, "B S K H"],
     query_ids: Int[Array, "B T"],
     key_ids: Int[Array, "B S"],
-    places: Int[Array, " T"],
-    *,
-    causal: bool,
+    places: Int[Array, " T"] | None,
 ) -> Found:
-    """On one device. `places`: of the queries among the keys, for the causal order."""
+    """On one device. `places`: of the queries among the keys, for a causal order."""
     count, size = query.shape[1], query.shape[-1]
-    blocks = _Blocks.of(count, key.shape[1], size)
+    blocks = _Blocks.of(count, key.shape[1], size * query.dtype.itemsize)
     width = max(_LEAST, 1 << (size - 1).bit_length())
     query, key, value = (_filled(each, 3, width) for each in (query, key, value))
-    query, query_ids = (_filled(each, 1, blocks.query) for each in (query, query_ids))
-    key, value, key_ids = (_filled(each, 1, blocks.key) for each in (key, value, key_ids))
-    options = _Options(causal, size**-0.5, blocks, sharding.platform() != "gpu")
+    query, query_ids = _filled(query, 1, blocks.query), _filled(query_ids, 1, blocks.query)
+    key, value = (_filled(each, 1, blocks.key) for each in (key, value))
+    key_ids = _filled(key_ids, 1, blocks.key)
+    causal = places is not None
+    places = jnp.zeros(count, jnp.int32) if places is None else places
     places = _filled(places, 0, blocks.query)
+    options = _Options(causal, size**-0.5, blocks, sharding.platform() != "gpu")
     found, log_sums = _flash(options, query, key, value, query_ids, key_ids, places)
     return found[:, :count, :, :size], jnp.swapaxes(log_sums, 1, 2)[:, :count]
 
@@ -135,11 +158,13 @@ class _Blocks:
     key: int
 
     @classmethod
-    def of(cls, queries: int, keys: int, size: int) -> "_Blocks":
+    def of(cls, queries: int, keys: int, width: int) -> "_Blocks":
+        """For so many of each; `width`: the bytes of one."""
+
         def power(count: int, most: int) -> int:
             return min(most, max(_LEAST, 1 << (count - 1).bit_length()))
 
-        most = 64 if size <= 128 else 32
+        most = 64 if width <= 256 else 32
         return cls(power(queries, most), power(keys, most))
 
 
@@ -292,7 +317,8 @@ def _ranges(
     count = meet.shape[2]
     first, last = jnp.argmax(meet, axis=2), count - jnp.argmax(meet[..., ::-1], axis=2)
     some = jnp.any(meet, axis=2)
-    return tuple(jnp.where(some, each, 0).astype(jnp.int32) for each in (first, last))
+    first, last = (jnp.where(some, each, 0).astype(jnp.int32) for each in (first, last))
+    return first, last
 
 
 # The kernels --------------------------------------------------------------------------------------
@@ -428,4 +454,6 @@ def _scores(options: _Options, query, key, query_ids, key_ids, places, number):
 
 
 def _product(first: Float[Array, "..."], second: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.dot(first, second, preferred_element_type=jnp.float32)
+    # Without it Triton would cut float32 to 10 bits of mantissa.
+    precision = jax.lax.Precision.HIGHEST if first.dtype == jnp.float32 else None
+    return jnp.dot(first, second, precision=precision, preferred_element_type=jnp.float32)

@@ -210,7 +210,7 @@ class Llama(nnx.Module):
                 config.hidden_size, config.vocab_size, std=std, dtype=param_dtype, rngs=rngs
             )
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
-        self.attention: Implementation = "plain" if config.prefix else attention
+        self.attention: Implementation = attention
 
     def hidden(
         self,
@@ -220,14 +220,15 @@ class Llama(nnx.Module):
         key: Key[Array, ""] | None = None,
         at: Int[AnyArray, "B J"] | None = None,
         prefixes: Prefixes | None = None,
+        lengths: Int[AnyArray, "B 1"] | None = None,
     ) -> Float[Array, "B J D"]:
         """Normalised last hidden states, of all tokens (J = T) or of those `at` alone.
 
         Tokens see earlier tokens of their own segment, and the shared prefix that it continues. A
-        key turns dropout on.
+        key turns dropout on. `lengths`: of rows that hold one text each, from their start.
         """
         if prefixes is None:
-            mask = visible(segment_ids, True, self.attention)
+            mask = visible(segment_ids, True, self.attention, lengths)
         else:
             lead = prefixes.tokens.shape[1]
             tokens = jnp.concatenate([prefixes.tokens, tokens], axis=1)
@@ -257,8 +258,7 @@ class Llama(nnx.Module):
         before: Before | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Hidden states of prompts, and a cache of `slots` that begins with these T tokens."""
-        # What was computed before is attended by masks.
-        mask = visible(segment_ids, True, self.attention if before is None else "plain")
+        mask = visible(segment_ids, True, self.attention)
         cache = self.empty_cache(len(tokens), slots)
         return self.extend(tokens, positions, mask, cache, None, before)
 

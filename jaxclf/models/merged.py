@@ -1,15 +1,16 @@
-"""Two blocks of keys that kernels attend apart, met in one softmax by their log-sum-exps.
+"""Blocks of keys that kernels attend apart, met in one softmax by their log-sum-exps.
 
 Source: the identity that flash attention rests on (Milakov & Gimelshein 2018, Dao et al. 2022).
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxclf.shapes import Array, Bool, Float
+from jaxclf.shapes import Array, Float
 
 NOTHING = -1e30  # log-sum-exp of a block that a query sees nothing of: its weight is exactly 0
 
@@ -48,17 +49,13 @@ def with_log_sum(forward: Callable[..., Any], plain: Callable[..., Any]) -> Call
 
 
 def merge(
-    first: tuple[Float[Array, "B T N H"], Float[Array, "B T N"]],
-    second: tuple[Float[Array, "B T N H"], Float[Array, "B T N"]],
-    sees_first: Bool[Array, "B T"],
+    parts: Sequence[tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]],
 ) -> Float[Array, "B T N H"]:
-    """Outputs of one softmax over both blocks, from (outputs, log-sum-exps) of each.
+    """Outputs of one softmax over all blocks of keys, from (outputs, log-sum-exps) of each.
 
-    What the first block gave queries that see nothing of it counts for nothing, and gets no
-    gradient. All see something of the second.
+    What a block gave queries that see nothing of it, of log-sum-exp `NOTHING`, counts for nothing
+    and gets no gradient.
     """
-    (found, log_sum), (other, other_log_sum) = first, second
-    log_sum = jnp.where(sees_first[..., None], log_sum, NOTHING)
-    total = jnp.logaddexp(log_sum, other_log_sum)
-    weight, other_weight = (jnp.exp(x - total)[..., None] for x in (log_sum, other_log_sum))
-    return (found * weight + other * other_weight).astype(other.dtype)
+    total = functools.reduce(jnp.logaddexp, [log_sum for _, log_sum in parts])
+    found = sum(found * jnp.exp(log_sum - total)[..., None] for found, log_sum in parts)
+    return jnp.asarray(found).astype(parts[0][0].dtype)

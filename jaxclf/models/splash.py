@@ -15,7 +15,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from jaxclf import sharding
-from jaxclf.models.merged import merge, with_log_sum
+from jaxclf.models.merged import with_log_sum
+from jaxclf.models.shared import laid
 from jaxclf.shapes import Array, Float, Int, Shaped
 
 _LANES = 128  # of a TPU's vector unit: blocks are multiples of it
@@ -23,59 +24,81 @@ _BLOCKS = (512, 384, 256, _LANES)
 _DIMS = ("batch", "length", "heads", None)
 
 
-def attend(
+def within(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"],
+    query_ids: Int[Array, "B T"],
+    key_ids: Int[Array, "B T"],
     causal: bool,
-) -> Float[Array, "B T N H"]:
-    """Attention within segments, on every device for its own rows, heads and queries."""
-    return _within(query, key, value, segment_ids, causal=causal).astype(value.dtype)
+    *,
+    log_sums: bool = False,
+) -> Any:
+    """Outputs of rows that attend to themselves, within segments; with `log_sums` those too.
 
-
-def attend_after(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B T K H"],
-    value: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"],
-    prefix: tuple[Float[Array, "P K H"], Float[Array, "P K H"], Int[Array, " P"]],
-    seen: Int[Array, "B T"],
-) -> Float[Array, "B T N H"]:
-    """Causal attention within segments and over the tokens of the shared prefix before them.
-
-    `prefix`: keys, values and the number of the prefix that each token is of. `seen`: the number of
-    the one that each query continues (0: none).
+    Every device attends for its own rows, heads and queries.
     """
+    block = functools.partial(_within, causal=causal)
+    return _found(block, log_sums)(query, key, value, query_ids, key_ids)
 
-    def both(block):
-        return with_log_sum(functools.partial(block, log_sums=True), block)
 
-    prefix_key, prefix_value, numbers = prefix
-    return merge(
-        both(_against)(query, prefix_key, prefix_value, seen, numbers),
-        both(functools.partial(_within, causal=True))(query, key, value, segment_ids),
-        seen > 0,
-    )
+def against(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "P K H"],
+    value: Float[Array, "P K H"],
+    query_ids: Int[Array, "B T"],
+    key_ids: Int[Array, " P"],
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Outputs and log-sum-exps of all rows over the same keys: those of a query's id."""
+    return _found(_against, True)(query, key, value, query_ids, key_ids)
+
+
+def leading(
+    query: Float[Array, "B C N H"],
+    key: Float[Array, "P K H"],
+    value: Float[Array, "P K H"],
+    numbers: Int[Array, "B C"],
+    *,
+    log_sums: bool = False,
+) -> Any:
+    """Outputs of the tokens of prefixes, of which each row holds a part; as of `within`.
+
+    They see the earlier ones of their `numbers`. Keys and values are of all, row after row.
+    """
+    rows, count = numbers.shape
+    first, ids = laid(query)[None], jnp.ravel(numbers)[None]
+    found = within(first, key[None], value[None], ids, ids, True, log_sums=log_sums)
+
+    def apart(x):
+        x = x.reshape(rows, count, *x.shape[2:])
+        return sharding.constrain(x, "batch", None, "heads", *[None] * (x.ndim - 3))
+
+    return jax.tree.map(apart, found)
+
+
+def _found(block: Any, log_sums: bool) -> Any:
+    return with_log_sum(functools.partial(block, log_sums=True), block) if log_sums else block
 
 
 def _within(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"],
+    query_ids: Int[Array, "B T"],
+    key_ids: Int[Array, "B T"],
     *,
     causal: bool,
     log_sums: bool = False,
 ) -> Any:
-    """Outputs of rows that attend to themselves; with `log_sums` these too, and no gradient."""
+    """As `within`; with `log_sums` without a gradient."""
     _, count, heads, _ = query.shape
     sizes = sharding.sizes()
-    query, key, value, ids = (
+    query, key, value, query_ids, key_ids = (
         _filled(each, 1, _LANES * sizes["sequence"])
-        for each in (*_prepared(query, key, value, sizes), segment_ids)
+        for each in (*_prepared(query, key, value, sizes), query_ids, key_ids)
     )
-    kernel = _kernel(heads, ids.shape[1], ids.shape[1], causal, sizes, log_sums)
+    size = key_ids.shape[1]
+    kernel = _kernel(heads, size, size, causal, sizes, log_sums)
     own = jax.vmap(_call, in_axes=(None, 0, 0, 0, 0, 0))
     if sharding.is_cut():
         rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
@@ -84,7 +107,7 @@ def _within(
         of_keys = jax.P(rows, None, by_head, None)
         specs = (of_kernel, cut, of_keys, of_keys, jax.P(rows, by_token), jax.P(rows, None))
         own = _over_mesh(own, specs, cut, log_sums)
-    found = own(kernel, query, key, value, ids, ids)
+    found = own(kernel, query, key, value, query_ids, key_ids)
     return jax.tree.map(lambda x: x[:, :count], found)
 
 
@@ -97,7 +120,7 @@ def _against(
     *,
     log_sums: bool = False,
 ) -> Any:
-    """Outputs of all rows over the same keys, those of a query's id; with `log_sums` as above."""
+    """As `against`; with `log_sums` without a gradient."""
     sizes = sharding.sizes()
     query, key, value = _prepared(query, key, value, sizes)
     key, value, key_ids = (_filled(each, 0, _LANES) for each in (key, value, key_ids))

@@ -19,13 +19,16 @@ from jaxclf import sharding
 from jaxclf.models import layers
 from jaxclf.models.attention import (
     Before,
+    Bias,
     Cache,
     Implementation,
+    Segments,
     Source,
+    Visible,
     attend,
     causal_mask,
-    full_mask,
     prefix,
+    visible,
 )
 from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
 from jaxclf.sharding import between, gathered
@@ -121,6 +124,14 @@ class Distances(nnx.Module):
         square = square.reshape(-1, count, 2 * count - 1)[:, :, :count]
         return sharding.constrain(square[None], None, "heads", None, None)
 
+    def part(self, count: int, start: Int[Array, ""], size: int) -> Float[Array, "1 N size T"]:
+        """The rows of `along(count)` from `start` on, `size` (2 or more) of them."""
+        period = self.of(jnp.arange(1 - size, count) - start).T
+        width = period.shape[1] - 1
+        rows = jnp.tile(period, (1, size + 1))[:, size - 1 : size - 1 + size * width]
+        rows = rows.reshape(-1, size, width)[:, :, :count]
+        return sharding.constrain(rows[None], None, "heads", None, None)
+
     def table(self) -> tuple[Array, int]:
         table = bucket_table(self.causal, self.buckets, self.max_distance)
         return jnp.asarray(table), len(table) // 2
@@ -154,8 +165,8 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         key: Float[Array, "B S N H"],
         value: Float[Array, "B S N H"],
-        mask: Bool[Array, "B 1 T S"],
-        bias: Float[Array, "_ N T S"] | None,
+        mask: Visible,
+        bias: Bias | None,
         random_key: Key[Array, ""] | None,
     ) -> Float[Array, "B T D"]:
         query = self._heads(self.q, x)
@@ -224,8 +235,8 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        mask: Bool[Array, "B 1 T T"],
-        bias: Float[Array, "_ N T T"],
+        mask: Bool[Array, "B 1 T T"] | Segments,
+        bias: Bias,
         random_key: Key[Array, ""] | None,
         encoded: Float[Array, "B S D"] | None = None,
         encoded_mask: Bool[Array, "B 1 T S"] | None = None,
@@ -260,8 +271,8 @@ class Block(nnx.Module):
         normal: Float[Array, "B T D"],
         key: Float[Array, "B S N H"],
         value: Float[Array, "B S N H"],
-        mask: Bool[Array, "B 1 T S"],
-        bias: Float[Array, "_ N T S"],
+        mask: Bool[Array, "B 1 T S"] | Segments,
+        bias: Bias,
         seen: Seen | None,
         random_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
@@ -269,10 +280,11 @@ class Block(nnx.Module):
         keys = layers.split_key(random_key, 6)
         if self.prefix is not None:
             count = key.shape[1]
-            key, value, longer = self.prefix.before(key, value, mask)
-            assert isinstance(longer, jax.Array)
-            mask = longer
-            bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (key.shape[1] - count, 0)))
+            key, value, with_prefix = self.prefix.before(key, value, mask)
+            assert isinstance(with_prefix, jax.Array | Segments)
+            mask = with_prefix
+            if not callable(bias):
+                bias = jnp.pad(bias, ((0, 0), (0, 0), (0, 0), (key.shape[1] - count, 0)))
 
         def added(x, update, random_key):
             return between(x + layers.dropout(update, self.dropout, random_key))
@@ -288,8 +300,8 @@ class Block(nnx.Module):
 class T5(nnx.Module):
     """Prompts and labels to final hidden states; `logits` of these are the next label tokens'.
 
-    `dtype` is that of the matmuls, `param_dtype` that of the stored parameters. Attention is always
-    plain: the kernels add no numbers to scores.
+    `dtype` is that of the matmuls, `param_dtype` that of the stored parameters. No kernel adds
+    numbers to scores: where `attention` names one, the encoder attends by blocks of queries.
     """
 
     def __init__(
@@ -331,6 +343,7 @@ class T5(nnx.Module):
                 hidden, config.vocab_size, std=std, dtype=param_dtype, rngs=rngs
             )
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
+        self.attention: Implementation = attention
 
     def encode(
         self,
@@ -339,8 +352,10 @@ class T5(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         """The encoder's outputs. Tokens see all of their own segment; a key turns dropout on."""
-        mask = full_mask(segment_ids)
-        bias = self.distances["encoder"].along(tokens.shape[1])
+        mask, distances = visible(segment_ids, False, self.attention), self.distances["encoder"]
+        bias: Bias = functools.partial(distances.part, tokens.shape[1])
+        if isinstance(mask, jax.Array):
+            bias = distances.along(tokens.shape[1])
         first, key, last = layers.split_key(key, 3)
 
         def body(block, x, index, _):
