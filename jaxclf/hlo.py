@@ -1,18 +1,25 @@
 """What a compiled program does, read from its text: bytes moved, in memory and between devices.
 
-A loop's body stands once in the text; it counts as often as the loop's condition lets it run.
+A loop's body stands once in the text; it counts as often as the loop runs, which XLA:GPU notes, or
+as its condition lets it run.
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+
+from jaxclf.collectives import KINDS, Collective, groups
 
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16}
 _BITS |= {"f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64, "u64": 64}
 _SHAPE = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _LINE = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?)([a-z][a-z\-]*)\((.*)$")
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TARGET = re.compile(r'custom_call_target="([^"]+)"')
+_FUSED = re.compile(r'"fusion_backend_config":\{"kind":"(__triton[^"]*)"')
 # What moves nothing, or is counted where it ends.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
 _FREE |= {"call", "after-all", "partition-id", "copy-done", "slice-done", "optimization-barrier"}
@@ -20,28 +27,50 @@ _FREE |= {"call", "after-all", "partition-id", "copy-done", "slice-done", "optim
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Bytes of one device in one run of the program.
+    """Bytes of one device in one run of the program, and what computes them.
 
-    `memory`: read and written by its instructions. `collectives`: kind → bytes that each puts out,
-    and `counts`: how often.
+    `memory`: read and written by its instructions. `exchanges`: its collectives. `kernels`: how
+    often those run that the compiler did not make itself, or made by Triton, by name.
     """
 
     memory: float
-    collectives: dict[str, float]
-    counts: dict[str, int]
+    exchanges: tuple[Collective, ...] = ()
+    kernels: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def collectives(self) -> dict[str, float]:
+        """Kind → bytes that each puts out."""
+        return self._sums(lambda each: each.size * each.times)
+
+    @functools.cached_property
+    def counts(self) -> dict[str, float]:
+        """Kind → how often."""
+        return self._sums(lambda each: each.times)
+
+    @functools.cached_property
+    def asynchronous(self) -> dict[str, float]:
+        """Kind → how often beside computation."""
+        return self._sums(lambda each: each.times * each.is_async)
+
+    def _sums(self, value) -> dict[str, float]:
+        found: dict[str, float] = defaultdict(float)
+        for each in self.exchanges:
+            found[each.kind] += value(each)
+        return dict(found)
 
 
-def traffic(text: str) -> Traffic:
-    """The traffic of a compiled program (`Compiled.as_text()`)."""
+def traffic(text: str, devices: int = 1) -> Traffic:
+    """The traffic of a compiled program (`Compiled.as_text()`) for so many devices."""
     computations = _computations(text)
     entry = next(name for name, lines in computations.items() if lines[0].startswith("ENTRY"))
     memory = 0.0
-    collectives: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
+    exchanges: list[Collective] = []
+    kernels: dict[str, float] = defaultdict(float)
 
-    def walk(name: str, times: int, trips: int) -> None:
+    def walk(name: str, times: float, trips: int, is_async: bool = False) -> None:
         nonlocal memory
         sizes: dict[str, float] = {}
+        begun: dict[str, Collective] = {}
         for line in computations[name][1:]:
             if not (match := _LINE.match(line)):
                 continue
@@ -52,25 +81,37 @@ def traffic(text: str) -> Traffic:
                     re.search(rf"{part}=%?([\w.\-]+)", rest).group(1)  # pyright: ignore
                     for part in ("body", "condition")
                 )
-                inside = _trips(computations[condition])
+                known = _TRIPS.search(rest)
+                inside = int(known.group(1)) if known else _trips(computations[condition])
                 walk(body, times * inside, inside)
             elif kind in ("call", "conditional", "async-start"):
                 for inner in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", rest):
-                    walk(inner, times, trips)
-            if kind in _FREE or kind.endswith("-done"):
+                    walk(inner, times, trips, kind == "async-start")
+            if match := _TARGET.search(rest) or _FUSED.search(rest):
+                kernels[match.group(1)] += times
+            collective = kind.removesuffix("-start").removesuffix("-done")
+            if collective in KINDS:
+                if kind.endswith("-done"):  # a start gives operand and result, a done the result
+                    operand = re.search(r"%([\w.\-]+)", rest)
+                    start = begun.pop(operand.group(1) if operand else "", None)
+                    if start is not None:
+                        exchanges.append(start._replace(size=sizes[own]))
+                    continue
+                starts = kind.endswith("-start")
+                beside = is_async or (starts and '"is_sync":true' not in rest)
+                found = Collective(collective, sizes[own], times, beside, groups(rest, devices))
+                if starts:
+                    begun[own] = found
+                else:
+                    exchanges.append(found)
                 continue
-            collective = kind.removesuffix("-start")
-            if collective in _COLLECTIVES:
-                # A start gives operand and result; the result is the larger half.
-                size = sizes[own] / (2 if kind.endswith("-start") else 1)
-                collectives[collective] += size * times
-                counts[collective] += times
+            if kind in _FREE or kind.endswith("-done"):
                 continue
             operands = re.findall(r"%([\w.\-]+)", rest.partition("),")[0])
             memory += times * (sizes[own] + sum(sizes.get(operand, 0) for operand in operands))
 
     walk(entry, 1, 1)
-    return Traffic(memory, dict(collectives), dict(counts))
+    return Traffic(memory, tuple(exchanges), dict(kernels))
 
 
 def shapes(text: str) -> set[tuple[int, ...]]:
@@ -103,7 +144,7 @@ def _computations(text: str) -> dict[str, list[str]]:
     return found
 
 
-def _trips(condition: list[str]) -> int:
+def _trips(condition: Sequence[str]) -> int:
     """The bound that a loop counts to: the largest whole number in its condition."""
     bounds = [int(n) for line in condition for n in re.findall(r"constant\((\d+)\)", line)]
     return max(bounds, default=1)

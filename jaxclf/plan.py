@@ -3,9 +3,15 @@
 python -m jaxclf.plan --config configs/llama3_70b_20ng.py --topology v5p:4x4x2 \\
     --mesh fsdp=8,tensor=4
 
-TPU programs are compiled by libtpu (pip install -e '.[plan]'), which needs no TPU. Without --mesh,
-meshes and micro-batches are ranked and the fastest that fits is compiled; --topology auto finds the
-smallest slice of each generation. Exit codes: 0 it fits, 1 it does not, 2 wrong input.
+The run's own programs are compiled, training, decoding or scoring, for TPUs by libtpu (pip install
+-e '.[plan]'), for GPUs by XLA:GPU (pip install -e '.[plan-gpu]'), each in an environment of its own
+and on a machine that has neither. Without the latter, bytes on GPUs are an estimate.
+
+Data and tokenizer are read where they are on this machine; what is missing is stood in for and
+said. Nothing is fetched. Without --mesh, meshes and micro-batches are ranked and the fastest that
+fits is compiled; --topology auto finds the smallest slice of each TPU generation.
+
+Exit codes: 0 it fits, 1 it does not, 2 wrong input.
 """
 
 import argparse
@@ -29,19 +35,15 @@ def main(arguments: list[str]) -> None:
         "--topology",
         default="auto",
         metavar="SLICE",
-        help="v5p:4x4x2, v6e:8x8, h100:8 …, or auto (default): the smallest slices that fit",
+        help="v5p:4x4x2, v6e:8x8; a100:8, h100:64 (8 nodes), gb200:72, rtx4090:1 …; or auto "
+        "(default): the smallest TPU slices that fit",
     )
     parser.add_argument(
         "--mesh", default="", metavar="AXIS=SIZE,…", help="such as fsdp=8,tensor=4; default: search"
     )
-    parser.add_argument(
-        "--label-tokens", type=int, default=32, metavar="N", help="tokens of an answer (32)"
-    )
     parser.add_argument("--skip-decoding", action="store_true", help="compile the train step alone")
     parser.add_argument("--output", default="", metavar="FILE", help="the plan as JSON")
     options = configs.parse(parser, arguments)
-    if options.label_tokens < 1:
-        raise errors.InputError(f"--label-tokens {options.label_tokens}: expected 1 or more")
     config = configs.load(options.config, options.overrides)
 
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -49,21 +51,22 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans at once
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-    from jaxclf import chips, plans
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA:GPU tells of every slow reshard
+    from jaxclf import chips, gpus, plans
 
     if options.topology == "auto":
         if options.mesh:
             raise errors.InputError("--mesh needs a --topology that it is laid over")
-        found = plans.smallest(config, options.label_tokens)
+        found = plans.smallest(config, plans.read(config))
     else:
         import jax
 
         topology = chips.topology(options.topology)
-        if not topology.is_tpu:
+        if not (topology.is_tpu or gpus.can_compile()):
             jax.config.update("jax_num_cpu_devices", topology.count)
         mesh = plans.read_mesh(options.mesh, topology) if options.mesh else None
         found = plans.plan(
-            config, topology, mesh, options.label_tokens, decoding=not options.skip_decoding
+            config, topology, mesh, plans.read(config), decoding=not options.skip_decoding
         )
     print(found.table())
     if options.output:

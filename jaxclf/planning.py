@@ -1,56 +1,35 @@
-"""What a config needs on a slice that is not here: compiled ahead of time, or estimated.
+"""What a config needs on devices that are not here, by arithmetic, and which mesh is the fastest.
 
-For TPUs libtpu compiles the real train step and the real decoding for the named slice, on any
-machine. For GPUs the program is partitioned on as many imaginary devices, and memory is arithmetic.
+`programs` asks the compiler.
 """
 
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from jaxclf import decode, hlo, losses, optim, sharding, storage, tuning
-from jaxclf.chips import TPUS, Topology
+from jaxclf import collectives, gpus, losses, optim, sharding, storage, tuning
+from jaxclf.chips import Topology
 from jaxclf.classify import create_model
-from jaxclf.data.pack import ANSWER, Batch, PromptBatch, Targets
+from jaxclf.collectives import Collective, Crossing
+from jaxclf.data.pack import ANSWER, Batch, Targets
 from jaxclf.errors import InputError
 from jaxclf.losses import Objective, Term
 from jaxclf.models import zoo
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.zoo import Model
-from jaxclf.steps import init_state, make_train_step
+from jaxclf.preparation import with_heads, with_vocabulary
+from jaxclf.steps import init_state
+from jaxclf.workload import Workload
 
 Sizes = dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """One compiled program on one chip: bytes unless said otherwise.
-
-    `arguments` and `temporary` are reserved while it runs; `peak` is the most of both that is in
-    use at once. `flops` are of one chip, with what rematerialisation computes again.
-    """
-
-    arguments: int
-    temporary: int
-    peak: int
-    flops: float
-    traffic: hlo.Traffic
-    compile_seconds: float
-    text: str = dataclasses.field(repr=False)
-
-    @property
-    def reserved(self) -> int:
-        return self.arguments + self.temporary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,28 +46,56 @@ class Need:
         return self.parameters + self.optimizer + self.gradients + self.activations
 
 
-class Job:
-    """A config's train step and decoding, for a mesh that need not be here.
+class Rows(NamedTuple):
+    """What a micro-batch holds: tokens of a row, of all shared prefixes, and labels of a row."""
 
-    `label_tokens`: places with a label in a row, and tokens of an answer. Nothing is read: data and
-    checkpoint may be missing.
+    length: int
+    prefix: int
+    labels: int
+
+
+class Job:
+    """A config's programs, for a mesh that need not be here.
+
+    `workload`: what they read; without it rows have `train.max_length` tokens, of which
+    `label_tokens` have a label, and share no prefix: then nothing is read from disk.
     """
 
-    def __init__(self, config: ConfigDict, topology: Topology, label_tokens: int = 32):
-        self.config, self.topology, self.label_tokens = config, topology, label_tokens
+    def __init__(
+        self,
+        config: ConfigDict,
+        topology: Topology,
+        label_tokens: int = 32,
+        workload: Workload | None = None,
+    ):
+        self.config, self.topology, self.workload = config, topology, workload
+        self.label_tokens = label_tokens
+        self.compiles = topology.is_tpu or gpus.can_compile()
         dimensions = zoo.find(config.model.name)
         if isinstance(dimensions, EncoderConfig):
-            heads = (HeadConfig("label", "sequence", 64),)
-            pooler = dimensions.family == "bert"
-            dimensions = dataclasses.replace(dimensions, heads=heads, pooler=pooler)
+            if workload is not None:
+                dimensions = with_heads(dimensions, workload.dataset.tasks, config.prompt.slots)
+            else:
+                heads = (HeadConfig("label", "sequence", 64),)
+                pooler = dimensions.family == "bert"
+                dimensions = dataclasses.replace(dimensions, heads=heads, pooler=pooler)
+        if workload is not None and workload.tokenizer_is_own and not config.model.checkpoint:
+            dimensions = with_vocabulary(dimensions, workload.tokenizer, None)
         fields = config.copy_and_resolve_references()
         with fields.unlocked():
             if fields.model.dtype == "auto":
                 fields.model.dtype = "bfloat16"
             if fields.model.attention == "auto":
-                fields.model.attention = "splash" if topology.is_tpu else "plain"
+                fields.model.attention = "splash" if topology.is_tpu else "cudnn"
+            if not self.compiles:  # a CPU has neither
+                fields.model.attention = "plain"
+        self.fields = fields
         self.model: Model = create_model(fields, dimensions)
-        self.tuning = tuning.choose(config, self.model.abstract)
+        tokens = None
+        if config.train.vocabulary == "used" and workload is not None:
+            # Which tokens the texts have is not counted: all that the vocabulary names.
+            tokens = np.arange(min(dimensions.vocab_size, workload.tokenizer.vocab_size))
+        self.tuning = tuning.choose(config, self.model.abstract, tokens)
         self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
         plain = zoo.create(dimensions).abstract["layers"]
         if self.model.reads_apart:  # a decoder of its own has the label's few tokens
@@ -99,6 +106,8 @@ class Job:
         self.length = config.train.max_length
         if config.train.pack:
             self.length = config.train.row_length or self.length
+        if workload is not None:
+            self.length = self.rows(config.train.accumulate).length
 
     @functools.cached_property
     def state(self) -> tuple[Any, Any]:
@@ -106,6 +115,26 @@ class Job:
         key = jax.eval_shape(lambda: jax.random.key(0))
         trained, frozen = jax.eval_shape(self.tuning.start, self.model.abstract, key)
         return jax.eval_shape(lambda t, k: init_state(t, self.optimizer, k), trained, key), frozen
+
+    def rows(self, accumulate: int) -> Rows:
+        """What each of so many micro-batches holds."""
+        if self.workload is None:
+            count = 1 if self.model.is_encoder else self.label_tokens
+            return Rows(self.length, 0, count)
+        batch = self._batch_of(accumulate)
+        labels = sum(each.positions.shape[-1] for each in batch.targets.values())
+        prefix = batch.prefixes
+        shared = 0 if prefix is None else len(prefix.tokens) * prefix.tokens.shape[1] // accumulate
+        return Rows(batch.tokens.shape[-1], shared, labels)
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - a job lives as long as its process
+    def _batch_of(self, accumulate: int) -> Batch:
+        """The workload's batch of a step in so many micro-batches."""
+        assert self.workload is not None
+        fields = self.config.copy_and_resolve_references()
+        with fields.unlocked():
+            fields.train.accumulate = accumulate
+        return self.workload.batch(fields)
 
     # -- by arithmetic
 
@@ -119,8 +148,9 @@ class Job:
         gradients = trained - kernels + (2 * copies if copies else kernels)
         if accumulate > 1:
             gradients += trained
-        rows = self.config.train.batch_size / accumulate / (sizes["data"] * sizes["fsdp"])
-        tokens = rows * self.length / sizes["sequence"]
+        held, parts = self.rows(accumulate), sizes["data"] * sizes["fsdp"]
+        rows = self.config.train.batch_size / accumulate / parts
+        tokens = (rows * self.length + held.prefix / parts) / sizes["sequence"]
         depth, body = self.depth, self.body
         inner = self.model.config.intermediate_size / sizes["tensor"]
         hidden = self.model.config.hidden_size
@@ -139,119 +169,38 @@ class Job:
             int(activations),
         )
 
-    # -- by the compiler
-
-    def mesh(self, sizes: Sizes) -> jax.sharding.Mesh:
-        """The mesh over the slice's chips: of a TPU by libtpu, else of as many imaginary CPUs."""
-        return sharding.make_mesh(sizes, _devices(self.topology.name, self.topology.count))
-
-    def train_step(self, sizes: Sizes, accumulate: int) -> Program:
-        """The true train step. Raises InputError where rows or leaves cannot be divided.
-
-        `MemoryError` where the compiler finds no room.
-        """
-        train = self.config.train
-        rows = train.batch_size // accumulate
-        if train.batch_size % accumulate or rows % (sizes["data"] * sizes["fsdp"]):
-            raise InputError(
-                f"train.batch_size is {train.batch_size:,}; its {accumulate:,} parts cannot be "
-                f"divided over data={sizes['data']} times fsdp={sizes['fsdp']}"
-            )
-        step = make_train_step(
-            self.model,
-            self.tuning,
-            self.optimizer,
-            optim.schedule(train),
-            self.objective(),
-            may_skip=train.max_skipped > 0,
-            prng=train.prng,
-        )
-        with jax.set_mesh(self.mesh(sizes)):
-            state, frozen = (sharding.abstract(tree) for tree in self.state)
-            results = sharding.shardings(state), sharding.whole()
-            compiled = jax.jit(step, donate_argnums=0, out_shardings=results)
-            return self.compile(compiled, state, frozen, self.batch(accumulate, rows))
-
-    def decoding(self, sizes: Sizes) -> Program | None:
-        """Greedy decoding of one batch of the longest prompts; None for an encoder."""
-        if self.model.is_encoder:
-            return None
-        greedy = decode.make_greedy(self.model, self.label_tokens, 0)
-        with jax.set_mesh(self.mesh(sizes)):
-            state, frozen = self.state
-            trained, frozen = sharding.abstract(state.trained), sharding.abstract(frozen)
-            rows = sharding.divisible(self.config.eval.batch_size)
-            shape = (rows, self.length - self.label_tokens)
-            prompt = PromptBatch(*(_of_rows(shape, jnp.int32, 0) for _ in range(3)))
-
-            def function(trained, frozen, prompt):
-                return greedy(self.tuning.join(trained, frozen), prompt)
-
-            return self.compile(jax.jit(function), trained, frozen, prompt)
+    # -- what its programs read
 
     def objective(self) -> Objective:
+        if self.workload is not None:
+            return self.workload.objective
         if self.model.is_encoder:
             return Objective(losses.head_scores, {"label": Term("class")})
         return losses.GENERATION
 
-    def batch(self, accumulate: int, rows: int) -> Batch:
-        """The shapes of a step's batch."""
-        count = 1 if self.model.is_encoder else self.label_tokens
+    def batch(self, accumulate: int) -> Batch:
+        """The shapes of a step's batch, micro-batch by micro-batch, on the mesh in use."""
+        rows = self.config.train.batch_size // accumulate
+        if self.workload is not None:
+            return jax.tree.map(
+                lambda array: of_rows((accumulate, rows, *array.shape[1:]), array.dtype, 1),
+                self._batch_of(accumulate),
+            )
+        count = self.rows(accumulate).labels
 
         def array(*shape, dtype: Any = jnp.int32):
-            return _of_rows((accumulate, rows, *shape), dtype, 1)
+            return of_rows((accumulate, rows, *shape), dtype, 1)
 
         name = "label" if self.model.is_encoder else ANSWER
         targets = Targets(array(count), array(count), array(count, dtype=jnp.bool_))
         types = array(self.length) if self.model.is_encoder else None
         tokens, segments, positions = (array(self.length) for _ in range(3))
-        return Batch(tokens, segments, positions, types, {name: targets})
-
-    def compile(self, function: Any, *arguments: Any) -> Program:
-        """Compile for the mesh in use; `MemoryError` where the compiler finds no room."""
-        traced = function.trace(*arguments)
-        flops = _flops(traced.jaxpr.jaxpr, self.label_tokens) / self.topology.count
-        start = time.monotonic()
-        try:
-            compiled = traced.lower().compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                raise MemoryError(str(error).splitlines()[0]) from error
-            raise
-        text = compiled.as_text()
-        memory = compiled.memory_analysis()
-        own = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        return Program(
-            memory.argument_size_in_bytes,
-            memory.temp_size_in_bytes + max(0, own),
-            memory.peak_memory_in_bytes,
-            flops,
-            hlo.traffic(text),
-            time.monotonic() - start,
-            text,
-        )
+        lengths = None if self.config.train.pack else array(1)
+        return Batch(tokens, segments, positions, types, {name: targets}, lengths=lengths)
 
 
-@functools.lru_cache(maxsize=8)
-def _devices(name: str, count: int) -> Any:
-    kind, _, shape = name.partition(":")
-    if kind not in TPUS:
-        if len(devices := jax.devices("cpu")) < count:
-            raise InputError(
-                f"--topology {name}: {len(devices):,} imaginary devices; set jax_num_cpu_devices "
-                f"to {count:,} before jax starts"
-            )
-        return devices[:count]
-    try:
-        return topologies.get_topology_desc(f"{kind}:{shape}", "tpu").devices
-    except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
-        raise InputError(
-            f"--topology {name}: libtpu cannot describe it ({str(error).splitlines()[0]}). It "
-            "comes with pip install -e '.[plan]'"
-        ) from error
-
-
-def _of_rows(shape: tuple[int, ...], dtype: Any, axis: int) -> Any:
+def of_rows(shape: tuple[int, ...], dtype: Any, axis: int) -> Any:
+    """An array of a batch, of which `axis` counts rows, on the mesh in use."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.of_rows(shape, axis))
 
 
@@ -265,36 +214,6 @@ def _bytes(tree: Any, sizes: Sizes, kernels: bool = False) -> int:
         parts = math.prod(sizes[axis] for axes in cut for axis in np.atleast_1d(axes or ()))
         width = 4 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
         total += math.prod(leaf.shape) * width // parts
-    return total
-
-
-def _flops(jaxpr: Any, turns: int) -> float:
-    """Of all matrix products that a traced program makes, 2 for each multiply and add.
-
-    `turns`: of a loop whose end is not known beforehand. A Pallas kernel counts with its whole
-    grid, what it may skip included.
-    """
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            ((left, _), _) = params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            size = math.prod(equation.outvars[0].aval.shape)
-            total += 2.0 * size * math.prod(shape[axis] for axis in left)
-            continue
-        times: float = 1
-        if name == "scan":
-            times = params["length"]
-        elif name == "while":
-            times = turns
-        elif name == "pallas_call":
-            times = math.prod(size for size in params["grid_mapping"].grid)
-        elif name == "shard_map":
-            times = params["mesh"].size
-        for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_program):
-            if _is_program(inner):
-                total += times * _flops(getattr(inner, "jaxpr", inner), turns)
     return total
 
 
@@ -328,7 +247,7 @@ def choices(job: Job) -> list[Choice]:
             except InputError:
                 break
             found.append(Choice(sizes, accumulate, need, step_seconds(job, sizes, accumulate)))
-            if need.total < job.topology.chip.memory / 2:
+            if need.total < job.topology.chip.usable / 2:
                 break  # smaller micro-batches would only be slower
     return sorted(found, key=lambda choice: choice.seconds)
 
@@ -354,7 +273,7 @@ def leanest(job: Job) -> Choice | None:
 
 def fitting(job: Job, share: float = 0.9) -> list[Choice]:
     """The choices whose estimate leaves room in the chip's memory."""
-    limit = job.topology.chip.memory * share
+    limit = job.topology.chip.usable * share
     return [choice for choice in choices(job) if choice.need.total <= limit]
 
 
@@ -373,31 +292,40 @@ def _row_parts(sizes: Sizes) -> int:
 
 
 def step_seconds(job: Job, sizes: Sizes, accumulate: int) -> float:
-    """Seconds of a step: matmuls at half the peak, and what crosses the links."""
+    """Seconds of a step: matmuls at half the peak, and what crosses the links and the network."""
     chip, count = job.topology.chip, job.topology.count
     dims, train = job.model.config, job.config.train
     state, _ = job.state
     width = job.width
-    tokens = train.batch_size * job.length
+    tokens = train.batch_size * job.length + accumulate * job.rows(accumulate).prefix
     passes = 4 if job.config.model.remat else 3
     if job.config.tune != "full":
         passes -= 1
     attention = 2 * job.length * dims.hidden_size * job.depth
     compute = 2 * passes * tokens * (job.body + attention) / count / chip.flops / 0.5
     trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.trained))
-    cut = sizes["fsdp"] * sizes["sequence"]
-    moved = 0.0
-    if cut > 1:  # kernels are gathered in each pass, their gradients summed once
-        moved += 3 * accumulate * job.body * width / sizes["tensor"] * (cut - 1) / cut
-        moved += accumulate * trained * width / sizes["tensor"]
-    if sizes["data"] > 1:
-        moved += 2 * accumulate * trained * width / (sizes["tensor"] * cut)
-    between = tokens / (sizes["data"] * sizes["fsdp"] * sizes["sequence"]) * dims.hidden_size
-    if sizes["tensor"] > 1:
-        moved += 4 * passes * job.depth * between * width * (sizes["tensor"] - 1) / sizes["tensor"]
-    if sizes["sequence"] > 1:
-        moved += 2 * passes * job.depth * between * width
-    return compute + moved / chip.links
+    cut, tensor = sizes["fsdp"] * sizes["sequence"], sizes["tensor"]
+    between = tokens / (sizes["data"] * cut) * dims.hidden_size * width
+    layers = passes * job.depth
+
+    def moved(kind: str, size: float, times: float, *axes: str) -> Crossing:
+        """Of a collective over these axes that puts out `size` bytes."""
+        groups = collectives.over(axes, sizes)
+        found = Collective(kind, size, times if len(groups[0]) > 1 else 0, True, groups)
+        return collectives.crossing(found, job.topology.per_node)
+
+    # Kernels are gathered in each pass, their gradients summed once; tokens are gathered before
+    # attention and feed-forward and summed after them; keys and values go to the row's other parts.
+    parts = (
+        moved("all-gather", job.body * width / tensor, 3 * accumulate, "fsdp", "sequence"),
+        moved("reduce-scatter", trained * width / tensor / cut, accumulate, "fsdp", "sequence"),
+        moved("all-reduce", trained * width / tensor / cut, accumulate, "data"),
+        moved("all-gather", between, 2 * layers, "tensor"),
+        moved("reduce-scatter", between / tensor, 2 * layers, "tensor"),
+        moved("all-gather", between, 2 * layers, "sequence"),
+    )
+    inside, network = (sum(column) for column in zip(*parts, strict=True))
+    return compute + inside / chip.links + (network / chip.network if network else 0.0)
 
 
 def _factors(count: int, parts: int) -> Iterator[tuple[int, ...]]:

@@ -111,7 +111,7 @@ def _decoder(
     objective = dataclasses.replace(
         losses.GENERATION, terms={ANSWER: Term(label_smoothing=config.loss.label_smoothing)}
     )
-    shared = _shared(config, examples)
+    shared = shared_prefixes(config, examples)
     return Setup(dataset, tokenizer, model, recipe, source, examples, objective, shared)
 
 
@@ -140,7 +140,7 @@ def recipe_of(
     )
 
 
-def _shared(config: ConfigDict, examples: Sequence[Tokens]) -> Shared:
+def shared_prefixes(config: ConfigDict, examples: Sequence[Tokens]) -> Shared:
     """The prefixes that the examples of a micro-batch will share."""
     train = config.train
     if not train.share_prefix or not examples:

@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The rooms of jaxclf from the ground up. A room imports from its own level and those below.
 LEVELS = (
-    {"__init__", "allocator", "cache", "chips", "errors", "gpus", "hlo", "published_tables"}
-    | {"shapes", "standin", "trie"},
+    {"__init__", "allocator", "cache", "chips", "collectives", "errors", "gpus", "hlo"}
+    | {"published_tables", "shapes", "standin", "trie"},
     {"config", "endpoint", "fields", "interrupts", "kernels", "ledger", "processes"}
     | {"sharding", "storage", "tables"},
     {"data", "models"},
@@ -20,7 +20,7 @@ LEVELS = (
     | {"lora", "losses", "metrics", "optim", "report", "significance"},
     {"answering", "chat", "classify", "combining", "features", "generation", "objectives"}
     | {"ranking", "recipe", "scoring", "steps", "transfer", "tuning"},
-    {"planning", "preparation"},
+    {"planning", "preparation", "programs", "workload"},
     {"comparison", "curves", "evaluation", "labelling", "plans", "prompting", "training"},
     {"modules"},
     {"ensemble", "table_plans", "table_results", "table_runs"},

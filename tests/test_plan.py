@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxclf import chips, config, hlo, planning, plans
+from jaxclf import (
+    chips,
+    collectives,
+    config,
+    gpus,
+    hlo,
+    planning,
+    plans,
+    preparation,
+    programs,
+    workload,
+)
+from jaxclf.collectives import Collective, Crossing
+from jaxclf.data import loader
+from jaxclf.models import zoo
 from jaxclf.planning import Job
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +34,10 @@ SMOKE = "configs/llama3_8b_20ng.py:smoke"
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu"
 )
+needs_plugin = pytest.mark.skipif(
+    not gpus.can_compile(), reason="compiling for a GPU needs jax's plugin for CUDA"
+)
+ONE = {"data": 1, "fsdp": 1, "tensor": 1, "sequence": 1}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -33,7 +52,10 @@ def job(name: str, topology: str, *fields: str) -> Job:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "memory"),
-    [("h100:2", 80e9), pytest.param("v5e:2x2", 16 * 2**30, marks=needs_libtpu)],
+    [
+        ("h100:2", gpus.GPUS["h100"].memory),
+        pytest.param("v5e:2x2", 16 * 2**30, marks=needs_libtpu),
+    ],
 )
 def test_plan_of_a_mesh_that_is_searched(tmp_path, topology, memory):
     output = tmp_path / "plan.json"
@@ -43,6 +65,7 @@ def test_plan_of_a_mesh_that_is_searched(tmp_path, topology, memory):
     assert done.stdout.rstrip().endswith("fits")
     found = json.loads(output.read_text())
     assert found["fits"]
+    assert found["estimated"] == (topology == "h100:2" and not gpus.can_compile())
     assert found["memory_gib"] == pytest.approx(memory / 2**30)
     for program in ("train_step", "decoding"):
         assert 0 < found[program]["reserved_gib"] < 1
@@ -60,7 +83,9 @@ def test_plan_of_a_mesh_that_is_searched(tmp_path, topology, memory):
         (["--topology", "h100:8", "--mesh", "model=8"], "axes are data, fsdp, tensor, sequence"),
         (["--topology", "h100:8", "--mesh", "fsdp=3"], "do not make 8 devices"),
         (["--mesh", "fsdp=8"], "needs a --topology"),
-        (["--label-tokens", "0"], "expected 1 or more"),
+        (["--topology", "h100:12"], "a host has 8 GPUs of kind h100"),
+        (["--topology", "gb200:80"], "a node has 72 GPUs of kind gb200"),
+        (["--topology", "rtx4090:16"], "rtx4090 has no network"),
     ],
 )
 def test_what_cannot_be_meant_is_told(arguments, message):
@@ -74,7 +99,7 @@ def test_a_model_that_is_too_large_is_refused_by_arithmetic_alone():
         config.load(str(ROOT / "configs/llama3_70b_20ng.py")),
         chips.topology("v5e:2x2"),
         None,
-        32,
+        None,
     )
     assert not found.fits
     assert "does not fit on v5e:2x2" in found.table()
@@ -124,7 +149,7 @@ def test_flops_count_a_scanned_body_as_often_as_it_runs():
         return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
 
     traced = jax.make_jaxpr(function)(jnp.zeros((3, 5)), jnp.zeros((7, 5, 5)))
-    assert planning._flops(traced.jaxpr, 1) == 7 * 2 * 3 * 5 * 5
+    assert programs.flops(traced.jaxpr, 1) == 7 * 2 * 3 * 5 * 5
 
 
 PROGRAM = """
@@ -157,8 +182,264 @@ def test_traffic_of_a_loop_counts_as_often_as_it_runs():
     assert found.collectives == {"all-gather": 10 * 16 * 8 * 4, "all-reduce": 4 * 8 * 4}
     assert found.counts == {"all-gather": 10, "all-reduce": 1}
     assert found.memory == 10 * 4 * (4 * 8 + 16 * 8 + 4 * 8)
+    assert found.asynchronous == {"all-gather": 0, "all-reduce": 0}
 
 
 def test_gathered_shapes_are_those_of_all_gathers_alone():
     assert hlo.gathered(PROGRAM) == {(16, 8)}
     assert (4, 8) in hlo.shapes(PROGRAM)
+
+
+# Of XLA:GPU, cut to what is read.
+GPU_PROGRAM = """
+HloModule step
+
+%wrapped (p.1: bf16[8,16]) -> bf16[2,16] {
+  %p.1 = bf16[8,16]{1,0} parameter(0)
+  ROOT %rs = bf16[2,16]{1,0} reduce-scatter(%p.1), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+}
+
+%body (arg: (s32[], bf16[2,16])) -> (s32[], bf16[2,16]) {
+  %arg = (s32[], bf16[2,16]) parameter(0)
+  %x = bf16[2,16]{1,0} get-tuple-element(%arg), index=1
+  %s = ((bf16[2,16]{1,0}), (bf16[8,16]{1,0})) all-gather-start(%x), AXIS, ASYNC
+  %a = bf16[2,16]{1,0} custom-call(%x), custom_call_target="__cudnn$fmhaSoftmax"
+  %g = bf16[2,16]{1,0} fusion(%x), kind=kCustom, TRITON
+  %done = (bf16[8,16]{1,0}) all-gather-done(%s)
+  %r = bf16[2,16]{1,0} all-reduce-start(%a), replica_groups={}, SYNC
+  %rd = bf16[2,16]{1,0} all-reduce-done(%r)
+  ROOT %out = (s32[], bf16[2,16]) tuple(%i, %rd)
+}
+
+%condition (arg: (s32[], bf16[2,16])) -> pred[] {
+  %limit = s32[] constant(99)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: bf16[2,16]) -> bf16[2,16] {
+  %p = bf16[2,16]{1,0} parameter(0)
+  %loop = (s32[], bf16[2,16]) while(%start), condition=%condition, body=%body, THRICE
+  %b = bf16[8,16]{1,0} fusion(%p), kind=kLoop, calls=%fused
+  %as = ((bf16[8,16]{1,0}), bf16[2,16]{1,0}) async-start(%b), calls=%wrapped
+  ROOT %ad = bf16[2,16]{1,0} async-done(%as)
+}
+"""
+for short, whole in {
+    "AXIS": "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, dimensions={0}",
+    "ASYNC": 'backend_config={"collective_backend_config":{"is_sync":false}}',
+    "SYNC": 'backend_config={"collective_backend_config":{"is_sync":true}}',
+    "THRICE": 'backend_config={"known_trip_count":{"n":"3"}}',
+    "TRITON": 'backend_config={"fusion_backend_config":{"kind":"__triton_gemm"}}',
+}.items():
+    GPU_PROGRAM = re.sub(rf"\b{short}\b", whole, GPU_PROGRAM)
+
+
+def test_collectives_that_start_and_end_count_once_with_their_results():
+    found = hlo.traffic(GPU_PROGRAM, 8)
+    assert found.collectives == {
+        "all-gather": 3 * 8 * 16 * 2,
+        "all-reduce": 3 * 2 * 16 * 2,
+        "reduce-scatter": 2 * 16 * 2,
+    }
+    assert found.counts == {"all-gather": 3, "all-reduce": 3, "reduce-scatter": 1}
+    assert found.asynchronous == {"all-gather": 3, "all-reduce": 0, "reduce-scatter": 1}
+    assert found.kernels == {"__cudnn$fmhaSoftmax": 3, "__triton_gemm": 3}
+    groups = {each.kind: each.groups for each in found.exchanges}
+    assert groups["all-reduce"] == (tuple(range(8)),)
+    assert groups["all-gather"] == groups["reduce-scatter"] == ((0, 2, 4, 6), (1, 3, 5, 7))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("replica_groups={{0,1},{2,3}}, dimensions={0}", ((0, 1), (2, 3))),
+        ("replica_groups={}, to_apply=%add", ((0, 1, 2, 3),)),
+        ("channel_id=1, to_apply=%add", ((0, 1, 2, 3),)),
+        ("replica_groups=[2,2]<=[4]", ((0, 1), (2, 3))),
+        ("replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}", ((0, 1, 2, 3),)),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", ((0, 1), (2, 3))),
+        ("replica_groups=mesh[a=4], device_ids=(0,2,1,3) {a:(2)2}", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}", ((0, 2), (1, 3))),
+        ("source_target_pairs={{0,1},{1,0}}, metadata={}", ((0, 1), (1, 0))),
+    ],
+)
+def test_groups_are_read_in_every_form(text, expected):
+    assert collectives.groups(text, 4) == expected
+
+
+def test_the_axes_of_groups_are_those_that_their_devices_differ_in():
+    sizes = ONE | {"data": 2, "fsdp": 2, "tensor": 2}
+    assert collectives.axes(((0, 4), (1, 5)), sizes) == "data"
+    assert collectives.axes(((0, 1, 2, 3), (4, 5, 6, 7)), sizes) == "fsdp+tensor"
+    assert collectives.axes(((0,), (1,)), sizes) == ""
+    for axes in (("data",), ("fsdp", "tensor"), ("data", "tensor")):
+        assert collectives.axes(collectives.over(axes, sizes), sizes) == "+".join(axes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups", "expected"),
+    [
+        ("all-gather", ((0, 1, 2, 3),), Crossing(75, 0)),
+        ("all-gather", ((0, 1, 2, 3, 4, 5, 6, 7),), Crossing(87.5, 12.5)),  # each sends a 4th of 50
+        ("all-gather", ((0, 4), (1, 5)), Crossing(0, 50)),
+        ("reduce-scatter", ((0, 1, 2, 3),), Crossing(300, 0)),
+        ("all-reduce", ((0, 4),), Crossing(0, 100)),
+        ("all-reduce", ((0, 1),), Crossing(100, 0)),
+        ("all-to-all", ((0, 1, 4, 5),), Crossing(25, 50)),
+        ("collective-permute", ((0, 1), (1, 0)), Crossing(100, 0)),
+        ("collective-permute", ((0, 4), (4, 0)), Crossing(0, 100)),
+        ("collective-permute", ((0, 0),), Crossing(0, 0)),
+    ],
+)
+def test_what_crosses_the_network_is_what_leaves_a_node(kind, groups, expected):
+    """Nodes of 4 devices, and 100 bytes as each device's result."""
+    assert collectives.crossing(Collective(kind, 50, 2, True, groups), 4) == expected
+
+
+def test_an_axis_that_crosses_nodes_is_ranked_behind_one_that_does_not():
+    """Full tuning of 8B: gathering kernels over two nodes takes longer than within each."""
+    found = job("llama3_8b_20ng.py", "h100:16", "train.batch_size=16", "train.max_length=1024")
+    seconds = {
+        name: planning.step_seconds(found, ONE | sizes, 1)
+        for name, sizes in {
+            "within": {"data": 2, "fsdp": 8},
+            "across": {"fsdp": 16},
+            "tensor across": {"tensor": 16},
+        }.items()
+    }
+    assert seconds["within"] < seconds["across"] < seconds["tensor across"]
+
+
+def test_a_program_has_the_memory_that_no_context_takes():
+    chip = chips.topology("h100:8").chip
+    assert 76 < chip.usable / 2**30 < chip.memory / 2**30 - 1
+    assert chips.topology("v5e:2x2").chip.usable == 16 * 2**30
+    assert chips.topology("h100:64").nodes == 8
+    assert chips.topology("gb200:72").nodes == 1
+
+
+def read(name: str, *fields: str) -> tuple:
+    fields = ("data.name=builtin", "data.limit=48", "train.batch_size=4", *fields)
+    loaded = config.load(str(ROOT / "configs" / name), fields)
+    return loaded, workload.read(loaded, zoo.find(loaded.model.name))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("llama3_8b_massive.py:smoke", ()),
+        ("llama3_8b_massive.py:smoke", ("train.accumulate=2",)),
+        ("llama3_8b_massive.py:smoke", ("train.share_prefix=False",)),
+        ("tiny_llama_massive.py:smoke", ("train.max_length=256",)),
+        ("roberta_base_massive.py:smoke", ("train.max_length=64",)),
+        ("flan_t5_base_massive.py:smoke", ()),
+    ],
+)
+def test_the_planned_batch_has_room_for_every_batch_of_the_run(tmp_path, name, fields):
+    loaded, found = read(name, *fields)
+    train = loaded.train
+    setup = preparation.prepare(loaded, tmp_path, None)
+    batches = loader.train_batches(
+        setup.examples,
+        batch_size=train.batch_size,
+        seed=0,
+        row_length=(train.row_length or train.max_length) if train.pack else 0,
+        shared=setup.shared,
+        groups=train.accumulate,
+    )
+    planned = found.batch(loaded)
+    widest: dict[str, int] = {}
+    for _ in range(-(-len(setup.examples) // train.batch_size)):  # an epoch
+        batch = next(batches)
+        assert jax.tree.structure(batch) == jax.tree.structure(planned)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+            name = jax.tree_util.keystr(path)
+            widest[name] = max(widest.get(name, 0), leaf.shape[1])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(planned):
+        assert leaf.shape[0] == train.batch_size
+        assert leaf.shape[1] == widest[jax.tree_util.keystr(path)]
+
+
+def test_what_is_not_here_is_stood_in_for_and_said(monkeypatch):
+    monkeypatch.delenv("JAXCLF_DATA_ROOT", raising=False)
+    loaded = config.load(str(ROOT / "configs/llama3_8b_20ng.py:five_shot"), ["data.root=nowhere"])
+    found = workload.read(loaded, zoo.find("llama3_8b"))
+    data, tokenizer = found.notes
+    assert "20newsgroups/train.jsonl.gz does not exist" in data
+    assert "the tokenizer of meta-llama/Meta-Llama-3-8B is not here" in tokenizer
+    batch = found.batch(loaded)
+    assert batch.tokens.shape == (8, 16_384)
+    assert batch.prefixes is not None
+    (prompt, shared), rows = found.prompt_batch(8), Job(loaded, chips.topology("h100:8"))
+    assert prompt.tokens.shape == (8, 16_384)
+    assert shared.lengths[1] > 1_000  # the instructions and five posts
+    assert rows.rows(1).prefix == 0  # nothing was read
+    sharing = Job(loaded, chips.topology("h100:8"), workload=found)
+    assert sharing.rows(1).prefix >= shared.lengths[1]
+    assert sharing.rows(8).prefix == 0  # a micro-batch of one row shares nothing
+    sizes = ONE | {"fsdp": 8}
+    assert sharing.need(sizes, 1).activations > rows.need(sizes, 1).activations
+
+
+def compiled(name: str, topology: str, mesh: str, *fields: str) -> dict[str, programs.Program]:
+    """Every program of a config with the built-in data."""
+    loaded, found = read(name, "model.dtype=bfloat16", *fields)
+    top = chips.topology(topology)
+    planned = Job(loaded, top, workload=found)
+    sizes = plans.read_mesh(mesh, top)
+    return {name: make() for name, make in programs.of(planned, sizes, 1).items()}
+
+
+@needs_plugin
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        ("llama3_8b_massive.py:smoke", (), {"train_step", "decoding"}),
+        ("llama3_8b_massive.py:smoke,lora", ("eval.decoding=constrained",), {"decoding"}),
+        ("llama3_8b_massive.py:smoke", ("eval.decoding=score",), {"reading", "scoring"}),
+        ("roberta_base_massive.py:smoke", ("train.max_length=64",), {"prediction"}),
+        ("flan_t5_base_massive.py:smoke", (), {"decoding"}),
+        ("attens_bert_base.py:smoke", ("data.task=intent",), {"features", "combiner"}),
+    ],
+)
+def test_every_program_of_a_run_compiles_for_gpus(name, fields, expected):
+    found = compiled(name, "h100:4", "fsdp=2,tensor=2", *fields)
+    assert {"train_step", *expected} == found.keys() | {"train_step"}
+    for program in found.values():
+        assert 0 < program.peak < 2**30
+        assert program.traffic.memory > 0
+    step = found["train_step"].traffic
+    assert step.collectives
+    assert all(sorted({len(group) for group in each.groups}) for each in step.exchanges)
+
+
+@needs_plugin
+@pytest.mark.slow
+def test_dropout_of_adapters_is_in_the_step():
+    with_dropout, without = (
+        compiled("llama3_8b_massive.py:smoke,lora", "h100:1", "fsdp=1", f"lora.dropout={rate}")
+        for rate in (0.5, 0.0)
+    )
+    drawn = [each["train_step"].text.count("rng") for each in (with_dropout, without)]
+    drawn = [
+        each["train_step"].text.count("threefry") + count
+        for each, count in zip((with_dropout, without), drawn, strict=True)
+    ]
+    assert drawn[0] > drawn[1]
+
+
+@needs_plugin
+@pytest.mark.slow
+def test_what_a_gpu_has_no_room_for_does_not_fit():
+    found = plans.plan(
+        config.load(str(ROOT / "configs/llama3_8b_20ng.py"), ["train.max_length=256"]),
+        chips.topology("a100:1"),
+        ONE,
+        None,
+        decoding=False,
+    )
+    assert not found.fits
+    assert found.data["train_step"]["peak_gib"] > found.data["usable_gib"]
