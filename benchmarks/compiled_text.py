@@ -4,6 +4,7 @@ Counts are of statements: a loop's body stands once in the text, however often i
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
 
@@ -61,24 +62,31 @@ def collectives(text: str) -> Collectives:
     return found
 
 
-def squares(text: str, least: int) -> tuple[set[Shape], set[Shape]]:
-    """Shapes with two dimensions of `least` or more: (of arrays in memory, within fusions alone).
+def squares(text: str, least: int, elements: int) -> tuple[set[Shape], set[Shape]]:
+    """Shapes with a value for each pair of tokens: (of arrays in memory, within fusions alone).
 
     Made for programs of which every dimension but those that count tokens is smaller than `least`,
-    which is half the tokens of a row: what has two such dimensions then has a value for every pair
-    of tokens. Rows and their tokens as one dimension are one. Half, because tokens may be divided
-    over two devices, and because random bits are drawn two to a word. Values within a fusion never
-    lie in memory, but they are computed.
+    half the tokens of a row: a square has two dimensions of that size. (Rows and their tokens as
+    one dimension are one. Half, because tokens may be divided over two devices, and because random
+    bits are drawn two to a word.) Or it lies in blocks, and then has `elements` or more, half as
+    many as there are pairs in all heads of a device; of one dimension alone are only the work
+    spaces of kernels.
+    Values within a fusion never lie in memory, but they are computed.
     """
     fused = set(_FUSED.findall(text))
     memory: set[Shape] = set()
     within: set[Shape] = set()
     found = memory
+
+    def is_square(shape: Shape) -> bool:
+        in_blocks = len(shape) > 1 and math.prod(shape) >= elements
+        return in_blocks or sum(size >= least for size in shape) > 1
+
     for line in text.splitlines():
         if line and not line[0].isspace():
             match = _COMPUTATION.match(line)
             found = within if match and match.group(1) in fused else memory
-        found |= {shape for shape in _shapes(line) if sum(size >= least for size in shape) > 1}
+        found |= set(filter(is_square, _shapes(line)))
     return memory, within - memory
 
 

@@ -13,6 +13,7 @@ compile, or if an array has a value for every pair of a row's tokens. Needs an e
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -47,13 +48,13 @@ class Cell:
     fused: set[Shape] = dataclasses.field(default_factory=set)
     seconds: float = 0.0
 
-    def add(self, text: str, peak: int, least: int) -> None:
-        """Note what the text of one more program says."""
+    def add(self, text: str, peak: int, least: int, elements: int) -> None:
+        """Note what the text of one more program says; the sizes are those of `squares`."""
         for name, count in compiled_text.kernels(text).items():
             self.kernels[name] = self.kernels.get(name, 0) + count
         self.peak = max(self.peak, peak)
         self.collectives += compiled_text.collectives(text)
-        squares, fused = compiled_text.squares(text, least)
+        squares, fused = compiled_text.squares(text, least, elements)
         self.squares |= squares
         self.fused |= fused
 
@@ -95,11 +96,9 @@ def compile_cell(path, mesh: str, gpu: str, keep: File | None = None) -> Cell:
 
     cell, start = Cell(path.name, mesh, gpu), time.monotonic()
     sizes = dict.fromkeys(sharding.AXES, 1) | MESHES[mesh]
-    count = 1
-    for size in sizes.values():
-        count *= size
+    devices = math.prod(sizes.values())
     try:
-        with jax.set_mesh(sharding.make_mesh(sizes, gpus.devices(gpu, count))):
+        with jax.set_mesh(sharding.make_mesh(sizes, gpus.devices(gpu, devices))):
             programs = path.programs()
             result, number = None, 0
             while True:
@@ -114,7 +113,8 @@ def compile_cell(path, mesh: str, gpu: str, keep: File | None = None) -> Cell:
                     name = re.sub(r"[^\w=]+", "-", f"{path.name} {mesh} {gpu} {number}")
                     (keep / f"{name}.txt").write_text(text)
                 number += 1
-                cell.add(text, compiled.memory_analysis().peak_memory_in_bytes, path.least)
+                peak = compiled.memory_analysis().peak_memory_in_bytes
+                cell.add(text, peak, path.least, path.pairs // devices // 2)
                 result = jax.tree.map(
                     lambda leaf, cut: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=cut),
                     lowered.out_info,

@@ -37,10 +37,11 @@ from gpu_inputs import (
     with_heads,
 )
 
-from jaxclf import answering, attens, choosing, features, lora, optim, sharding
+from jaxclf import answering, attens, choosing, combining, features, lora, optim, sharding
 from jaxclf.attens import Combiner, Pooling
 from jaxclf.data import pack
 from jaxclf.lora import Adapters, Spec
+from jaxclf.losses import Term
 from jaxclf.models.zoo import Model, ModelConfig
 from jaxclf.scoring import EnsembleClassifier, HeadClassifier
 from jaxclf.shapes import Tree
@@ -81,7 +82,10 @@ ONE_PREFIX, THREE_PREFIXES = list(LAYOUTS)[2:]
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """One row of the table. `tokens`: of its rows; `short`: whether the short form has it."""
+    """One row of the table.
+
+    `tokens`: of its rows; `heads`: of the model's attention. `short`: the short form has it.
+    """
 
     model: str
     tuning: str
@@ -90,7 +94,7 @@ class Path:
     programs: Callable[[], Programs]
     tokens: int = TOKENS
     short: bool = True
-    meshes: tuple[str, ...] = tuple(MESHES)
+    heads: int = 4
 
     @property
     def name(self) -> str:
@@ -100,6 +104,11 @@ class Path:
     def least(self) -> int:
         """The least size of a dimension that counts tokens, see `compiled_text.squares`."""
         return self.tokens // 2
+
+    @property
+    def pairs(self) -> int:
+        """Of tokens, in all rows and heads."""
+        return ROWS * self.heads * self.tokens**2
 
 
 def all_paths() -> list[Path]:
@@ -191,6 +200,7 @@ def _ensembles() -> Iterator[Path]:
     yield _features("Llama", LLAMA)
     yield _ensemble("BERT", ENCODERS["BERT"])
     yield _ensemble("Llama", LLAMA, short=False)
+    yield _combining("BERT", ENCODERS["BERT"])
 
 
 # Programs -----------------------------------------------------------------------------------------
@@ -247,7 +257,7 @@ def _training(
         yield function, (state, frozen, batch)
 
     task = "train" if accumulate == 1 else f"train, {accumulate} micro-batches"
-    return Path(name, tuned, layout, task, programs, tokens, short)
+    return Path(name, tuned, layout, task, programs, tokens, short, dimensions.num_heads)
 
 
 def _greedy(
@@ -271,7 +281,7 @@ def _greedy(
             prefix = yield _labels(setup, classifier.compute_prefix, prefix_batch(shared))
         yield _labels(setup, classifier.greedy, prompt_batch(examples, shared), prefix)
 
-    return Path(name, tuned, layout, "greedy", programs, tokens, short)
+    return Path(name, tuned, layout, "greedy", programs, tokens, short, dimensions.num_heads)
 
 
 def _answers(
@@ -320,7 +330,7 @@ def _answers(
         likeliest = functools.partial(answerer._likeliest, go_on=False)
         yield _labels(setup, likeliest, read, placed(rows.plan((slots,))))
 
-    return Path(name, tuned, layout, mode, programs, TOKENS, short)
+    return Path(name, tuned, layout, mode, programs, TOKENS, short, dimensions.num_heads)
 
 
 def _labelling(name: str, dimensions: ModelConfig, tuned: str, *, short: bool = True) -> Path:
@@ -331,7 +341,7 @@ def _labelling(name: str, dimensions: ModelConfig, tuned: str, *, short: bool = 
         classifier = HeadClassifier(setup.model, tokenizer(), recipe(HEADS, False))
         yield _labels(setup, classifier.scores, score_batch(texts(ROWS, TOKENS, HEADS)))
 
-    return Path(name, tuned, "padded", "predict", programs, TOKENS, short)
+    return Path(name, tuned, "padded", "predict", programs, TOKENS, short, dimensions.num_heads)
 
 
 def _features(name: str, dimensions: ModelConfig, *, short: bool = True) -> Path:
@@ -343,7 +353,9 @@ def _features(name: str, dimensions: ModelConfig, *, short: bool = True) -> Path
         base, stack = _base_and_modules(setup.model)
         yield compute, (base, [stack], _inputs(setup.model))
 
-    return Path(name, "3 LoRAs", "padded", "features", programs, TOKENS, short)
+    return Path(
+        name, "3 LoRAs", "padded", "features", programs, TOKENS, short, dimensions.num_heads
+    )
 
 
 def _ensemble(name: str, dimensions: ModelConfig, *, short: bool = True) -> Path:
@@ -365,7 +377,27 @@ def _ensemble(name: str, dimensions: ModelConfig, *, short: bool = True) -> Path
         params = {"base": base, "modules": [stack], "combiners": {INTENT.name: whole}}
         yield classifier.scores, (params, _inputs(model))
 
-    return Path(name, "3 LoRAs", "padded", "ensemble", programs, TOKENS, short)
+    return Path(
+        name, "3 LoRAs", "padded", "ensemble", programs, TOKENS, short, dimensions.num_heads
+    )
+
+
+def _combining(name: str, dimensions: ModelConfig) -> Path:
+    """Steps of a combiner on features that were computed before, in one process."""
+    steps, rows, modules = 8, 16, 3
+
+    def programs() -> Programs:
+        combiner = Combiner(dimensions.hidden_size, len(INTENT.labels))
+        head = combining.combiner_head(combiner)
+        setup = _setup(dimensions, "full", ())
+        run = combining.make_steps(head, Term(), setup.optimizer)
+        params = jax.eval_shape(head.init, jax.random.key(0))
+        seen = np.zeros((steps, rows, 1 + modules, dimensions.hidden_size), np.float32)
+        labels, mask = np.zeros((steps, rows), np.int32), np.ones((steps, rows), bool)
+        state = jax.eval_shape(setup.optimizer.init, params)
+        yield run, (params, state, tuple(map(_shape, (seen, labels, mask))))
+
+    return Path(name, "full", "features", "combiner's steps", programs)
 
 
 def _setup(

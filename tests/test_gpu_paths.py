@@ -49,6 +49,7 @@ ENTRY %main.1 (p: bf16[8,1024,128]) -> f32[8] {
   ROOT %out = f32[8]{0} bitcast(%all-reduce-done)
 }
 """  # noqa: E501
+MANY = 8 * 4 * 1024 * 1024 // 2
 MASK = "  %mask = bf16[2,1,1024,1024]{3,2,1,0} broadcast(%loop_fusion.1), dimensions={0,2}\n"
 
 
@@ -73,8 +74,8 @@ def test_a_collective_counts_once_and_is_asynchronous_unless_its_start_waits():
 
 
 def test_a_square_of_a_row_is_found_in_memory_and_within_fusions():
-    assert compiled_text.squares(TEXT, 600) == (set(), {(2, 1024, 1024)})
-    found = compiled_text.squares(with_line(MASK), 600)
+    assert compiled_text.squares(TEXT, 600, MANY) == (set(), {(2, 1024, 1024)})
+    found = compiled_text.squares(with_line(MASK), 600, MANY)
     assert found == ({(2, 1, 1024, 1024)}, {(2, 1024, 1024)})
 
 
@@ -90,15 +91,25 @@ def test_a_square_of_a_row_is_found_in_memory_and_within_fusions():
 )
 def test_squares_come_in_several_forms(shape):
     line = f"  %x = {shape}{{1,0}} add(%a, %b)\n"
-    memory, _ = compiled_text.squares(with_line(line), 512)
+    memory, _ = compiled_text.squares(with_line(line), 512, MANY)
     dims = shape.partition("[")[2].rstrip("]").split(",")
-    assert memory - compiled_text.squares(TEXT, 512)[0] == {tuple(map(int, dims))}
+    assert memory - compiled_text.squares(TEXT, 512, MANY)[0] == {tuple(map(int, dims))}
 
 
-@pytest.mark.parametrize("shape", ["bf16[8192,128]", "f32[2,8192]", "s32[8,1024]", "f32[4096]"])
+@pytest.mark.parametrize(
+    "shape", ["bf16[8192,128]", "f32[2,8192]", "s32[8,1024]", "f32[4096]", "s8[33554432]"]
+)
 def test_rows_and_their_tokens_as_one_dimension_are_no_square(shape):
     line = f"  %x = {shape}{{1,0}} add(%a, %b)\n"
-    assert compiled_text.squares(with_line(line), 600)[0] == set()
+    assert compiled_text.squares(with_line(line), 600, MANY)[0] == set()
+
+
+def test_a_square_in_blocks_is_found_by_its_size():
+    """What a loop over blocks of queries would keep of each."""
+    line = "  %x = f32[16,8,4,64,1024]{4,3,2,1,0} add(%a, %b)\n"
+    assert compiled_text.squares(with_line(line), 600, MANY)[0] == {(16, 8, 4, 64, 1024)}
+    block = line.replace("[16,8,4,64,1024]", "[8,4,64,1024]")
+    assert compiled_text.squares(with_line(block), 600, MANY)[0] == set()
 
 
 # -- the paths
@@ -144,11 +155,11 @@ def cell(**fields) -> Cell:
 def test_a_cell_says_kernels_memory_collectives_and_squares():
     found = cell()
     assert found.summary() == "plain; 0 MiB"
-    found.add(TEXT, 3 * 2**20, 600)
+    found.add(TEXT, 3 * 2**20, 600, MANY)
     assert found.summary() == (
         "cuDNN 1, flash 2; 3 MiB; 4 (2); **square 2x1024x1024 (in a fusion)**"
     )
-    found.add(with_line(MASK), 2**20, 600)
+    found.add(with_line(MASK), 2**20, 600, MANY)
     assert found.summary() == "cuDNN 2, flash 4; 3 MiB; 8 (4); **square 2x1x1024x1024 and 1 more**"
     assert cell(error="ValueError").summary() == "**failed**"
 
