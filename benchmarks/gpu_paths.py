@@ -248,9 +248,8 @@ def _training(
             prng=train.prng,
         )
         trained, frozen = setup.parameters
-        key = jax.eval_shape(lambda: jax.random.key(0))
         start = functools.partial(init_state, optimizer=setup.optimizer)
-        state = jax.eval_shape(lambda tree, key: start(tree, key=key), trained, key)
+        state = jax.eval_shape(lambda tree, key: start(tree, key=key), trained, _key())
         state, frozen = sharding.abstract(state), sharding.abstract(frozen)
         results = sharding.shardings(state), sharding.whole()
         function = jax.jit(step, donate_argnums=0, out_shardings=results)
@@ -368,13 +367,9 @@ def _ensemble(name: str, dimensions: ModelConfig, *, short: bool = True) -> Path
         asked = recipe((INTENT,), not model.is_encoder)
         chosen = {INTENT.name: (combiner, (1, 2, 3))}
         classifier = EnsembleClassifier(model, tokenizer(), asked, _pooling(model), chosen)
-        own = jax.eval_shape(functools.partial(attens.init, combiner), jax.random.key(0))
-        whole = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.whole()),
-            own,
-        )
+        own = jax.eval_shape(functools.partial(attens.init, combiner), _key())
         base, stack = _base_and_modules(model)
-        params = {"base": base, "modules": [stack], "combiners": {INTENT.name: whole}}
+        params = {"base": base, "modules": [stack], "combiners": {INTENT.name: _everywhere(own)}}
         yield classifier.scores, (params, _inputs(model))
 
     return Path(
@@ -391,11 +386,11 @@ def _combining(name: str, dimensions: ModelConfig) -> Path:
         head = combining.combiner_head(combiner)
         setup = _setup(dimensions, "full", ())
         run = combining.make_steps(head, Term(), setup.optimizer)
-        params = jax.eval_shape(head.init, jax.random.key(0))
+        params = jax.eval_shape(head.init, _key())
         seen = np.zeros((steps, rows, 1 + modules, dimensions.hidden_size), np.float32)
         labels, mask = np.zeros((steps, rows), np.int32), np.ones((steps, rows), bool)
         state = jax.eval_shape(setup.optimizer.init, params)
-        yield run, (params, state, tuple(map(_shape, (seen, labels, mask))))
+        yield run, _everywhere((params, state, (seen, labels, mask)))
 
     return Path(name, "full", "features", "combiner's steps", programs)
 
@@ -421,9 +416,21 @@ def _labels(setup: Setup, function: Any, *arguments: Any) -> Program:
     return jax.jit(joined), (trained, frozen, *arguments)
 
 
+def _key() -> Any:
+    """The shape of a key: nothing can be computed on devices that are not here."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def _shape(array: np.ndarray) -> jax.ShapeDtypeStruct:
     """Of what a host hands over, without a sharding."""
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _everywhere(tree: Tree) -> Tree:
+    """Shapes of arrays that every device has whole."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.whole()), tree
+    )
 
 
 def _base_and_modules(model: Model) -> tuple[Tree, Adapters]:
