@@ -24,7 +24,11 @@ from jaxclf.models.heads import HeadConfig
 from jaxclf.models.llama import LlamaConfig
 from jaxclf.training import train
 from tests.models.test_attention import inputs as attention_inputs
-from tests.models.test_attention import shared_inputs, shared_outputs_and_gradients
+from tests.models.test_attention import (
+    outputs_and_gradients,
+    shared_inputs,
+    shared_outputs_and_gradients,
+)
 from tests.test_features import seen_of, texts
 from tests.tiny import examples, random_params, sharing
 from tests.tiny_encoders import ENCODERS
@@ -227,9 +231,10 @@ def decoding():
 
 
 def kernels():
-    """Splash attention over heads and tokens that are cut equals the plain one on one device.
+    """Kernels over rows, heads and tokens that are cut equal the plain way on one device.
 
-    With and without prefixes that rows share.
+    With and without prefixes that rows share. Meshes cut queries, and key heads into fewer parts
+    than there are devices. cuDNN's place is taken by XLA, in the same shard_map.
     """
     query, key, value, ids = attention_inputs(count=256)
 
@@ -243,12 +248,23 @@ def kernels():
             run = jax.jit(jax.value_and_grad(lambda arrays: total("splash", arrays)))
             actual = jax.device_get(run((query, key, value)))
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=3e-4), actual, expected)
-    arrays, *rest = shared_inputs(rows=4)
-    expected = shared_outputs_and_gradients("plain", arrays, *rest)
-    for shape in ((2, 1, 2, 2), (1, 1, 4, 2)):
-        with on(shape):
-            actual = jax.device_get(shared_outputs_and_gradients("splash", arrays, *rest))
-        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-5), actual, expected)
+    for implementation, size in (("splash", 128), ("cudnn", 16)):
+        arrays, *rest = shared_inputs(rows=4, size=size)
+        expected = shared_outputs_and_gradients("plain", arrays, *rest)
+        for shape in ((2, 1, 2, 2), (1, 1, 4, 2)):
+            with on(shape):
+                actual = jax.device_get(shared_outputs_and_gradients(implementation, arrays, *rest))
+            jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-5), actual, expected)
+    *arrays, _ = attention_inputs(count=24, size=16)
+    lengths = np.array([[17], [24]], np.int32)
+    texts = np.int32(np.arange(24) < lengths)
+    for causal, given in ((True, lengths), (False, lengths), (True, None), (False, None)):
+        expected = outputs_and_gradients("plain", causal, arrays, texts)
+        for shape in ((2, 1, 2, 2), (1, 2, 4, 1)):
+            with on(shape):
+                actual = outputs_and_gradients("cudnn", causal, arrays, texts, given)
+                actual = jax.device_get(actual)
+            jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-5), actual, expected)
 
 
 def checkpoints():

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +193,7 @@ def _plain(
     return jnp.swapaxes(found.reshape(rows, heads, count, size), 1, 2)
 
 
-# Queries whose scores are there at once where no kernel attends.
+# Queries whose scores are there at once where no kernel attends, at most.
 _QUERIES = 128
 
 
@@ -214,9 +214,8 @@ def _by_blocks(
     resumed run others than an unbroken one.
     """
     rows, count, heads, size = query.shape
-    # No block of one query: the parts of a bias have rows of two and more.
-    block = min(_QUERIES, max(2, count))
-    filled = -count % block
+    filled = in_blocks(count) - count
+    block = (count + filled) // -(-count // _QUERIES)
     ids, lead, dtype = jnp.asarray(segments.ids), 0, query.dtype
     query_ids = _looking(segments)
     for outer in segments.outer:  # those of prefix tuning, which are few
@@ -253,6 +252,27 @@ def _by_blocks(
     step = jax.checkpoint(attend_block, prevent_cse=False)
     _, found = jax.lax.scan(step, jnp.int32(0), (parts(query), parts(query_ids)))
     return jnp.moveaxis(found, 0, 1).reshape(rows, -1, heads, size)[:, :count]
+
+
+def in_blocks(count: int) -> int:
+    """`count` queries, filled up to blocks of one even size."""
+    blocks = -(-count // _QUERIES)
+    return 2 * blocks * -(-count // (2 * blocks))
+
+
+def filled_blocks(implementation: Implementation, *arrays: AnyArray | None) -> list[Any]:
+    """Arrays [B, T] with zeros at the end of their rows where these are computed by blocks.
+
+    Filled up within a layer, they would be cut again between the matrix products around it: XLA's
+    compiler for GPUs finds no tiles for such products.
+    """
+
+    def filled(x):
+        return jnp.pad(jnp.asarray(x), ((0, 0), (0, in_blocks(x.shape[1]) - x.shape[1])))
+
+    if implementation == "plain":
+        return [*arrays]
+    return [None if each is None else filled(each) for each in arrays]
 
 
 def _looking(segments: Segments) -> Int[Array, "B T"]:

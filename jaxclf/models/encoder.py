@@ -18,6 +18,7 @@ from jaxclf.models.attention import (
     Visible,
     at_places,
     attend,
+    filled_blocks,
     prefix,
     visible,
 )
@@ -225,7 +226,11 @@ class Encoder(nnx.Module):
         Tokens see all tokens of their own segment and nothing else. `lengths`: of rows that hold
         one text each, from their start.
         """
-        config = self.config
+        config, count = self.config, tokens.shape[1]
+        if key is not None and config.attention_dropout > 0:
+            tokens, positions, segment_ids, types = filled_blocks(
+                self.attention, tokens, positions, segment_ids, types
+            )
         mask = visible(segment_ids, False, self.attention, lengths)
         x = self.embed(tokens, positions, types, self.dtype)
         first, key = layers.split_key(key, 2)
@@ -238,7 +243,8 @@ class Encoder(nnx.Module):
             return block(x, mask, layers.fold_key(key, index), at)
 
         alone = isinstance(mask, jax.Array)  # kernels that make none compute all places
-        return layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone)
+        x = layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone)
+        return x[:, :count] if at is None else x
 
     def scores(
         self, name: str, hidden: Float[Array, "*batch D"], key: Key[Array, ""] | None = None

@@ -138,7 +138,8 @@ def _attend(
     places = jnp.zeros(count, jnp.int32) if places is None else places
     places = _filled(places, 0, blocks.query)
     options = _Options(causal, size**-0.5, blocks, sharding.platform() != "gpu")
-    found, log_sums = _flash(options, query, key, value, query_ids, key_ids, places)
+    results: Any = _flash(options, query, key, value, query_ids, key_ids, places)
+    found, log_sums = results
     return found[:, :count, :, :size], jnp.swapaxes(log_sums, 1, 2)[:, :count]
 
 

@@ -27,6 +27,7 @@ from jaxclf.models.attention import (
     Visible,
     attend,
     causal_mask,
+    filled_blocks,
     prefix,
     visible,
 )
@@ -352,6 +353,8 @@ class T5(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         """The encoder's outputs. Tokens see all of their own segment; a key turns dropout on."""
+        count = tokens.shape[1]
+        tokens, segment_ids = filled_blocks(self.attention, tokens, segment_ids)
         mask, distances = visible(segment_ids, False, self.attention), self.distances["encoder"]
         bias: Bias = functools.partial(distances.part, tokens.shape[1])
         if isinstance(mask, jax.Array):
@@ -363,7 +366,7 @@ class T5(nnx.Module):
 
         x = self._start(tokens, first)
         x = layers.scan_layers(self.layers["encoder"], body, x, self.remat, self.unroll)
-        return layers.dropout(self.encoder_norm(x), self.config.dropout, last)
+        return layers.dropout(self.encoder_norm(x), self.config.dropout, last)[:, :count]
 
     def hidden(
         self,

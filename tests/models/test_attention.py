@@ -1,14 +1,20 @@
 """The kernels of each backend against the plain one, with and without shared prefixes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.models import zoo
+from jaxclf import decode
+from jaxclf.data import pack, prefixes
+from jaxclf.models import attention, zoo
 from jaxclf.models.attention import attend, visible, visible_after
 from jaxclf.shapes import Prefixes
-from tests.tiny import CONFIG, random_params
+from tests.tiny import CONFIG, examples, random_params, shapes, sharing
+from tests.tiny_encoders import ENCODERS
+from tests.tiny_t5 import FLAN
 
 
 def inputs(count=160, heads=4, kv_heads=2, size=128, seed=0):
@@ -24,11 +30,11 @@ def inputs(count=160, heads=4, kv_heads=2, size=128, seed=0):
     return draw(heads), draw(kv_heads), draw(kv_heads), ids
 
 
-def outputs_and_gradients(implementation, causal, arrays, ids):
+def outputs_and_gradients(implementation, causal, arrays, ids, lengths=None):
     real = jnp.asarray(ids > 0)[..., None, None]
 
     def total(query, key, value):
-        found = attend(query, key, value, visible(ids, causal, implementation))
+        found = attend(query, key, value, visible(ids, causal, implementation, lengths))
         weights = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
         return jnp.sum(jnp.where(real, found * weights, 0)), jnp.where(real, found, 0)
 
@@ -43,6 +49,83 @@ def test_kernels_equal_the_plain_one(implementation, causal):
     expected = outputs_and_gradients("plain", causal, arrays, ids)
     actual = outputs_and_gradients(implementation, causal, arrays, ids)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-5), actual, expected)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_of_one_text_need_their_lengths_alone(causal):
+    *arrays, _ = inputs(count=23, size=16)
+    lengths = np.array([[17], [0]], np.int32)  # an empty row, as fills a batch
+    ids = (np.arange(23) < lengths).astype(np.int32)
+    expected = outputs_and_gradients("plain", causal, arrays, ids)
+    actual = outputs_and_gradients("cudnn", causal, arrays, ids, lengths)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-5), actual, expected)
+    # What stands beyond the texts moves nothing, whatever it is.
+    undefined = [jnp.where(ids[..., None, None] > 0, each, jnp.nan) for each in arrays]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        outputs_and_gradients("cudnn", causal, undefined, ids, lengths),
+        actual,
+    )
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "splash"])
+def test_padding_that_is_pooled_sees_its_text(implementation):
+    """AttEns may count padding, which looks at the whole text of its row."""
+    *arrays, _ = inputs(count=30, size=16)
+    ids = (np.arange(30) < [[17], [30]]).astype(np.int32)
+    expected, actual = (
+        attend(*arrays, visible(ids, False, each)) for each in ("plain", implementation)
+    )
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
+
+
+def test_blocks_of_queries_drop_weights_and_add_biases_as_all_at_once(monkeypatch):
+    monkeypatch.setattr(attention, "_QUERIES", 8)
+    *arrays, ids = inputs(count=27, size=16)
+    ids[0] = np.where(np.arange(27) < 10, 1, 2)
+    random = np.random.default_rng(2)
+    bias = jnp.asarray(random.normal(size=(1, 4, 32, 27)), jnp.float32)
+    key, real = jax.random.key(3), jnp.asarray(ids > 0)[..., None, None]
+
+    def blocks(*arrays):
+        def part(start, size):
+            return jax.lax.dynamic_slice_in_dim(bias, start, size, axis=2)
+
+        return attend(*arrays, visible(ids, False, "cudnn"), 0.3, key, bias=part, scale=0.4)
+
+    def whole(query, key_heads, value):
+        """Block after block by the plain way, each with its own dropout mask."""
+        mask, found = visible(ids, False, "plain"), []
+        for index in range(4):
+            rows = slice(8 * index, min(27, 8 * index + 8))
+            padded = jnp.pad(
+                query[:, rows], ((0, 0), (0, 8 - (rows.stop - rows.start))) + ((0, 0),) * 2
+            )
+            seen = jnp.pad(
+                mask[:, :, rows], ((0, 0), (0, 0), (0, 8 - (rows.stop - rows.start)), (0, 0))
+            )
+            part = attend(
+                padded,
+                key_heads,
+                value,
+                seen,
+                0.3,
+                jax.random.fold_in(key, index),
+                bias=bias[:, :, 8 * index : 8 * index + 8],
+                scale=0.4,
+            )
+            found.append(part[:, : rows.stop - rows.start])
+        return jnp.concatenate(found, axis=1)
+
+    def total(function):
+        def weighted(*arrays):
+            return jnp.sum(jnp.where(real, jnp.sin(function(*arrays)), 0))
+
+        return jax.value_and_grad(weighted, (0, 1, 2))(*arrays)
+
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), total(blocks), total(whole)
+    )
 
 
 def shared_inputs(rows=3, lead=7, count=24, heads=4, kv_heads=2, size=128):
@@ -93,13 +176,21 @@ def test_kernels_share_prefixes_as_the_plain_one(implementation, scale):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-5 * scale), actual, expected)
 
 
-@pytest.mark.parametrize("at", [None, np.array([[8, 19], [4, 23], [23, 6]])])
-def test_a_model_shares_prefixes_by_kernels(at):
+AT = np.array([[8, 19], [4, 23], [23, 6]])
+
+
+@pytest.mark.parametrize(
+    ("implementation", "soft", "at"),
+    [("splash", 0, None), ("splash", 0, AT), ("cudnn", 0, AT), ("cudnn", 3, None)],
+)
+def test_a_model_shares_prefixes_by_kernels(implementation, soft, at):
+    """Prompts' prefixes, and trained ones that all tokens see before them."""
     _, prefixes, texts = shared_inputs()
-    params = random_params(zoo.create(CONFIG))
+    config = dataclasses.replace(CONFIG, prefix=soft)
+    params = random_params(zoo.create(config))
 
     def hidden(implementation):
-        model = zoo.create(CONFIG, attention=implementation)
+        model = zoo.create(config, attention=implementation)
 
         def total(params):
             found = model.bind(params).hidden(*texts, at=at, prefixes=prefixes)
@@ -109,5 +200,103 @@ def test_a_model_shares_prefixes_by_kernels(at):
 
         return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
 
-    actual, expected = hidden("splash"), hidden("plain")
+    actual, expected = hidden(implementation), hidden("plain")
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-4), actual, expected)
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "splash"])
+def test_trained_prefixes_are_seen_by_kernels(implementation):
+    _, _, (tokens, positions, ids) = shared_inputs()
+    config = dataclasses.replace(CONFIG, prefix=3)
+    params = random_params(zoo.create(config))
+
+    def hidden(implementation):
+        def total(params):
+            model = zoo.create(config, attention=implementation)
+            found = model.bind(params).hidden(tokens, positions, ids)
+            found = jnp.where(ids[..., None] > 0, found, 0)
+            return jnp.sum(jnp.sin(found)), found
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+    actual, expected = hidden(implementation), hidden("plain")
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-4), actual, expected)
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "splash"])
+def test_prompts_are_read_after_prefixes_that_were_computed(implementation):
+    sizes = [(0, 5, 1), (0, 9, 2), (0, 2, 1), (0, 11, 1)]
+    texts = sharing(examples(sizes), (9, 6))
+    texts[3] = dataclasses.replace(texts[3], prefix=texts[3].prefix[:2])  # shared with none
+    shared = prefixes.find(texts, len(texts), least=1)
+    config = dataclasses.replace(CONFIG, prefix=2)
+    params = random_params(zoo.create(config))
+    found = []
+    for each in ("plain", implementation):
+        model = zoo.create(config, attention=each)
+        prefix = jax.jit(decode.make_prefix(model))(params, pack.prefix_row(shared))
+        prompts = pack.prompts(texts, 4, shared)
+
+        def read(params, prompts, prefix, model=model):
+            before = prefix.before(prompts)
+            arrays = prompts.tokens, prompts.positions, prompts.segment_ids
+            return model.bind(params).begin(*arrays, 20, before)[0][:, -1]
+
+        found.append(jax.jit(read)(params, prompts, prefix))
+    np.testing.assert_allclose(found[1], found[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "roberta"])
+def test_kernels_and_blocks_leave_no_square(family):
+    """No array has the tokens of a row twice, in training or reading, dropout included."""
+    count = 149  # which nothing else has
+    ids, key = np.ones((2, count), np.int32), jax.random.key(0)
+
+    def total(params, model):
+        module = model.bind(params)
+        if family == "llama":
+            found = module.hidden(ids, ids, ids)
+        elif family == "t5":
+            found = module.hidden(ids, ids, ids[:, :4], ids[:, :4], key)
+        else:
+            found = module.hidden(ids, ids, ids, key=key)
+        return jnp.sum(found)
+
+    config = {"llama": CONFIG, "t5": FLAN, "roberta": ENCODERS["roberta"]}[family]
+    if family == "roberta":
+        config = dataclasses.replace(config, max_position=200, attention_dropout=0.1)
+    for implementation, squares in ("plain", True), ("cudnn", False):
+        model = zoo.create(config, attention=implementation)
+        params = random_params(model)
+        found = shapes(lambda params, model=model: jax.grad(total)(params, model), params)
+        square = [shape for shape in found if sum(count <= size < 2 * count for size in shape) > 1]
+        assert bool(square) == squares, square
+
+
+@pytest.mark.parametrize("soft", [0, 3])
+def test_an_encoder_with_a_decoder_attends_by_blocks(soft, monkeypatch):
+    """Distances of a block of queries are those of the whole row, gradients of their table too."""
+    monkeypatch.setattr(attention, "_QUERIES", 8)
+    config = dataclasses.replace(FLAN, prefix=soft)
+    random = np.random.default_rng(0)
+    tokens, labels = (random.integers(1, FLAN.vocab_size, (2, count)) for count in (21, 5))
+    ids = np.where(np.arange(21) < 13, 1, 2) * (np.arange(21) < [[21], [18]])
+    label_ids = np.array([[1, 1, 2, 2, 2], [1, 2, 2, 0, 0]])
+    params = random_params(zoo.create(config))
+
+    def hidden(implementation):
+        def total(params):
+            module = zoo.create(config, attention=implementation).bind(params)
+            found = module.hidden(*map(np.int32, (tokens, ids, labels, label_ids)))
+            found = jnp.where(label_ids[..., None] > 0, found, 0)
+            return jnp.sum(jnp.sin(found)), found
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+    actual, expected = hidden("cudnn"), hidden("plain")
+
+    def close(actual, expected):
+        scale = np.max(np.abs(expected)) or 1.0
+        np.testing.assert_allclose(actual / scale, expected / scale, atol=2e-5)
+
+    jax.tree.map(close, actual, expected)
