@@ -38,7 +38,7 @@ def outputs_and_gradients(implementation, causal, arrays, ids, lengths=None):
         weights = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
         return jnp.sum(jnp.where(real, found * weights, 0)), jnp.where(real, found, 0)
 
-    (_, found), gradients = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(*arrays)
+    (_, found), gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(*arrays)
     return found, gradients
 
 
