@@ -1,6 +1,6 @@
 """Every path of the library through XLA's compiler for GPUs, without a GPU, as a Markdown table.
 
-    python benchmarks/gpu_matrix.py                                # all: about an hour on two cores
+    python benchmarks/gpu_matrix.py                                # all of it: hours on two cores
     python benchmarks/gpu_matrix.py --short                        # one mesh and GPU a path
     python benchmarks/gpu_matrix.py --rows "Llama.*greedy" --gpus h100 --meshes fsdp=8
     python benchmarks/gpu_matrix.py --list
