@@ -1,18 +1,25 @@
-"""What Llama's configs need on TPU slices, by the planner, as tables in Markdown.
+"""What configs need on TPU slices and GPUs, by the planner, as tables in Markdown.
 
     python benchmarks/plans.py                 # full tuning on the slices of the README
     python benchmarks/plans.py --smallest      # LoRA and QLoRA of 70B: smallest slice of each kind
     python benchmarks/plans.py --layers        # seconds to compile 8 layers and 80
+    python benchmarks/plans.py --gpu           # train steps on GPUs, arithmetic beside compiler
+    python benchmarks/plans.py --gpu --write   # and the table of benchmarks/README.md anew
 
-Needs `pip install -e '.[plan]'`; no TPU. About a minute a program on two cores.
+Needs `pip install -e '.[plan]'` (`'.[plan-gpu]'` for --gpu); no TPU, no GPU, no data. About a
+minute a program on two cores.
 """
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+README = Path(__file__).parent / "README.md"
 
 CASES = (
     ("llama3_70b_20ng.py", "v5p:4x4x2", "fsdp=8,tensor=4"),
@@ -25,6 +32,27 @@ CASES = (
     ("llama3_8b_massive.py", "v5e:4x4", "fsdp=8,tensor=2"),
     ("llama2_7b_20ng.py", "v5e:4x4", "fsdp=8,tensor=2"),
     ("llama2_7b_massive.py", "v5e:4x4", "fsdp=8,tensor=2"),
+)
+
+# Config, GPUs, mesh, micro-batches.
+ON_GPUS = (
+    ("llama3_8b_20ng.py", "h100:8", "fsdp=8", 1),
+    ("llama3_8b_20ng.py", "a100:8", "fsdp=4,tensor=2", 1),
+    ("llama3_8b_20ng.py", "h100:64", "fsdp=8,tensor=8", 1),
+    ("llama3_8b_20ng.py", "b200:8", "fsdp=8", 1),
+    ("llama3_8b_20ng.py:lora", "a100:8", "fsdp=8", 1),
+    ("llama3_8b_20ng.py:lora", "h100:8", "fsdp=4,sequence=2", 1),
+    ("llama3_8b_20ng.py:qlora", "h100:1", "fsdp=1", 8),
+    ("llama3_8b_massive.py", "h100:8", "fsdp=8", 1),
+    ("llama3_8b_massive.py:qlora", "l40s:1", "fsdp=1", 1),
+    ("llama3_70b_20ng.py", "h100:64", "fsdp=8,tensor=8", 1),
+    ("llama3_70b_20ng.py:qlora", "h100:8", "fsdp=8", 1),
+    ("flan_t5_xxl_20ng.py:lora", "h100:8", "fsdp=8", 1),
+    ("roberta_large_20ng.py", "a100:1", "fsdp=1", 1),
+    ("roberta_large_20ng.py", "h100:8", "fsdp=8", 1),
+    ("roberta_base_20ng.py", "rtx4090:1", "fsdp=1", 1),
+    ("minilm_20ng.py", "l4:1", "fsdp=1", 1),
+    ("attens_bert_base.py", "a100:1", "fsdp=1", 1),
 )
 
 
@@ -75,13 +103,65 @@ def smallest() -> None:
             )
 
 
-def layers() -> None:
-    import os
+def on_gpus() -> str:
+    """Train steps: bytes by arithmetic and by the compiler, and what they exchange and run."""
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    os.environ.pop("JAXCLF_DATA_ROOT", None)  # rows as long as the config lets them be, anywhere
+    from jaxclf import chips, config, gpus, plans
 
+    if not gpus.can_compile():
+        raise SystemExit(f"compiling for GPUs needs {gpus.EXTRA}")
+    lines = [
+        "| config | GPUs | mesh | micro-batches | compiled | arithmetic | off by | NVLink "
+        "| network | collectives (asynchronous) | kernels | compiled in |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name, topology, mesh, accumulate in ON_GPUS:
+        loaded = config.load(f"configs/{name}", [f"train.accumulate={accumulate}"])
+        top = chips.topology(topology)
+        read = plans.read(loaded, say=lambda text: None)
+        sizes = plans.read_mesh(mesh, top)
+        head = f"| {name} | {topology} | {mesh} | {accumulate} | "
+        try:
+            found = plans.plan(loaded, top, sizes, read, decoding=False, say=lambda text: None).data
+            lines.append(head + _gpu_cells(found))
+        except Exception as error:  # a cell that fails is a result too
+            lines.append(f"{head}failed: {str(error).splitlines()[0][:200]} | | | | | | | |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def _gpu_cells(found: dict) -> str:
+    step, estimate = found["train_step"], sum(found["estimate_gib"].values())
+    if "error" in step:
+        return f"does not fit: {step['error']} | | | | | | | |"
+    peak = step["peak_gib"]
+    crossing = step["crossing_gib"].values()
+    inside, network = (sum(each[name] for each in crossing) for name in ("links", "network"))
+    counts, beside = step["collectives_count"], step["collectives_asynchronous"]
+    kernels = ", ".join(f"`{name}`" for name in step["kernels"] if not name.startswith("__triton"))
+    return (
+        f"{peak:.1f} of {found['usable_gib']:.1f} GiB | {estimate:.1f} | "
+        f"{estimate / peak - 1:+.0%} | {inside:.1f} GiB | {network:.1f} GiB | "
+        f"{sum(counts.values()):,.0f} ({sum(beside.values()):,.0f}) | {kernels or 'none'} | "
+        f"{step['compile_seconds']:.0f} s |"
+    )
+
+
+def write(table: str) -> None:
+    """Put the table in the place of the one in benchmarks/README.md."""
+    text = README.read_text()
+    begin, end = "<!-- plans --gpu -->\n", "<!-- end -->\n"
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    README.write_text(re.sub(pattern, lambda _: f"{begin}\n{table}\n\n{end}", text, flags=re.S))
+
+
+def layers() -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     import dataclasses
 
-    from jaxclf import chips, config
+    from jaxclf import chips, config, programs
     from jaxclf.models import zoo
     from jaxclf.planning import Job
 
@@ -91,7 +171,7 @@ def layers() -> None:
         dims = dataclasses.replace(zoo.find("llama3_70b"), num_layers=count)
         zoo.CONFIGS[f"llama_{count}"] = dims
         fields = config.load("configs/llama3_70b_20ng.py", [f"model.name=llama_{count}"])
-        program = Job(fields, chips.topology("v5p:4x4x2")).train_step(sizes, 1)
+        program = programs.train_step(Job(fields, chips.topology("v5p:4x4x2")), sizes, 1)
         seconds[count] = program.compile_seconds
         print(f"{count} layers: {seconds[count]:.1f} s to compile", flush=True)
     print(f"{seconds[80] / seconds[8]:.2f} times as long for ten times the layers")
@@ -103,11 +183,17 @@ def main() -> None:
     )
     parser.add_argument("--smallest", action="store_true")
     parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--write", action="store_true", help="of --gpu: into benchmarks/README.md")
     options = parser.parse_args()
     if options.smallest:
         smallest()
     elif options.layers:
         layers()
+    elif options.gpu:
+        table = on_gpus()
+        if options.write:
+            write(table)
     else:
         full_tuning()
 

@@ -142,26 +142,27 @@ class Job:
         """Estimated bytes of one chip; raises InputError where the mesh cannot divide a leaf."""
         state, frozen = self.state
         trained, kernels = (_bytes(state.trained, sizes, only) for only in (False, True))
-        stored, width = jnp.dtype(self.config.model.param_dtype).itemsize, self.width
+        stored = jnp.dtype(self.config.model.param_dtype).itemsize
         # A kernel stored in more bits has a copy in those of matmuls, and its gradient is in these.
-        copies = kernels * width // stored if width < stored else 0
+        copies = kernels * self.width // stored if self.width < stored else 0
         gradients = trained - kernels + (2 * copies if copies else kernels)
         if accumulate > 1:
             gradients += trained
         held, parts = self.rows(accumulate), sizes["data"] * sizes["fsdp"]
-        rows = self.config.train.batch_size / accumulate / parts
-        tokens = (rows * self.length + held.prefix / parts) / sizes["sequence"]
+        in_all = self.config.train.batch_size / accumulate
+        rows, width = in_all / parts, self.length + -(-held.prefix // max(1, round(in_all)))
+        tokens = rows * width / _divided(width, sizes, "length")
         depth, body = self.depth, self.body
         inner = self.model.config.intermediate_size / sizes["tensor"]
         hidden = self.model.config.hidden_size
         # Of one layer: two gathered inputs, and what feed-forward and its gradient hold.
-        within = tokens * (2 * hidden + 5 * inner) * width
+        within = tokens * (2 * hidden + 5 * inner) * self.width
         if self.model.reads_apart:  # whose attention no kernel computes: scores and their weights
             heads = self.model.config.num_heads / sizes["tensor"]
             within += 3 * tokens * self.length * heads * 4
-        kept = depth * tokens / sizes["tensor"] * hidden * width
+        kept = depth * rows * width / _divided(width, sizes, "between") * hidden * self.width
         activations = within + kept if self.config.model.remat else depth * within
-        activations += 3 * body / depth * width / sizes["tensor"]
+        activations += 3 * body / depth * self.width / sizes["tensor"]
         return Need(
             trained + _bytes(frozen, sizes),
             _bytes(state.opt_state, sizes),
@@ -197,6 +198,12 @@ class Job:
         tokens, segments, positions = (array(self.length) for _ in range(3))
         lengths = None if self.config.train.pack else array(1)
         return Batch(tokens, segments, positions, types, {name: targets}, lengths=lengths)
+
+
+def _divided(tokens: int, sizes: Sizes, dim: str) -> int:
+    """Parts that a row of so many tokens is cut into: the whole of it where nothing divides it."""
+    (cut,) = sharding.activation((tokens,), (dim,), sizes)
+    return math.prod(sizes[axis] for axis in np.atleast_1d(cut or ()))
 
 
 def of_rows(shape: tuple[int, ...], dtype: Any, axis: int) -> Any:
