@@ -209,7 +209,9 @@ def scan_layers(
     """Thread `carry` through `body(layer, carry, index, at)` for every stacked layer.
 
     One compiled body serves all layers. With `remat` a layer's activations are computed again in
-    the backward pass, so that only each layer's input is kept. `unroll` layers are compiled one by
+    the backward pass, so that only each layer's input is kept; without, what kernels and matrix
+    products with parameters gave is kept too, and on a CPU, where memory is cheap and norms and
+    activations are not, everything. `unroll` layers are compiled one by
     one and looped over: it saves copies into and out of the stack, and costs time to compile. `at`:
     the places that alone are wanted of the last layer; where all layers are compiled one by one,
     there are fewer than tokens and `alone` allows it, that layer computes no others. In all other
@@ -222,8 +224,13 @@ def scan_layers(
         layer_params, index = item
         return body(nnx.merge(graphdef, layer_params), carry, index, at), None
 
+    def checkpointed(step, prevent_cse: bool):
+        if not remat and sharding.platform() == "cpu":
+            return step
+        return jax.checkpoint(step, prevent_cse=prevent_cse, policy=None if remat else _is_dear)
+
     if unroll >= count:
-        step = jax.checkpoint(step) if remat else step
+        step = checkpointed(step, prevent_cse=True)
         apart = [_parts(leaf) for leaf in jax.tree.leaves(params)]
         *first, last = (
             (jax.tree.unflatten(jax.tree.structure(params), parts), jnp.int32(index))
@@ -235,11 +242,20 @@ def scan_layers(
             return step(carry, last, at)[0]
         carry, _ = step(carry, last)
     else:
-        if remat:
-            # Inside a scan no common-subexpression elimination crosses iterations.
-            step = jax.checkpoint(step, prevent_cse=False)
+        # Inside a scan no common-subexpression elimination crosses iterations.
+        step = checkpointed(step, prevent_cse=False)
         carry, _ = jax.lax.scan(step, carry, (params, jnp.arange(count)), unroll=unroll)
     return carry if at is None else take_places(carry, at)
+
+
+def _is_dear(primitive: Any, *arguments: Any, **params: Any) -> bool:
+    """Whether an operation's result is kept where all else is computed again.
+
+    Source: Korthikanti et al. 2022, section 5 (selective activation recomputation).
+    """
+    products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    is_kernel = primitive.name == "pallas_call" or "attention" in primitive.name
+    return is_kernel or products(primitive, *arguments, **params)
 
 
 def _parts(stack: Shaped[Array, "L ..."]) -> list[Array]:
