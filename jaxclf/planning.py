@@ -157,6 +157,7 @@ class Job:
         hidden = self.model.config.hidden_size
         # Of one layer: two gathered inputs, and what feed-forward and its gradient hold.
         within = tokens * (2 * hidden + 5 * inner) * self.width
+        within += tokens * self._dropped(state.trained, sizes)
         if self.model.reads_apart:  # whose attention no kernel computes: scores and their weights
             heads = self.model.config.num_heads / sizes["tensor"]
             within += 3 * tokens * self.length * heads * 4
@@ -169,6 +170,24 @@ class Job:
             gradients,
             int(activations),
         )
+
+    def _dropped(self, trained: Any, sizes: Sizes) -> float:
+        """Bytes a token for dropout of what the widest adapter reads, while it is drawn.
+
+        The dropped copy and its gradient; two words of 32 bits for each number, as the generator
+        takes and gives them; and a flag.
+        """
+        if not (self.config.tune in ("lora", "dora", "lora_fa") and self.config.lora.dropout):
+            return 0.0
+        widest = 0.0
+        for path, leaf in storage.flatten(trained).items():
+            if path.endswith("/a"):
+                cut = sharding.spec(
+                    path, leaf.shape, sizes | dict.fromkeys(("fsdp", "sequence"), 1)
+                )
+                parts = math.prod(sizes[axis] for axis in np.atleast_1d(cut[-2] or ()))
+                widest = max(widest, leaf.shape[-2] / parts)
+        return widest * (2 * self.width + 2 * 4 + 1)
 
     # -- what its programs read
 
