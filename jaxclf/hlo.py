@@ -87,7 +87,8 @@ def traffic(text: str, devices: int = 1) -> Traffic:
             elif kind in ("call", "conditional", "async-start"):
                 for inner in re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", rest):
                     walk(inner, times, trips, kind == "async-start")
-            if match := _TARGET.search(rest) or _FUSED.search(rest):
+            match = _TARGET.search(rest) or _FUSED.search(rest)
+            if match and match.group(1) != "AllocateBuffer":  # which computes nothing
                 kernels[match.group(1)] += times
             collective = kind.removesuffix("-start").removesuffix("-done")
             if collective in KINDS:
