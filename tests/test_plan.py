@@ -312,6 +312,24 @@ def test_an_axis_that_crosses_nodes_is_ranked_behind_one_that_does_not():
     assert seconds["within"] < seconds["across"] < seconds["tensor across"]
 
 
+def test_tokens_that_a_mesh_does_not_divide_count_whole():
+    sizes = ONE | {"tensor": 8, "sequence": 2}
+    assert planning._divided(16_416, sizes, "between") == 16
+    assert planning._divided(16_414, sizes, "between") == 2
+    assert planning._divided(16_415, sizes, "between") == 1
+
+
+def test_dropout_of_adapters_needs_room_while_it_is_drawn():
+    """Of the widest input, feed-forward's, which tensor divides: 2 bfloat16, 2 words, a flag."""
+    dropped, whole = (
+        job("llama3_8b_20ng.py:lora", "h100:8", f"lora.dropout={rate}").need(
+            ONE | {"fsdp": 4, "tensor": 2}, 1
+        )
+        for rate in (0.05, 0.0)
+    )
+    assert dropped.activations - whole.activations == 2 * 16_384 * 14_336 // 2 * 13
+
+
 def test_a_program_has_the_memory_that_no_context_takes():
     chip = chips.topology("h100:8").chip
     assert 76 < chip.usable / 2**30 < chip.memory / 2**30 - 1
