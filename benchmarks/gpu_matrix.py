@@ -1,9 +1,11 @@
 """Every path of the library through XLA's compiler for GPUs, without a GPU, as a Markdown table.
 
     python benchmarks/gpu_matrix.py                                # all of it: hours on two cores
+    python benchmarks/gpu_matrix.py --turns                        # half: both GPUs, mesh by mesh
     python benchmarks/gpu_matrix.py --short                        # one mesh and GPU a path
     python benchmarks/gpu_matrix.py --rows "Llama.*greedy" --gpus h100 --meshes fsdp=8
     python benchmarks/gpu_matrix.py --list
+    python benchmarks/gpu_matrix.py --done cells.jsonl --part 1/2  # 2/2 beside it; goes on if cut
 
 Tiny models in bfloat16 with attention="cudnn", rows of 2,048 tokens. Exit code 1 if a path does not
 compile, or if an array has a value for every pair of a row's tokens. Needs an environment with
@@ -144,8 +146,11 @@ def is_right(cell: Cell) -> bool:
 def report(cells: Sequence[Cell], compile_seconds: float) -> str:
     """The summary line, a table for each GPU, and the errors and squares by kind."""
     lines = [f"{summary(cells)}; compiled in {compile_seconds:,.0f} s.", ""]
-    for gpu in dict.fromkeys(cell.gpu for cell in cells):
-        lines += [f"### {gpu}", "", *table([cell for cell in cells if cell.gpu == gpu]), ""]
+    if len({(cell.path, cell.mesh) for cell in cells}) == len(cells):
+        lines += [*table(cells, with_gpu=True), ""]
+    else:
+        for gpu in dict.fromkeys(cell.gpu for cell in cells):
+            lines += [f"### {gpu}", "", *table([cell for cell in cells if cell.gpu == gpu]), ""]
     failed: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.error:
@@ -166,14 +171,15 @@ def summary(cells: Sequence[Cell]) -> str:
     return f"{len(cells):,} cells, {failed:,} failed, {squares:,} with a square"
 
 
-def table(cells: Sequence[Cell]) -> Iterator[str]:
+def table(cells: Sequence[Cell], with_gpu: bool = False) -> Iterator[str]:
     """A row a path, a column a mesh."""
     meshes = list(dict.fromkeys(cell.mesh for cell in cells))
     yield f"| model | tuning | rows | program | {' | '.join(meshes)} |"
     yield "|---" * (4 + len(meshes)) + "|"
     of_path: dict[str, dict[str, str]] = {}
     for cell in cells:
-        of_path.setdefault(cell.path, {})[cell.mesh] = cell.summary()
+        gpu = f"{cell.gpu}: " if with_gpu else ""
+        of_path.setdefault(cell.path, {})[cell.mesh] = gpu + cell.summary()
     for path, found in of_path.items():
         yield f"| {path} | {' | '.join(found.get(mesh, '') for mesh in meshes)} |"
 
@@ -198,11 +204,35 @@ def chosen(options: argparse.Namespace) -> list[tuple]:
             gpu = "a100" if number % 4 == 3 and "a100" in options.gpus else options.gpus[0]
             found.append((path, mesh, gpu))
         return found
+    if options.turns:  # every path meets every mesh and every GPU, and so does every mesh
+        return [
+            (path, mesh, options.gpus[(row + column) % len(options.gpus)])
+            for row, path in enumerate(paths)
+            for column, mesh in enumerate(meshes)
+        ]
     return [(path, mesh, gpu) for path in paths for mesh in meshes for gpu in options.gpus]
 
 
 def _kinds(text: str) -> list[str]:
     return text.split(",")
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, parts = map(int, text.split("/"))
+    if not 1 <= part <= parts:
+        raise ValueError(text)
+    return part, parts
+
+
+def _kept(path: File | None) -> dict[tuple[str, str, str], Cell]:
+    """The cells that were compiled before, by path, mesh and GPU."""
+    found = {}
+    for line in path.read_text().splitlines() if path and path.is_file() else ():
+        cell = Cell(**json.loads(line))
+        cell.collectives = Collectives(**cell.collectives)
+        cell.squares, cell.fused = ({*map(tuple, shapes)} for shapes in (cell.squares, cell.fused))
+        found[cell.path, cell.mesh, cell.gpu] = cell
+    return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -212,10 +242,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--gpus", type=_kinds, default=list(GPUS), help="kinds, comma-separated")
     found.add_argument("--meshes", action="append", help="one of the meshes; may be repeated")
     found.add_argument("--rows", default="", metavar="PATTERN", help="of the paths' names")
+    found.add_argument("--turns", action="store_true", help="one GPU a cell, each in its turn")
     found.add_argument("--short", action="store_true", help="one mesh and one GPU a path")
     found.add_argument("--list", action="store_true", help="only print the cells")
     found.add_argument("--output", type=File, metavar="FILE.md", help="the tables")
     found.add_argument("--json", type=File, metavar="FILE", help="the same as one JSON list")
+    found.add_argument("--done", type=File, metavar="FILE.jsonl", help="cells, kept as they come")
+    found.add_argument("--part", type=_part, default=(1, 1), metavar="K/N", help="every Nth cell")
     found.add_argument("--keep", type=File, metavar="FOLDER", help="for the compiled texts")
     return found
 
@@ -246,10 +279,18 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-    found: list[Cell] = []
+    kept, found = _kept(options.done), []
+    part, parts = options.part
+    cells = cells[part - 1 :: parts]
     for number, (path, mesh, gpu) in enumerate(cells, 1):
+        if cell := kept.get((path.name, mesh, gpu)):
+            found.append(cell)
+            continue
         cell = compile_cell(path, mesh, gpu, options.keep)
         found.append(cell)
+        if options.done:
+            with options.done.open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(cell), default=sorted) + "\n")
         line = cell.error or cell.summary()
         print(
             f"{number}/{len(cells)} {cell.seconds:.1f} s | {path.name} | {mesh} | {gpu} | {line}",

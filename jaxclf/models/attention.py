@@ -18,11 +18,18 @@ from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key, Prefixes
 from jaxclf.sharding import constrain
 
 
-def causal_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
-    """True where a query may look: its own segment, itself and earlier; segment 0 is padding."""
+def causal_mask(
+    segment_ids: Int[AnyArray, "B T"], window: int | None = None
+) -> Bool[Array, "B 1 T T"]:
+    """True where a query may look: its own segment, itself and earlier; segment 0 is padding.
+
+    window: the most tokens that it sees, itself among them.
+    """
     count = segment_ids.shape[1]
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     earlier = jnp.tril(jnp.ones((count, count), bool))
+    if window is not None:
+        earlier &= ~jnp.tril(earlier, -window)
     return (same & earlier & (segment_ids[:, None, :] > 0))[:, None]
 
 
@@ -58,7 +65,7 @@ class Segments:
     """What queries may see, for kernels that make no mask: tokens of their own segment `ids`.
 
     lengths: where every row holds one text, from its first place on, the tokens of that text.
-    outer: what they see beside.
+    outer: what they see beside. window: the most tokens of a causal order that a query sees.
     """
 
     ids: Int[AnyArray, "B T"]
@@ -66,6 +73,7 @@ class Segments:
     implementation: Implementation = dataclasses.field(metadata={"static": True})
     lengths: Int[AnyArray, "B 1"] | None = None
     outer: tuple[Outer, ...] = ()
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def after(self, key: Float[Array, "P K H"], value: Float[Array, "P K H"]) -> "Segments":
         """The same with keys and values that every token sees."""
@@ -101,11 +109,16 @@ def visible(
     causal: bool,
     implementation: Implementation,
     lengths: Int[AnyArray, "B 1"] | None = None,
+    window: int | None = None,
 ) -> Bool[Array, "B 1 T T"] | Segments:
-    """What tokens may see of their own row, in the form that the implementation reads."""
+    """What tokens may see of their own row, in the form that the implementation reads.
+
+    `window`: the most tokens of a causal order that each sees, itself among them.
+    """
+    assert causal or window is None, "windows are of a causal order"
     if implementation == "plain":
-        return causal_mask(segment_ids) if causal else full_mask(segment_ids)
-    return Segments(segment_ids, causal, implementation, lengths)
+        return causal_mask(segment_ids, window) if causal else full_mask(segment_ids)
+    return Segments(segment_ids, causal, implementation, lengths, window=window)
 
 
 def visible_after(
@@ -237,7 +250,8 @@ def _by_blocks(
         seen = (query_ids[:, :, None] == ids[:, None]) & (ids > 0)[:, None]
         if segments.causal:
             place = index * block + jnp.arange(block)
-            seen &= place[:, None] >= jnp.arange(count)
+            apart = place[:, None] - jnp.arange(count)
+            seen &= (apart >= 0) & (apart < (segments.window or count))
         seen = jnp.pad(seen, ((0, 0), (0, 0), (lead, 0)), constant_values=True)
         added = None
         if bias is not None:
@@ -304,12 +318,15 @@ def _within(
 ) -> Float[Array, "B T N H"]:
     """By a kernel, tokens of each segment alone, and what they see beside."""
     ids, causal, outer = jnp.asarray(segments.ids), segments.causal, segments.outer
+    window = segments.window
     if segments.implementation == "cudnn" and segments.lengths is not None and not outer:
         from jaxclf.models import cudnn
 
         if cudnn.fits(query):
-            return cudnn.attend(query, key, value, jnp.asarray(segments.lengths)[:, 0], causal)
-    own = query, key, value, _looking(segments), ids, causal
+            return cudnn.attend(
+                query, key, value, jnp.asarray(segments.lengths)[:, 0], causal, window
+            )
+    own = query, key, value, _looking(segments), ids, causal, window
     kernels = _kernels(segments.implementation)
     if not outer:
         return kernels.within(*own).astype(value.dtype)

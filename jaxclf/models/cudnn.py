@@ -27,13 +27,16 @@ def attend(
     value: Float[Array, "B T K H"],
     lengths: Int[Array, " B"],
     causal: bool,
+    window: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of each row's first `lengths` tokens; 0 elsewhere.
+
+    `window`: the most tokens of a causal order that each sees.
 
     Every device attends for its own rows and heads: cuDNN's own partitioner refuses more of them
     than it must.
     """
-    own = functools.partial(_attend, causal=causal)
+    own = functools.partial(_attend, causal=causal, window=window)
     if not sharding.is_cut():
         return own(query, key, value, lengths)
     sizes = sharding.sizes()
@@ -47,7 +50,9 @@ def attend(
     )
 
 
-def _attend(query, key, value, lengths, *, causal: bool) -> Float[Array, "B T N H"]:
+def _attend(
+    query, key, value, lengths, *, causal: bool, window: int | None
+) -> Float[Array, "B T N H"]:
     # What lies beyond a text is undefined, and so is its gradient: neither gets out of here.
     inside = (jnp.arange(query.shape[1]) < lengths[:, None])[..., None, None]
     query, key, value = (jnp.where(inside, each, 0) for each in (query, key, value))
@@ -59,6 +64,7 @@ def _attend(query, key, value, lengths, *, causal: bool) -> Float[Array, "B T N 
         is_causal=causal,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
+        local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn" if sharding.platform() == "gpu" else "xla",
     )
     return jnp.where(inside, found, 0)

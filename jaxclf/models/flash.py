@@ -35,20 +35,23 @@ def within(
     query_ids: Int[Array, "B T"],
     key_ids: Int[Array, "B T"],
     causal: bool,
+    window: int | None = None,
     *,
     log_sums: bool = False,
 ) -> Any:
     """Outputs of rows that attend to themselves; with `log_sums` those of their scores too.
 
     Scores are scaled by 1/sqrt(H). Ids are those of segments; keys of id 0 are seen by none. What
-    a query that sees nothing gets is 0, its log-sum-exp `NOTHING`.
+    a query that sees nothing gets is 0, its log-sum-exp `NOTHING`. `window`: the most tokens of a
+    causal order that a query sees, itself among them.
     """
     places = jnp.arange(query.shape[1], dtype=jnp.int32) if causal else None
     cut = sharding.activation(query.shape, _DIMS, sharding.sizes())
     rows, by_token, by_head, _ = cut
     of_keys, of_ids = jax.P(rows, None, by_head, None), jax.P(rows, None)
     specs = (cut, of_keys, of_keys, jax.P(rows, by_token), of_ids, jax.P(by_token))
-    found = _over_mesh(_attend, query, key, value, query_ids, key_ids, places, specs=specs)
+    own = functools.partial(_attend, window=window)
+    found = _over_mesh(own, query, key, value, query_ids, key_ids, places, specs=specs)
     return found if log_sums else found[0]
 
 
@@ -125,6 +128,7 @@ def _attend(
     query_ids: Int[Array, "B T"],
     key_ids: Int[Array, "B S"],
     places: Int[Array, " T"] | None,
+    window: int | None = None,
 ) -> Found:
     """On one device. `places`: of the queries among the keys, for a causal order."""
     count, size = query.shape[1], query.shape[-1]
@@ -137,7 +141,7 @@ def _attend(
     causal = places is not None
     places = jnp.zeros(count, jnp.int32) if places is None else places
     places = _filled(places, 0, blocks.query)
-    options = _Options(causal, size**-0.5, blocks, sharding.platform() != "gpu")
+    options = _Options(causal, window, size**-0.5, blocks, sharding.platform() != "gpu")
     results: Any = _flash(options, query, key, value, query_ids, key_ids, places)
     found, log_sums = results
     return found[:, :count, :, :size], jnp.swapaxes(log_sums, 1, 2)[:, :count]
@@ -172,6 +176,7 @@ class _Blocks:
 @dataclasses.dataclass(frozen=True)
 class _Options:
     causal: bool
+    window: int | None
     scale: float
     blocks: _Blocks
     interpret: bool  # slow: for tests
@@ -312,7 +317,10 @@ def _ranges(
     )
     if options.causal:
         starts = key * jnp.arange(key_ids.shape[1])
-        meet &= starts <= jnp.max(places.reshape(-1, query), axis=-1)[:, None]
+        places = places.reshape(-1, query)
+        meet &= starts <= jnp.max(places, axis=-1)[:, None]
+        if options.window is not None:
+            meet &= starts + key + options.window > jnp.min(places, axis=-1)[:, None] + 1
     if of_keys:
         meet = jnp.swapaxes(meet, 1, 2)
     count = meet.shape[2]
@@ -451,6 +459,8 @@ def _scores(options: _Options, query, key, query_ids, key_ids, places, number):
     if options.causal:
         later = number * options.blocks.key + jnp.arange(options.blocks.key)
         seen &= places[:, None] >= later[None, :]
+        if options.window is not None:
+            seen &= places[:, None] - later[None, :] < options.window
     return scores, seen
 
 

@@ -9,6 +9,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     BlockSizes,
     CausalMask,
     FullMask,
+    LocalMask,
     MultiHeadMask,
     SegmentIds,
     make_splash_mha,
@@ -31,14 +32,16 @@ def within(
     query_ids: Int[Array, "B T"],
     key_ids: Int[Array, "B T"],
     causal: bool,
+    window: int | None = None,
     *,
     log_sums: bool = False,
 ) -> Any:
     """Outputs of rows that attend to themselves, within segments; with `log_sums` those too.
 
-    Every device attends for its own rows, heads and queries.
+    Every device attends for its own rows, heads and queries. `window`: the most tokens of a causal
+    order that a query sees, itself among them.
     """
-    block = functools.partial(_within, causal=causal)
+    block = functools.partial(_within, causal=causal, window=window)
     return _found(block, log_sums)(query, key, value, query_ids, key_ids)
 
 
@@ -88,6 +91,7 @@ def _within(
     key_ids: Int[Array, "B T"],
     *,
     causal: bool,
+    window: int | None,
     log_sums: bool = False,
 ) -> Any:
     """As `within`; with `log_sums` without a gradient."""
@@ -98,7 +102,10 @@ def _within(
         for each in (*_prepared(query, key, value, sizes), query_ids, key_ids)
     )
     size = key_ids.shape[1]
-    kernel = _kernel(heads, size, size, causal, sizes, log_sums)
+    mask: Any = CausalMask if causal else FullMask
+    if window is not None:
+        mask = functools.partial(LocalMask, window_size=(window - 1, 0), offset=0)
+    kernel = _kernel(heads, size, size, mask, sizes, log_sums)
     own = jax.vmap(_call, in_axes=(None, 0, 0, 0, 0, 0))
     if sharding.is_cut():
         rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
@@ -133,7 +140,7 @@ def _against(
             for each in (query, query_ids)
         )
         alone = dict.fromkeys(sizes, 1)
-        kernel = _kernel(heads, len(ids), len(key_ids), False, alone, log_sums)
+        kernel = _kernel(heads, len(ids), len(key_ids), FullMask, alone, log_sums)
         found = _call(kernel, query, key, value, ids, key_ids)
         return jax.tree.map(lambda x: x[: rows * count].reshape(rows, count, *x.shape[1:]), found)
 
@@ -181,10 +188,8 @@ def _over_mesh(own: Any, specs: tuple, cut: jax.P, log_sums: bool) -> Any:
     return jax.shard_map(own, in_specs=specs, out_specs=results, check_vma=False)
 
 
-def _kernel(
-    heads: int, queries: int, keys: int, causal: bool, sizes: dict[str, int], log_sums: bool
-):
-    mask = (CausalMask if causal else FullMask)((queries, keys))
+def _kernel(heads: int, queries: int, keys: int, mask: Any, sizes: dict[str, int], log_sums: bool):
+    mask = mask((queries, keys))
     of_queries, of_keys = (
         next(size for size in _BLOCKS if count % size == 0)
         for count in (queries // sizes["sequence"], keys)

@@ -30,11 +30,11 @@ def inputs(count=160, heads=4, kv_heads=2, size=128, seed=0):
     return draw(heads), draw(kv_heads), draw(kv_heads), ids
 
 
-def outputs_and_gradients(implementation, causal, arrays, ids, lengths=None):
+def outputs_and_gradients(implementation, causal, arrays, ids, lengths=None, window=None):
     real = jnp.asarray(ids > 0)[..., None, None]
 
     def total(query, key, value):
-        found = attend(query, key, value, visible(ids, causal, implementation, lengths))
+        found = attend(query, key, value, visible(ids, causal, implementation, lengths, window))
         weights = jnp.cos(jnp.arange(found.size, dtype=jnp.float32)).reshape(found.shape)
         return jnp.sum(jnp.where(real, found * weights, 0)), jnp.where(real, found, 0)
 
@@ -66,6 +66,21 @@ def test_rows_of_one_text_need_their_lengths_alone(causal):
         outputs_and_gradients("cudnn", causal, undefined, ids, lengths),
         actual,
     )
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "lengths", "splash"])
+def test_windows(implementation):
+    size = 128 if implementation == "splash" else 16
+    *arrays, ids = inputs(count=150, size=size)
+    lengths = None
+    if implementation == "lengths":
+        implementation, lengths = "cudnn", np.array([[150], [91]], np.int32)
+        ids = (np.arange(150) < lengths).astype(np.int32)
+    expected = outputs_and_gradients("plain", True, arrays, ids, window=9)
+    actual = outputs_and_gradients(implementation, True, arrays, ids, lengths, 9)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=2e-5), actual, expected)
+    whole, _ = outputs_and_gradients("plain", True, arrays, ids)
+    assert np.abs(whole - expected[0]).max() > 0.1
 
 
 @pytest.mark.parametrize("implementation", ["cudnn", "splash"])
