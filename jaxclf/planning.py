@@ -31,6 +31,8 @@ from jaxclf.workload import Workload
 
 Sizes = dict[str, int]
 
+_QUERIES = 128  # of which `models.attention` has scores at once where no kernel attends
+
 
 @dataclasses.dataclass(frozen=True)
 class Need:
@@ -160,7 +162,8 @@ class Job:
         within += tokens * self._dropped(state.trained, sizes)
         if self.model.reads_apart:  # whose attention no kernel computes: scores and their weights
             heads = self.model.config.num_heads / sizes["tensor"]
-            within += 3 * tokens * self.length * heads * 4
+            at_once = tokens if self.fields.model.attention == "plain" else rows * _QUERIES
+            within += 3 * at_once * self.length * heads * 4
         kept = depth * rows * width / _divided(width, sizes, "between") * hidden * self.width
         activations = within + kept if self.config.model.remat else depth * within
         activations += 3 * body / depth * self.width / sizes["tensor"]
