@@ -160,12 +160,17 @@ class Job:
         # Of one layer: two gathered inputs, and what feed-forward and its gradient hold.
         within = tokens * (2 * hidden + 5 * inner) * self.width
         within += tokens * self._dropped(state.trained, sizes)
-        if self.model.reads_apart:  # whose attention no kernel computes: scores and their weights
+        plain = self.fields.model.attention == "plain"
+        if self._scores():  # and their weights, of some queries at once
             heads = self.model.config.num_heads / sizes["tensor"]
-            at_once = tokens if self.fields.model.attention == "plain" else rows * _QUERIES
+            at_once = tokens if plain else rows * _QUERIES
             within += 3 * at_once * self.length * heads * 4
         kept = depth * rows * width / _divided(width, sizes, "between") * hidden * self.width
-        activations = within + kept if self.config.model.remat else depth * within
+        if not self.config.model.remat and not plain:
+            # What matrix products and the attention kernel gave, see `layers.scan_layers`.
+            kept += depth * tokens * (self._given(sizes) + hidden / sizes["tensor"]) * self.width
+        is_all_kept = not self.config.model.remat and plain
+        activations = depth * within if is_all_kept else within + kept
         activations += 3 * body / depth * self.width / sizes["tensor"]
         return Need(
             trained + _bytes(frozen, sizes),
@@ -173,6 +178,23 @@ class Job:
             gradients,
             int(activations),
         )
+
+    def _scores(self) -> bool:
+        """Whether attention has scores at all: where weights are dropped or get a bias."""
+        dropped = getattr(self.model.config, "attention_dropout", 0) > 0
+        return self.model.reads_apart or dropped
+
+    def _given(self, sizes: Sizes) -> float:
+        """Numbers a token that the matrix products of a layer give, on one chip."""
+        total = 0.0
+        layers = self.model.abstract["layers"]
+        layers = layers["encoder"] if self.model.reads_apart else layers
+        for path, leaf in storage.flatten(layers).items():
+            if path.endswith(("/kernel", "/kernel/values")):
+                *_, cut = sharding.spec(f"layers/{path}", leaf.shape, sizes)
+                axes = [axis for axis in np.atleast_1d(cut or ()) if axis == "tensor"]
+                total += leaf.shape[-1] / math.prod(sizes[axis] for axis in axes)
+        return total
 
     def _dropped(self, trained: Any, sizes: Sizes) -> float:
         """Bytes a token for dropout of what the widest adapter reads, while it is drawn.

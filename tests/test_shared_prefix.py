@@ -119,6 +119,19 @@ def test_which_prefixes_are_shared():
     assert not prefixes.find(documents(7), 8)  # so short is cheaper to repeat
 
 
+@pytest.mark.parametrize(
+    ("length", "rows", "width"), [(16_384, 8, 64), (2_048, 8, 64), (512, 8, 40), (64, 8, 34)]
+)
+def test_long_rows_are_divisible_with_their_part_of_the_prefixes(length, rows, width):
+    """265 tokens over eight rows are 34 each; meshes divide the tokens of a row where they can."""
+    shared = Shared([np.arange(1, 266, dtype=np.int32)])
+    tokens, _, numbers = shared.laid(rows, length)
+    assert tokens.shape == (rows, width)
+    assert (length + width) % min(64, length // 64 or 1) == 0
+    np.testing.assert_array_equal(tokens.ravel()[:265], shared.prefixes[0])
+    assert numbers.sum() == 265
+
+
 def test_every_micro_batch_has_the_prefixes():
     shared = prefixes.find(documents(7, 4), 4, least=1)
     rows = [pack.row(each, shared) for each in documents(7, 4)]

@@ -185,7 +185,8 @@ def _with_prefixes(batch: Batch, seen: np.ndarray | None, shared: Shared, groups
     if not shared or seen is None:
         return batch
     tokens, positions, numbers = (
-        np.tile(part, (groups, 1)) for part in shared.laid(len(batch.tokens) // groups)
+        np.tile(part, (groups, 1))
+        for part in shared.laid(len(batch.tokens) // groups, batch.tokens.shape[1])
     )
     prefixes = Prefixes(tokens, positions, numbers, seen)
     return batch._replace(positions=batch.positions + shared.lengths[seen], prefixes=prefixes)

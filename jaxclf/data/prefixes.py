@@ -16,6 +16,8 @@ import numpy as np
 from jaxclf.data.encode import Encoded
 from jaxclf.data.tokenize import Tokens
 
+_DIVISIBLE = 64  # by which the tokens of a long row may be divided
+
 
 class Shared:
     """Prefixes with their numbers, from 1.
@@ -38,9 +40,15 @@ class Shared:
             return 0
         return self._numbers.get(example.prefix.tobytes(), 0)
 
-    def laid(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All prefixes over `rows` rows of as many places: tokens, positions, numbers."""
+    def laid(self, rows: int, length: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All prefixes over `rows` rows of as many places: tokens, positions, numbers.
+
+        `length`: of what follows them in each row. Meshes divide the tokens of a row where their
+        number lets them, so long rows get a few places more rather than an odd number.
+        """
         width = -(-int(self.lengths.sum()) // rows)
+        multiple = 1 << int(max(1, min(_DIVISIBLE, (length or width) // 64))).bit_length() - 1
+        width = -(-width // multiple) * multiple
         positions = [np.arange(count) for count in self.lengths[1:]]
         numbers = np.repeat(np.arange(len(self.lengths)), self.lengths)
 
