@@ -204,12 +204,15 @@ def chosen(options: argparse.Namespace) -> list[tuple]:
             gpu = "a100" if number % 4 == 3 and "a100" in options.gpus else options.gpus[0]
             found.append((path, mesh, gpu))
         return found
-    if options.turns:  # every path meets every mesh and every GPU, and so does every mesh
-        return [
-            (path, mesh, options.gpus[(row + column) % len(options.gpus)])
-            for row, path in enumerate(paths)
-            for column, mesh in enumerate(meshes)
+    if options.turns:
+        # Every path meets every mesh and every GPU, and so does every mesh; each path first on one.
+        places = [
+            (row, (row + turn) % len(meshes))
+            for turn in range(len(meshes))
+            for row in range(len(paths))
         ]
+        kinds = options.gpus
+        return [(paths[i], meshes[j], kinds[(i + j) % len(kinds)]) for i, j in places]
     return [(path, mesh, gpu) for path in paths for mesh in meshes for gpu in options.gpus]
 
 
@@ -297,6 +300,10 @@ def run(options: argparse.Namespace) -> None:
             file=sys.stderr,
             flush=True,
         )
+    from gpu_paths import MESHES, all_paths
+
+    rows, columns = [path.name for path in all_paths()], list(MESHES)
+    found.sort(key=lambda cell: (columns.index(cell.mesh), rows.index(cell.path)))
     text = report(found, sum(cell.seconds for cell in found))
     if options.output:
         options.output.write_text(text)
