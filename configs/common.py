@@ -62,7 +62,7 @@ def default() -> ConfigDict:
     model.checkpoint = ""  # empty: random start; ours; a Hugging Face directory or hub id
     model.dtype = "auto"  # of matmuls: float32 on CPU, bfloat16 on TPU and GPU
     model.param_dtype = "float32"
-    model.remat = True
+    model.remat = True  # layers again in the backward pass; False: on GPU and TPU cheap parts alone
     model.unroll = 1  # layers compiled one by one; on a CPU more of them run faster
     model.dropout = -1.0  # of every kind the model has; below 0: the model's own
     model.heads = "keep"  # keep | new: what becomes of the checkpoint's own heads (encoders)

@@ -23,6 +23,7 @@ def test_a_known_shape_is_taken_past_the_limit():
     assert budget.fit(small) is small
     fitted = budget.fit(between)
     assert fitted.tokens.shape == large.tokens.shape
+    np.testing.assert_array_equal(fitted.lengths, between.lengths)
     assert len(budget.shapes) == 2
 
 

@@ -36,6 +36,8 @@ def test_padded_rows():
         [True, False, False, False],
     ]
     assert batch.tokens[:, 5:].sum() == batch.segment_ids[:, 5:].sum() == 0
+    assert batch.lengths is not None
+    assert batch.lengths.tolist() == [[4], [1]]
 
 
 def test_packed_rows_move_label_positions_to_their_example():
@@ -55,6 +57,7 @@ def test_packed_rows_move_label_positions_to_their_example():
     assert batch.targets[ANSWER].positions.tolist() == [[2, 3, 4, 5, 0]]
     assert batch.targets[ANSWER].mask.tolist() == [[True, True, True, True, False]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 0, 0]]
+    assert batch.lengths is None  # kernels go by segments
 
 
 def test_prompts_end_where_answers_begin():

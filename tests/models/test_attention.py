@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import decode
+from jaxclf import decode, sharding
 from jaxclf.data import pack, prefixes
 from jaxclf.models import attention, zoo
 from jaxclf.models.attention import attend, visible, visible_after
@@ -313,5 +313,33 @@ def test_an_encoder_with_a_decoder_attends_by_blocks(soft, monkeypatch):
     def close(actual, expected):
         scale = np.max(np.abs(expected)) or 1.0
         np.testing.assert_allclose(actual / scale, expected / scale, atol=2e-5)
+
+    jax.tree.map(close, actual, expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "roberta"])
+def test_accelerators_keep_matrix_products_alone_without_remat(family, monkeypatch):
+    """What norms, activations and dropout gave is computed again there, to the same gradients."""
+    config = {"llama": CONFIG, "roberta": ENCODERS["roberta"]}[family]
+    model = zoo.create(config)
+    params = random_params(model)
+    ids, key = np.ones((2, 13), np.int32), jax.random.key(0)
+
+    def total(params):
+        found = model.bind(params).hidden(ids, ids, ids, key=key)
+        return jnp.sum(jnp.sin(found))
+
+    def kept_and_gradients():
+        _, pull = jax.vjp(total, params)
+        return sum(leaf.size for leaf in jax.tree.leaves(pull)), jax.jit(jax.grad(total))(params)
+
+    everything, expected = kept_and_gradients()
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    some, actual = kept_and_gradients()
+    assert some < 0.7 * everything
+
+    def close(actual, expected):
+        scale = np.max(np.abs(expected)) or 1.0
+        np.testing.assert_allclose(actual / scale, expected / scale, atol=2e-6)
 
     jax.tree.map(close, actual, expected)
