@@ -238,15 +238,17 @@ def kernels():
     """
     query, key, value, ids = attention_inputs(count=256)
 
-    def total(implementation, arrays):
-        found = attend(*arrays, visible(ids, True, implementation))
-        return jnp.sum(jnp.where(ids[..., None, None] > 0, found * jnp.cos(found), 0))
+    def total(implementation, causal):
+        def of_arrays(arrays):
+            found = attend(*arrays, visible(ids, causal, implementation))
+            return jnp.sum(jnp.where(ids[..., None, None] > 0, found * jnp.cos(found), 0))
 
-    expected = jax.value_and_grad(lambda arrays: total("plain", arrays))((query, key, value))
-    for shape in ((2, 1, 2, 2), (1, 1, 4, 2)):
+        return jax.jit(jax.value_and_grad(of_arrays))
+
+    for shape, causal in (((2, 1, 2, 2), True), ((1, 1, 4, 2), True), ((2, 1, 2, 2), False)):
+        expected = total("plain", causal)((query, key, value))
         with on(shape):
-            run = jax.jit(jax.value_and_grad(lambda arrays: total("splash", arrays)))
-            actual = jax.device_get(run((query, key, value)))
+            actual = jax.device_get(total("splash", causal)((query, key, value)))
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=3e-4), actual, expected)
     for implementation, size in (("splash", 128), ("cudnn", 16)):
         arrays, *rest = shared_inputs(rows=4, size=size)

@@ -101,20 +101,31 @@ def _within(
         _filled(each, 1, _LANES * sizes["sequence"])
         for each in (*_prepared(query, key, value, sizes), query_ids, key_ids)
     )
-    size = key_ids.shape[1]
-    mask: Any = CausalMask if causal else FullMask
-    if window is not None:
-        mask = functools.partial(LocalMask, window_size=(window - 1, 0), offset=0)
-    kernel = _kernel(heads, size, size, mask, sizes, log_sums)
-    own = jax.vmap(_call, in_axes=(None, 0, 0, 0, 0, 0))
-    if sharding.is_cut():
-        rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
-        mesh = jax.sharding.get_abstract_mesh()
-        of_kernel = kernel.manual_sharding_spec(jax.NamedSharding(mesh, jax.P(by_head, by_token)))
-        of_keys = jax.P(rows, None, by_head, None)
-        specs = (of_kernel, cut, of_keys, of_keys, jax.P(rows, by_token), jax.P(rows, None))
-        own = _over_mesh(own, specs, cut, log_sums)
-    found = own(kernel, query, key, value, query_ids, key_ids)
+    rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
+    of_keys = jax.P(rows, None, by_head, None)
+    specs = (cut, of_keys, of_keys, jax.P(rows, by_token), jax.P(rows, None))
+    each_row = jax.vmap(_call, in_axes=(None, 0, 0, 0, 0, 0))
+    arrays = query, key, value, query_ids, key_ids
+    if causal:  # every device has its part of the kernel, which knows where its queries stand
+        size, mask = key_ids.shape[1], CausalMask
+        if window is not None:
+            mask = functools.partial(LocalMask, window_size=(window - 1, 0), offset=0)
+        kernel = _kernel(heads, size, size, mask, sizes, log_sums)
+        own: Any = each_row
+        if sharding.is_cut():
+            lies = jax.NamedSharding(jax.sharding.get_abstract_mesh(), jax.P(by_head, by_token))
+            of_kernel = kernel.manual_sharding_spec(lies)
+            own = _over_mesh(own, (of_kernel, *specs), cut, log_sums)
+        found = own(kernel, *arrays)
+    else:  # which splash does not divide: one for the queries of a device
+
+        def of_device(query, *others):
+            sizes_here = query.shape[2], query.shape[1], others[0].shape[1]
+            kernel = _kernel(*sizes_here, FullMask, dict.fromkeys(sizes, 1), log_sums)
+            return each_row(kernel, query, *others)
+
+        own = _over_mesh(of_device, specs, cut, log_sums) if sharding.is_cut() else of_device
+        found = own(*arrays)
     return jax.tree.map(lambda x: x[:, :count], found)
 
 
