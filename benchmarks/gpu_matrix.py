@@ -143,14 +143,19 @@ def is_right(cell: Cell) -> bool:
     return not (cell.error or cell.squares or cell.fused)
 
 
-def report(cells: Sequence[Cell], compile_seconds: float) -> str:
+def report(cells: Sequence[Cell], compile_seconds: float, meshes: Sequence[str] = ()) -> str:
     """The summary line, a table for each GPU, and the errors and squares by kind."""
     lines = [f"{summary(cells)}; compiled in {compile_seconds:,.0f} s.", ""]
     if len({(cell.path, cell.mesh) for cell in cells}) == len(cells):
-        lines += [*table(cells, with_gpu=True), ""]
+        lines += [*table(cells, meshes, with_gpu=True), ""]
     else:
         for gpu in dict.fromkeys(cell.gpu for cell in cells):
-            lines += [f"### {gpu}", "", *table([cell for cell in cells if cell.gpu == gpu]), ""]
+            lines += [
+                f"### {gpu}",
+                "",
+                *table([cell for cell in cells if cell.gpu == gpu], meshes),
+                "",
+            ]
     failed: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.error:
@@ -171,9 +176,12 @@ def summary(cells: Sequence[Cell]) -> str:
     return f"{len(cells):,} cells, {failed:,} failed, {squares:,} with a square"
 
 
-def table(cells: Sequence[Cell], with_gpu: bool = False) -> Iterator[str]:
-    """A row a path, a column a mesh."""
-    meshes = list(dict.fromkeys(cell.mesh for cell in cells))
+def table(
+    cells: Sequence[Cell], order: Sequence[str] = (), with_gpu: bool = False
+) -> Iterator[str]:
+    """A row a path, a column a mesh, in their `order` if given; empty: not compiled."""
+    met = dict.fromkeys(cell.mesh for cell in cells)
+    meshes = [mesh for mesh in order or met if mesh in met]
     yield f"| model | tuning | rows | program | {' | '.join(meshes)} |"
     yield "|---" * (4 + len(meshes)) + "|"
     of_path: dict[str, dict[str, str]] = {}
@@ -251,6 +259,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--output", type=File, metavar="FILE.md", help="the tables")
     found.add_argument("--json", type=File, metavar="FILE", help="the same as one JSON list")
     found.add_argument("--done", type=File, metavar="FILE.jsonl", help="cells, kept as they come")
+    found.add_argument("--kept", action="store_true", help="the cells of --done alone, as a table")
     found.add_argument("--part", type=_part, default=(1, 1), metavar="K/N", help="every Nth cell")
     found.add_argument("--keep", type=File, metavar="FOLDER", help="for the compiled texts")
     return found
@@ -289,6 +298,8 @@ def run(options: argparse.Namespace) -> None:
         if cell := kept.get((path.name, mesh, gpu)):
             found.append(cell)
             continue
+        if options.kept:
+            continue
         cell = compile_cell(path, mesh, gpu, options.keep)
         found.append(cell)
         if options.done:
@@ -303,8 +314,8 @@ def run(options: argparse.Namespace) -> None:
     from gpu_paths import MESHES, all_paths
 
     rows, columns = [path.name for path in all_paths()], list(MESHES)
-    found.sort(key=lambda cell: (columns.index(cell.mesh), rows.index(cell.path)))
-    text = report(found, sum(cell.seconds for cell in found))
+    found.sort(key=lambda cell: (rows.index(cell.path), columns.index(cell.mesh)))
+    text = report(found, sum(cell.seconds for cell in found), columns)
     if options.output:
         options.output.write_text(text)
     if options.json:

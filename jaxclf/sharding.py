@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -273,6 +274,19 @@ def inner(x: Float[Array, "B T F"], hidden_size: int) -> Float[Array, "B T F"]:
 def heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
     """What attention's last matmul reads."""
     return constrain(x, *_tokens(x, x.shape[2] * x.shape[3]), "heads", None)
+
+
+def of_queries(
+    query: Float[Array, "B T N H"], *others: Float[Array, "*rows S K H"]
+) -> list[Float[Array, "*rows S K H"]]:
+    """Keys and values of which each device has those of its own queries.
+
+    Where `tensor` does not divide their heads, each is copied for every query head that it serves.
+    """
+    group = query.shape[-2] // others[0].shape[-2]
+    if others[0].shape[-2] % sizes()["tensor"] == 0:
+        return [*others]
+    return [jnp.repeat(each, group, axis=-2) for each in others]
 
 
 def _few(x: Float[Array, "B T ..."], features: int) -> bool:

@@ -39,11 +39,9 @@ def attend(
     own = functools.partial(_attend, causal=causal, window=window)
     if not sharding.is_cut():
         return own(query, key, value, lengths)
-    sizes = sharding.sizes()
-    if key.shape[2] % sizes["tensor"]:  # copies, so that each device has those of its own queries
-        group = query.shape[2] // key.shape[2]
-        key, value = (jnp.repeat(each, group, axis=2) for each in (key, value))
-    cut = sharding.activation(query.shape, ("batch", None, "heads", None), sizes)
+    key, value = sharding.of_queries(query, key, value)
+    dims = "batch", None, "heads", None
+    cut = sharding.activation(query.shape, dims, sharding.sizes())
     specs = (cut, cut, cut, jax.P(cut[0]))
     return jax.shard_map(own, in_specs=specs, out_specs=cut, check_vma=False)(
         query, key, value, lengths

@@ -109,10 +109,7 @@ _DIMS = ("batch", "length", "heads", None)
 
 def _over_mesh(own: Any, query, key, value, *numbers, specs: tuple[jax.P, ...]) -> Found:
     """`own` on every device for its rows, queries and heads, as `specs` divide them."""
-    tensor = sharding.sizes()["tensor"]
-    if key.shape[-2] % tensor:  # copies, so that each device has those of its own queries
-        group = query.shape[-2] // key.shape[-2]
-        key, value = (jnp.repeat(each, group, axis=-2) for each in (key, value))
+    key, value = sharding.of_queries(query, key, value)
     if sharding.is_cut():
         cut, *_ = specs
         of_all = (*specs[:-1], None) if numbers[-1] is None else specs

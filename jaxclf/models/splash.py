@@ -99,7 +99,7 @@ def _within(
     sizes = sharding.sizes()
     query, key, value, query_ids, key_ids = (
         _filled(each, 1, _LANES * sizes["sequence"])
-        for each in (*_prepared(query, key, value, sizes), query_ids, key_ids)
+        for each in (*_prepared(query, key, value), query_ids, key_ids)
     )
     rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
     of_keys = jax.P(rows, None, by_head, None)
@@ -140,7 +140,7 @@ def _against(
 ) -> Any:
     """As `against`; with `log_sums` without a gradient."""
     sizes = sharding.sizes()
-    query, key, value = _prepared(query, key, value, sizes)
+    query, key, value = _prepared(query, key, value)
     key, value, key_ids = (_filled(each, 0, _LANES) for each in (key, value, key_ids))
 
     def own(query, key, value, query_ids, key_ids):
@@ -163,12 +163,9 @@ def _against(
     return own(query, key, value, query_ids, key_ids)
 
 
-def _prepared(query, key, value, sizes):
+def _prepared(query, key, value):
     """Scaled queries; keys and values of which each device has those of its own queries."""
-    heads, size = query.shape[-2:]
-    if key.shape[-2] % sizes["tensor"]:
-        key, value = (jnp.repeat(each, heads // each.shape[-2], axis=-2) for each in (key, value))
-    return query * size**-0.5, key, value
+    return query * query.shape[-1] ** -0.5, *sharding.of_queries(query, key, value)
 
 
 def _filled(x: Shaped[Array, "..."], axis: int, multiple: int) -> Shaped[Array, "..."]:
