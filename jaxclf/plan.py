@@ -41,10 +41,20 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--mesh", default="", metavar="AXIS=SIZE,…", help="such as fsdp=8,tensor=4; default: search"
     )
+    parser.add_argument(
+        "--label-tokens",
+        type=int,
+        metavar="N",
+        help="tokens of a decoded answer; default: eval.max_new_tokens, or the longest of the data",
+    )
     parser.add_argument("--skip-decoding", action="store_true", help="compile the train step alone")
     parser.add_argument("--output", default="", metavar="FILE", help="the plan as JSON")
     options = configs.parse(parser, arguments)
     config = configs.load(options.config, options.overrides)
+    if options.label_tokens is not None:
+        if options.label_tokens < 1:
+            raise errors.InputError(f"--label-tokens {options.label_tokens}: expected 1 or more")
+        config.eval.max_new_tokens = options.label_tokens
 
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would look for a machine of Google's

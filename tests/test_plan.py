@@ -83,6 +83,7 @@ def test_plan_of_a_mesh_that_is_searched(tmp_path, topology, memory):
         (["--topology", "h100:8", "--mesh", "model=8"], "axes are data, fsdp, tensor, sequence"),
         (["--topology", "h100:8", "--mesh", "fsdp=3"], "do not make 8 devices"),
         (["--mesh", "fsdp=8"], "needs a --topology"),
+        (["--label-tokens", "0"], "expected 1 or more"),
         (["--topology", "h100:12"], "a host has 8 GPUs of kind h100"),
         (["--topology", "gb200:80"], "a node has 72 GPUs of kind gb200"),
         (["--topology", "rtx4090:16"], "rtx4090 has no network"),
