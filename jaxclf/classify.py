@@ -1,6 +1,7 @@
 """A classifier ready to label texts: model, parameters, tokenizer, tasks and prompt together."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,17 @@ def create_model(config: ConfigDict, dimensions: ModelConfig) -> Model:
 
 
 def implementation(config: ConfigDict) -> Implementation:
-    """How attention is computed: as the config says, or by the backend."""
-    name = config.model.attention
-    return BY_BACKEND.get(jax.default_backend(), "plain") if name == "auto" else name
+    """How attention is computed: as the config says, or by the backend.
+
+    GPUs before Ampere, and those that are not NVIDIA's, attend plainly: cuDNN has no form for them.
+    """
+    name, backend = config.model.attention, jax.default_backend()
+    if name != "auto":
+        return name
+    capability = getattr(jax.devices()[0], "compute_capability", "")
+    if backend == "gpu" and not re.match(r"([89]|\d\d+)\.", str(capability)):
+        return "plain"
+    return BY_BACKEND.get(backend, "plain")
 
 
 @dataclasses.dataclass(frozen=True)

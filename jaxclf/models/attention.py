@@ -165,7 +165,9 @@ def attend(
     query = constrain(query, "batch", "length", "heads", None)
     key, value = (constrain(each, "batch", None, "heads", None) for each in (key, value))
     drops = random_key is not None and rate > 0
-    if isinstance(mask, Segments) and (drops or callable(bias)):
+    is_bare = not drops and bias is None and scale is None
+    assert is_bare or not isinstance(mask, Shared | SharedSegments)
+    if isinstance(mask, Segments) and not is_bare:
         found = _by_blocks(query, key, value, mask, rate, random_key, bias, scale)
     elif isinstance(mask, Segments):
         found = _within(query, key, value, mask)
