@@ -89,6 +89,7 @@ class Job:
                 fields.model.dtype = "bfloat16"
             if fields.model.attention == "auto":
                 fields.model.attention = "splash" if topology.is_tpu else "cudnn"
+            self.attention = fields.model.attention  # of the run
             if not self.compiles:  # a CPU has neither
                 fields.model.attention = "plain"
         self.fields = fields
@@ -160,7 +161,7 @@ class Job:
         # Of one layer: two gathered inputs, and what feed-forward and its gradient hold.
         within = tokens * (2 * hidden + 5 * inner) * self.width
         within += tokens * self._dropped(state.trained, sizes)
-        plain = self.fields.model.attention == "plain"
+        plain = self.attention == "plain"
         if self._scores():  # and their weights, of some queries at once
             heads = self.model.config.num_heads / sizes["tensor"]
             at_once = tokens if plain else rows * _QUERIES
