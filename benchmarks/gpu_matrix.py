@@ -37,6 +37,7 @@ class Cell:
 
     peak: the most bytes that one of its programs has in use on a GPU. squares: shapes of arrays
     that have a value for every pair of tokens; fused: those that exist within a fusion alone.
+    without_triton: of matrix products, see `gpus.compiled`.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Cell:
     collectives: Collectives = dataclasses.field(default_factory=Collectives)
     squares: set[Shape] = dataclasses.field(default_factory=set)
     fused: set[Shape] = dataclasses.field(default_factory=set)
+    without_triton: bool = False
     seconds: float = 0.0
 
     def add(self, text: str, peak: int, least: int, elements: int) -> None:
@@ -68,6 +70,8 @@ class Cell:
         parts = [names or PLAIN, f"{self.peak / 2**20:.0f} MiB"]
         if self.collectives.count:
             parts.append(f"{self.collectives.count} ({self.collectives.asynchronous})")
+        if self.without_triton:
+            parts.append("cuBLAS")
         if self.squares or self.fused:
             shapes = [*map(_product, sorted(self.squares)), *map(_within, sorted(self.fused))]
             more = f" and {len(shapes) - 1} more" if len(shapes) > 1 else ""
@@ -109,7 +113,8 @@ def compile_cell(path, mesh: str, gpu: str, keep: File | None = None) -> Cell:
                 except StopIteration:
                     break
                 lowered = function.lower(*arguments)
-                compiled = lowered.compile()
+                compiled, again = gpus.compiled(lowered)
+                cell.without_triton |= again
                 text = compiled.as_text()
                 if keep is not None:
                     name = re.sub(r"[^\w=]+", "-", f"{path.name} {mesh} {gpu} {number}")

@@ -148,3 +148,17 @@ def devices(kind: str, count: int, per_host: int = 8) -> tuple[jax.Device, ...]:
             f"({str(error).splitlines()[0]}). It comes with {EXTRA}"
         ) from error
     return tuple(description.devices)
+
+
+def compiled(lowered: Any) -> tuple[Any, bool]:
+    """A lowered program compiled, and whether that took to do without Triton's matrix products.
+
+    Which tiles of a matrix product are good XLA:GPU tries out on the GPU. Without one its first
+    guess may be none that Triton can have, where a GPU would choose others, or cuBLAS.
+    """
+    try:
+        return lowered.compile(), False
+    except jax.errors.JaxRuntimeError as error:
+        if "output tile sizes" not in str(error):
+            raise
+    return lowered.compile({"xla_gpu_enable_triton_gemm": False}), True

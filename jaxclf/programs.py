@@ -314,14 +314,7 @@ def _compiled(job: Job, function: Any, *arguments: Any) -> tuple[Program, Any]:
     start = time.monotonic()
     lowered = traced.lower()
     try:
-        try:
-            found = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            # Which tiles of a matmul are good XLA:GPU tries out on the GPU; without one its first
-            # guess may be none that Triton can have, where a GPU would choose cuBLAS.
-            if "output tile sizes" not in str(error):
-                raise
-            found = lowered.compile({"xla_gpu_enable_triton_gemm": False})
+        found, _ = gpus.compiled(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise MemoryError(str(error).splitlines()[0]) from error
