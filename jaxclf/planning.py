@@ -21,7 +21,7 @@ from jaxclf.collectives import Collective, Crossing
 from jaxclf.data.pack import ANSWER, Batch, Targets
 from jaxclf.errors import InputError
 from jaxclf.losses import Objective, Term
-from jaxclf.models import zoo
+from jaxclf.models import attention, zoo
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.zoo import Model
@@ -30,8 +30,6 @@ from jaxclf.steps import init_state
 from jaxclf.workload import Workload
 
 Sizes = dict[str, int]
-
-_QUERIES = 128  # of which `models.attention` has scores at once where no kernel attends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +162,7 @@ class Job:
         plain = self.attention == "plain"
         if self._scores():  # and their weights, of some queries at once
             heads = self.model.config.num_heads / sizes["tensor"]
-            at_once = tokens if plain else rows * _QUERIES
+            at_once = tokens if plain else rows * attention.QUERIES
             within += 3 * at_once * self.length * heads * 4
         kept = depth * rows * width / _divided(width, sizes, "between") * hidden * self.width
         if not self.config.model.remat and not plain:
@@ -267,10 +265,6 @@ def _bytes(tree: Any, sizes: Sizes, kernels: bool = False) -> int:
         width = 4 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
         total += math.prod(leaf.shape) * width // parts
     return total
-
-
-def _is_program(leaf: Any) -> bool:
-    return hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr")
 
 
 # Choosing -----------------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def _plain(
 
 
 # Queries whose scores are there at once where no kernel attends, at most.
-_QUERIES = 128
+QUERIES = 128
 
 
 def _by_blocks(
@@ -230,7 +230,7 @@ def _by_blocks(
     """
     rows, count, heads, size = query.shape
     filled = in_blocks(count) - count
-    block = (count + filled) // -(-count // _QUERIES)
+    block = (count + filled) // -(-count // QUERIES)
     ids, lead, dtype = jnp.asarray(segments.ids), 0, query.dtype
     query_ids = _looking(segments)
     for outer in segments.outer:  # those of prefix tuning, which are few
@@ -272,7 +272,7 @@ def _by_blocks(
 
 def in_blocks(count: int) -> int:
     """`count` queries, filled up to blocks of one even size."""
-    blocks = -(-count // _QUERIES)
+    blocks = -(-count // QUERIES)
     return 2 * blocks * -(-count // (2 * blocks))
 
 

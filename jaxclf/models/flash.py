@@ -19,8 +19,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from jaxclf import sharding
+from jaxclf.models.layers import filled
 from jaxclf.models.merged import NOTHING
-from jaxclf.shapes import Array, Float, Int, Shaped
+from jaxclf.shapes import Array, Float, Int
 
 _LOG2_E = math.log2(math.e)  # GPUs have a fast power of two
 _LEAST = 16  # rows and columns of a matrix product in Triton
@@ -131,25 +132,17 @@ def _attend(
     count, size = query.shape[1], query.shape[-1]
     blocks = _Blocks.of(count, key.shape[1], size * query.dtype.itemsize)
     width = max(_LEAST, 1 << (size - 1).bit_length())
-    query, key, value = (_filled(each, 3, width) for each in (query, key, value))
-    query, query_ids = _filled(query, 1, blocks.query), _filled(query_ids, 1, blocks.query)
-    key, value = (_filled(each, 1, blocks.key) for each in (key, value))
-    key_ids = _filled(key_ids, 1, blocks.key)
+    query, key, value = (filled(each, 3, width) for each in (query, key, value))
+    query, query_ids = filled(query, 1, blocks.query), filled(query_ids, 1, blocks.query)
+    key, value = (filled(each, 1, blocks.key) for each in (key, value))
+    key_ids = filled(key_ids, 1, blocks.key)
     causal = places is not None
     places = jnp.zeros(count, jnp.int32) if places is None else places
-    places = _filled(places, 0, blocks.query)
+    places = filled(places, 0, blocks.query)
     options = _Options(causal, window, size**-0.5, blocks, sharding.platform() != "gpu")
     results: Any = _flash(options, query, key, value, query_ids, key_ids, places)
     found, log_sums = results
     return found[:, :count, :, :size], jnp.swapaxes(log_sums, 1, 2)[:, :count]
-
-
-def _filled(x: Shaped[Array, "..."], axis: int, multiple: int) -> Shaped[Array, "..."]:
-    """`x` with zeros at the end of an axis, of which kernels take whole blocks."""
-    short = -x.shape[axis] % multiple
-    if not short:
-        return x
-    return jnp.pad(x, [(0, short if each == axis else 0) for each in range(x.ndim)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -268,6 +268,14 @@ def take_places(x: Shaped[AnyArray, "B T *rest"], at: Places) -> Shaped[Array, "
     return jnp.take_along_axis(jnp.asarray(x), at[(..., *[None] * (x.ndim - 2))], axis=1)
 
 
+def filled(x: Shaped[Array, "..."], axis: int, multiple: int) -> Shaped[Array, "..."]:
+    """`x` with zeros at the end of an axis, of which kernels take whole blocks."""
+    short = -x.shape[axis] % multiple
+    if not short:
+        return x
+    return jnp.pad(x, [(0, short if each == axis else 0) for each in range(x.ndim)])
+
+
 def pure_params(module: nnx.Module) -> Params:
     """The module's parameters as a nested dict of arrays."""
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))

@@ -16,9 +16,10 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from jaxclf import sharding
+from jaxclf.models.layers import filled
 from jaxclf.models.merged import with_log_sum
 from jaxclf.models.shared import laid
-from jaxclf.shapes import Array, Float, Int, Shaped
+from jaxclf.shapes import Array, Float, Int
 
 _LANES = 128  # of a TPU's vector unit: blocks are multiples of it
 _BLOCKS = (512, 384, 256, _LANES)
@@ -98,7 +99,7 @@ def _within(
     _, count, heads, _ = query.shape
     sizes = sharding.sizes()
     query, key, value, query_ids, key_ids = (
-        _filled(each, 1, _LANES * sizes["sequence"])
+        filled(each, 1, _LANES * sizes["sequence"])
         for each in (*_prepared(query, key, value), query_ids, key_ids)
     )
     rows, by_token, by_head, _ = cut = sharding.activation(query.shape, _DIMS, sizes)
@@ -141,13 +142,13 @@ def _against(
     """As `against`; with `log_sums` without a gradient."""
     sizes = sharding.sizes()
     query, key, value = _prepared(query, key, value)
-    key, value, key_ids = (_filled(each, 0, _LANES) for each in (key, value, key_ids))
+    key, value, key_ids = (filled(each, 0, _LANES) for each in (key, value, key_ids))
 
     def own(query, key, value, query_ids, key_ids):
         # One row of all queries: keys, and what their gradients become, are there once.
         rows, count, heads, _ = query.shape
         query, ids = (
-            _filled(each.reshape(rows * count, *each.shape[2:]), 0, _LANES)
+            filled(each.reshape(rows * count, *each.shape[2:]), 0, _LANES)
             for each in (query, query_ids)
         )
         alone = dict.fromkeys(sizes, 1)
@@ -166,13 +167,6 @@ def _against(
 def _prepared(query, key, value):
     """Scaled queries; keys and values of which each device has those of its own queries."""
     return query * query.shape[-1] ** -0.5, *sharding.of_queries(query, key, value)
-
-
-def _filled(x: Shaped[Array, "..."], axis: int, multiple: int) -> Shaped[Array, "..."]:
-    """`x` with zeros at the end of an axis, of which kernels take whole blocks."""
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % multiple)
-    return jnp.pad(x, widths)
 
 
 def _call(

@@ -95,7 +95,7 @@ def test_padding_that_is_pooled_sees_its_text(implementation):
 
 
 def test_blocks_of_queries_drop_weights_and_add_biases_as_all_at_once(monkeypatch):
-    monkeypatch.setattr(attention, "_QUERIES", 8)
+    monkeypatch.setattr(attention, "QUERIES", 8)
     *arrays, ids = inputs(count=27, size=16)
     ids[0] = np.where(np.arange(27) < 10, 1, 2)
     random = np.random.default_rng(2)
@@ -291,7 +291,7 @@ def test_kernels_and_blocks_leave_no_square(family):
 @pytest.mark.parametrize("soft", [0, 3])
 def test_an_encoder_with_a_decoder_attends_by_blocks(soft, monkeypatch):
     """Distances of a block of queries are those of the whole row, gradients of their table too."""
-    monkeypatch.setattr(attention, "_QUERIES", 8)
+    monkeypatch.setattr(attention, "QUERIES", 8)
     config = dataclasses.replace(FLAN, prefix=soft)
     random = np.random.default_rng(0)
     tokens, labels = (random.integers(1, FLAN.vocab_size, (2, count)) for count in (21, 5))
