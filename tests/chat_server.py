@@ -25,7 +25,7 @@ from typing import Any
 
 from jaxclf.standin import completion, label, text_of
 
-SLOW = 0.6  # seconds that a slow answer takes
+SLOW = 1.0  # seconds that a slow answer takes
 FAULTS = {
     "429": "a rate limit with Retry-After",
     "quota": "no credit left",
