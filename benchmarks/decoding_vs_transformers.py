@@ -24,12 +24,13 @@ import jax
 import numpy as np
 import turns
 
-from jaxclf import answers, cache
-from jaxclf.allocator import keep_freed_memory
-from jaxclf.classify import Opened, open_run
+from jaxclf.classifiers.generative import GenerativeClassifier
+from jaxclf.classifiers.opening import Opened, open_run
+from jaxclf.core import cache
+from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.data import datasets
 from jaxclf.data.tasks import Record
-from jaxclf.generation import GenerativeClassifier
+from jaxclf.decoding import answer_layout
 
 
 def opened(run: Path, mode: str = "free") -> tuple[Opened, GenerativeClassifier]:
@@ -67,7 +68,7 @@ def converted(run: Path) -> Any:
     import torch
     import transformers
 
-    from conversion import to_hf
+    from jaxclf.convert import to_hf
 
     with tempfile.TemporaryDirectory() as folder:
         to_hf.main([str(run), f"{folder}/model"])
@@ -128,7 +129,7 @@ def apart(model: Any, classifier: GenerativeClassifier, records: Sequence[Record
 
     recipe, tokenizer = classifier.recipe, classifier.tokenizer
     assert recipe.prompt is not None
-    layout = answers.layout(recipe.tasks, tokenizer, recipe.slot_format, recipe.prompt.lead)
+    layout = answer_layout.layout(recipe.tasks, tokenizer, recipe.slot_format, recipe.prompt.lead)
     (field,) = layout.fields
     # A label that begins another ends with the end of sequence.
     pieces = [

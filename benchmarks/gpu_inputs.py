@@ -12,26 +12,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from configs import common
-from jaxclf import losses, optim, sharding, tuning
-from jaxclf.answering import Decoding, Mode
-from jaxclf.classify import create_model
-from jaxclf.data import loader, pack, prefixes
-from jaxclf.data.encode import Encoded
-from jaxclf.data.pack import Batch, PromptBatch
+from jaxclf.adapters import tuning
+from jaxclf.classifiers.generative import GenerativeClassifier
+from jaxclf.classifiers.opening import create_model
+from jaxclf.config import defaults
+from jaxclf.core.types import Tree
+from jaxclf.data import batching, loader, prefixes
+from jaxclf.data.batching import Batch, PromptBatch
+from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.prefixes import NONE, Shared
-from jaxclf.data.prompts import Piece, Prompt
 from jaxclf.data.tasks import Task
-from jaxclf.data.tokenize import Tokenizer, Tokens
-from jaxclf.generation import GenerativeClassifier
-from jaxclf.losses import Objective, Term
+from jaxclf.data.tokenizer import Tokenizer, Tokens
+from jaxclf.decoding.label_decoder import Decoding, Mode
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.distributed import sharding
+from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
-from jaxclf.models.llama import LlamaConfig
+from jaxclf.models.registry import Model, ModelConfig
 from jaxclf.models.t5 import T5Config
-from jaxclf.models.zoo import Model, ModelConfig
-from jaxclf.recipe import Recipe
-from jaxclf.shapes import Tree
+from jaxclf.prompts.builder import Piece, Prompt
+from jaxclf.training import losses, optim
+from jaxclf.training.losses import Objective, Term
 
 TOKENS = 2048  # of a row
 ROWS = 8  # of a micro-batch, all devices together
@@ -106,7 +108,7 @@ class Setup:
     @classmethod
     def of(cls, dimensions: ModelConfig, fields: dict[str, Any]) -> "Setup":
         """`fields` by dotted name, beside the defaults of every config."""
-        config = common.default()
+        config = defaults.default()
         with config.unlocked():
             config.model.dtype, config.model.attention = "bfloat16", "cudnn"
             for name, value in fields.items():
@@ -214,7 +216,7 @@ def prompt_batch(examples: Sequence[Tokens], shared: Shared = NONE) -> PromptBat
 
 
 def prefix_batch(shared: Shared) -> PromptBatch:
-    return placed(pack.prefix_row(shared))
+    return placed(batching.prefix_row(shared))
 
 
 # Classifiers --------------------------------------------------------------------------------------

@@ -98,7 +98,8 @@ def compile_cell(path, mesh: str, gpu: str, keep: File | None = None) -> Cell:
     import jax
     from gpu_paths import MESHES
 
-    from jaxclf import gpus, sharding
+    from jaxclf.distributed import sharding
+    from jaxclf.planning import gpus
 
     cell, start = Cell(path.name, mesh, gpu), time.monotonic()
     sizes = dict.fromkeys(sharding.AXES, 1) | MESHES[mesh]

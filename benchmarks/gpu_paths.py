@@ -37,15 +37,19 @@ from gpu_inputs import (
     with_heads,
 )
 
-from jaxclf import answering, attens, choosing, combining, features, lora, optim, sharding
-from jaxclf.attens import Combiner, Pooling
-from jaxclf.data import pack
-from jaxclf.lora import Adapters, Spec
-from jaxclf.losses import Term
-from jaxclf.models.zoo import Model, ModelConfig
-from jaxclf.scoring import EnsembleClassifier, HeadClassifier
-from jaxclf.shapes import Tree
-from jaxclf.steps import init_state, make_train_step
+from jaxclf.adapters import lora
+from jaxclf.adapters.lora import Adapters, Spec
+from jaxclf.classifiers.heads import EnsembleClassifier, HeadClassifier
+from jaxclf.core.types import Tree
+from jaxclf.data import batching
+from jaxclf.decoding import label_choice, label_decoder
+from jaxclf.distributed import sharding
+from jaxclf.ensemble import attens, features, fitting
+from jaxclf.ensemble.attens import Combiner, Pooling
+from jaxclf.models.registry import Model, ModelConfig
+from jaxclf.training import optim
+from jaxclf.training.losses import Term
+from jaxclf.training.train_step import init_state, make_train_step
 
 # A jitted function, its arguments' shapes, and its arguments that are static.
 Program = tuple[Any, tuple[Any, ...]]
@@ -226,7 +230,7 @@ def _training(
         model, train = setup.model, setup.config.train
         count = ROWS * accumulate
         # Packed, four texts a row; they are drawn in turns, so that every batch is full.
-        width, shared = tokens // 4 if packed else tokens, pack.Shared()
+        width, shared = tokens // 4 if packed else tokens, batching.Shared()
         if model.is_encoder:
             examples: Any = texts(4 * count, width, tasks)
         else:
@@ -307,9 +311,9 @@ def _answers(
             prefix = yield _labels(setup, classifier.compute_prefix, prefix_batch(shared))
         batch = prompt_batch(answerer.followed(examples), shared)
         intent, slots = answerer.layout.fields
-        rows = answering._Rows(answerer, [words] * ROWS, ROWS)
+        rows = label_decoder._Rows(answerer, [words] * ROWS, ROWS)
         plan = rows.plan((intent, slots))
-        spare = pack.bucket(choosing.room(answerer.forest, plan))
+        spare = batching.bucket(label_choice.room(answerer.forest, plan))
         if mode == "constrained":
             whole = functools.partial(answerer._constrained, spare=spare)
             yield _labels(setup, whole, batch, prefix, placed(plan))
@@ -383,9 +387,9 @@ def _combining(name: str, dimensions: ModelConfig) -> Path:
 
     def programs() -> Programs:
         combiner = Combiner(dimensions.hidden_size, len(INTENT.labels))
-        head = combining.combiner_head(combiner)
+        head = fitting.combiner_head(combiner)
         setup = _setup(dimensions, "full", ())
-        run = combining.make_steps(head, Term(), setup.optimizer)
+        run = fitting.make_steps(head, Term(), setup.optimizer)
         params = jax.eval_shape(head.init, _key())
         seen = np.zeros((steps, rows, 1 + modules, dimensions.hidden_size), np.float32)
         labels, mask = np.zeros((steps, rows), np.int32), np.ones((steps, rows), bool)

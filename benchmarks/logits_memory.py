@@ -15,12 +15,14 @@ import re
 
 import jax
 
-from configs import common
-from jaxclf import losses, optim, sharding, tuning
-from jaxclf.data.pack import ANSWER, Batch, Targets
-from jaxclf.models import zoo
-from jaxclf.models.llama import LlamaConfig
-from jaxclf.steps import init_state, make_train_step
+from jaxclf.adapters import tuning
+from jaxclf.config import defaults
+from jaxclf.data.batching import ANSWER, Batch, Targets
+from jaxclf.distributed import sharding
+from jaxclf.models import registry
+from jaxclf.models.decoder import LlamaConfig
+from jaxclf.training import losses, optim
+from jaxclf.training.train_step import init_state, make_train_step
 
 ROWS, LENGTH = 8, 2048
 DIMENSIONS = LlamaConfig(
@@ -37,8 +39,8 @@ DIMENSIONS = LlamaConfig(
 
 def compiled(places: int):
     """The train step for rows with so many label places."""
-    config = common.default()
-    model = zoo.create(DIMENSIONS, remat=True)
+    config = defaults.default()
+    model = registry.create(DIMENSIONS, remat=True)
     tuned = tuning.choose(config, model.abstract)
     optimizer = optim.optimizer(config.train)
     step = make_train_step(
@@ -86,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", options.devices)
-    mesh = common.default().mesh
+    mesh = defaults.default().mesh
     temporary = {}
     with sharding.use(mesh):
         for name, places in (("labels alone", options.labels), ("naive", LENGTH)):

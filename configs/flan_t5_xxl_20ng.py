@@ -8,7 +8,7 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:no_tuning` (for jaxclf.prompt), `:smoke` (a tiny random model).
 """
 
-from configs import families
+from jaxclf.config import families
 
 
 def get_config(argument: str = ""):

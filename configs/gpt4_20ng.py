@@ -7,7 +7,7 @@ after the file's name and separated by commas (the first is the default): `:zero
 `:task=both|7class|20class`, `:smoke` (24 texts a split).
 """
 
-from configs import families
+from jaxclf.config import families
 
 
 def get_config(argument: str = ""):

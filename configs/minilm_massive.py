@@ -8,7 +8,7 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:task=both|intent|slots`, `:lora|qlora` (adapters alone), `:smoke` (four steps of a tiny model).
 """
 
-from configs import common, families
+from jaxclf.config import defaults, families
 
 
 def get_config(argument: str = ""):
@@ -32,4 +32,4 @@ def get_config(argument: str = ""):
     config.train.weight_decay = 0.01
     config.train.eval_every = config.train.checkpoint_every = config.train.steps // 10
     config.loss.label_smoothing = 0.1
-    return common.finish(config, chosen, learning_rate=1e-3, rank=4)
+    return defaults.finish(config, chosen, learning_rate=1e-3, rank=4)

@@ -12,12 +12,12 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:no_tuning` (for jaxclf.prompt), `:smoke` (four steps of a tiny model).
 """
 
-from configs import common
+from jaxclf.config import defaults
 
 
 def get_config(argument: str = ""):
-    chosen = common.parse(argument, ("label", "slots", "both"))
-    config = common.default()
+    chosen = defaults.parse(argument, ("label", "slots", "both"))
+    config = defaults.default()
     config.data.name = "file"
     config.data.task = chosen.task
     config.data.train = "train.jsonl"
@@ -33,4 +33,4 @@ def get_config(argument: str = ""):
     config.prompt.template = "plain"
     config.train.batch_size = 32
     config.train.schedule = "cosine"
-    return common.finish(config, chosen, learning_rate=1e-3)
+    return defaults.finish(config, chosen, learning_rate=1e-3)

@@ -6,12 +6,12 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:task=both|intent|slots`, `:no_tuning` (for jaxclf.prompt), `:smoke` (four steps of a tiny model).
 """
 
-from configs import common
+from jaxclf.config import defaults
 
 
 def get_config(argument: str = ""):
-    chosen = common.parse(argument, ("both", "intent", "slots"), shots=False, adapters=False)
-    config = common.default()
+    chosen = defaults.parse(argument, ("both", "intent", "slots"), shots=False, adapters=False)
+    config = defaults.default()
     config.data.task = chosen.task
     # A model that starts from nothing cannot use instructions or a list of labels.
     config.prompt.template = "plain"
@@ -29,4 +29,4 @@ def get_config(argument: str = ""):
     config.train.b2 = 0.98
     config.train.checkpoint_every = 150
     config.eval.batch_size = 64
-    return common.finish(config, chosen)
+    return defaults.finish(config, chosen)

@@ -7,7 +7,7 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:smoke` (four steps of a tiny model).
 """
 
-from configs import families
+from jaxclf.config import families
 
 
 def get_config(argument: str = ""):

@@ -9,7 +9,7 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:task=both|7class|20class`, `:no_tuning` (for jaxclf.prompt), `:smoke` (four steps).
 """
 
-from configs import families
+from jaxclf.config import families
 
 
 def get_config(argument: str = ""):

@@ -6,7 +6,7 @@ Variants, after the file's name and separated by commas (the first is the defaul
 `:task=both|intent|slots`, `:no_tuning` (for jaxclf.prompt), `:smoke` (four steps of a tiny model).
 """
 
-from configs import families
+from jaxclf.config import families
 
 
 def get_config(argument: str = ""):

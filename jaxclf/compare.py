@@ -12,7 +12,7 @@ gold labels, 3 a result is missing or was altered since it was written.
 import argparse
 from pathlib import Path
 
-from jaxclf import errors
+from jaxclf.core import errors
 
 
 def main(arguments: list[str]) -> None:
@@ -35,7 +35,8 @@ def main(arguments: list[str]) -> None:
         raise errors.InputError(f"--seed {options.seed}: expected 0 or more")
 
     # Only now what takes seconds to import.
-    from jaxclf import comparison, report
+    from jaxclf import report
+    from jaxclf.runs import comparison
 
     a, b = comparison.read(options.a), comparison.read(options.b)
     found = comparison.compare(a, b, options.task, options.samples, options.seed)

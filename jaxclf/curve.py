@@ -10,9 +10,9 @@ the number of examples. Exit codes are those of jaxclf.train.
 import argparse
 from pathlib import Path
 
-from jaxclf import config as configs
-from jaxclf import errors
-from jaxclf.allocator import keep_freed_memory
+from jaxclf.config import loading
+from jaxclf.core import errors
+from jaxclf.core.allocator import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
@@ -22,26 +22,28 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    configs.add_arguments(parser)
+    loading.add_arguments(parser)
     parser.add_argument(
         "--sizes",
         default="50,100,200,all",
         help="numbers of training examples, with commas between; all: every one (50,100,200,all)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many, from config.seed on (3)")
-    options = configs.parse(parser, arguments)
+    options = loading.parse(parser, arguments)
     if options.seeds < 1:
         raise errors.InputError(f"--seeds {options.seeds}: expected 1 or more")
-    config = configs.load(options.config, options.overrides)
+    config = loading.load(options.config, options.overrides)
 
     keep_freed_memory()
     # Only now what takes seconds to import.
-    from jaxclf import cache, curves, report, train
+    from jaxclf import report, train
+    from jaxclf.core import cache
+    from jaxclf.runs import learning_curve
 
-    sizes = curves.read_sizes(options.sizes)
+    sizes = learning_curve.read_sizes(options.sizes)
     cache.keep_programs()
     workdir = Path(options.workdir)
-    found = curves.learn(config, workdir, sizes, options.seeds, train.run)
+    found = learning_curve.learn(config, workdir, sizes, options.seeds, train.run)
     print(f"\n{report.curve_table(found)}\ncurve: {workdir / 'curve.html'}")
 
 

@@ -6,8 +6,8 @@ python -m jaxclf.evaluate --checkpoint runs/quickstart --output runs/quickstart-
 import argparse
 from pathlib import Path
 
-from jaxclf import config as configs
-from jaxclf import errors
+from jaxclf.config import loading
+from jaxclf.core import errors
 
 
 def main(arguments: list[str]) -> None:
@@ -29,13 +29,14 @@ def main(arguments: list[str]) -> None:
         "Fields of the run's config are overridden as in training: --config.data.root=PATH, "
         "--config.eval.batch_size=64."
     )
-    options = configs.parse(parser, arguments)
+    options = loading.parse(parser, arguments)
 
     # Only now what takes seconds to import.
-    from conversion import from_hf, from_peft
-    from jaxclf import cache, evaluation
-    from jaxclf.classify import which
-    from jaxclf.ensemble import open_any
+    from jaxclf.classifiers.opening import which
+    from jaxclf.convert import from_hf, from_peft
+    from jaxclf.core import cache
+    from jaxclf.ensemble.run import open_any
+    from jaxclf.runs import evaluation
 
     cache.keep_programs()
     opened = open_any(

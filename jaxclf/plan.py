@@ -19,8 +19,8 @@ import os
 import sys
 from pathlib import Path
 
-from jaxclf import config as configs
-from jaxclf import errors
+from jaxclf.config import loading
+from jaxclf.core import errors
 
 
 def main(arguments: list[str]) -> None:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    configs.add_arguments(parser, workdir=False)
+    loading.add_arguments(parser, workdir=False)
     parser.add_argument(
         "--topology",
         default="auto",
@@ -49,8 +49,8 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--skip-decoding", action="store_true", help="compile the train step alone")
     parser.add_argument("--output", default="", metavar="FILE", help="the plan as JSON")
-    options = configs.parse(parser, arguments)
-    config = configs.load(options.config, options.overrides)
+    options = loading.parse(parser, arguments)
+    config = loading.load(options.config, options.overrides)
     if options.label_tokens is not None:
         if options.label_tokens < 1:
             raise errors.InputError(f"--label-tokens {options.label_tokens}: expected 1 or more")
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans at once
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA:GPU tells of every slow reshard
-    from jaxclf import chips, gpus, plans
+    from jaxclf.planning import gpus, hardware, plans
 
     if options.topology == "auto":
         if options.mesh:
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
     else:
         import jax
 
-        topology = chips.topology(options.topology)
+        topology = hardware.topology(options.topology)
         if not (topology.is_tpu or gpus.can_compile()):
             jax.config.update("jax_num_cpu_devices", topology.count)
         mesh = plans.read_mesh(options.mesh, topology) if options.mesh else None

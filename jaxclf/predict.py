@@ -10,8 +10,8 @@ no label), raw output, unparsed tasks. A killed command resumes where it stopped
 import argparse
 from pathlib import Path
 
-from jaxclf import config as configs
-from jaxclf import errors
+from jaxclf.config import loading
+from jaxclf.core import errors
 
 
 def main(arguments: list[str]) -> None:
@@ -35,16 +35,17 @@ def main(arguments: list[str]) -> None:
         "--on-defect", choices=("fail", "skip"), default="fail", help="what a malformed record does"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    options = configs.parse(parser, arguments)
+    options = loading.parse(parser, arguments)
     if options.batch_size < 0:
         raise errors.InputError(f"--batch-size {options.batch_size}: expected 1 or more")
 
     # Only now what takes seconds to import.
-    from conversion import from_hf, from_peft
-    from jaxclf import cache, labelling
-    from jaxclf.classify import which
+    from jaxclf.classifiers.opening import which
+    from jaxclf.convert import from_hf, from_peft
+    from jaxclf.core import cache
     from jaxclf.data.records import Schema
-    from jaxclf.ensemble import open_any
+    from jaxclf.ensemble.run import open_any
+    from jaxclf.runs import labelling
 
     records = labelling.read_texts(
         Path(options.input),

@@ -10,8 +10,8 @@ With --config.api.model=NAME a server is asked (config.api), and a stopped run g
 import argparse
 from pathlib import Path
 
-from jaxclf import config as configs
-from jaxclf import errors
+from jaxclf.config import loading
+from jaxclf.core import errors
 
 
 def main(arguments: list[str]) -> None:
@@ -21,20 +21,21 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    configs.add_arguments(parser)
+    loading.add_arguments(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="only say how many requests a server (config.api) would get, and about what they cost",
     )
-    options = configs.parse(parser, arguments)
-    config = configs.load(options.config, options.overrides)
+    options = loading.parse(parser, arguments)
+    config = loading.load(options.config, options.overrides)
     if options.dry_run and not config.api.model:
         raise errors.InputError("--dry-run is for a server's model, but api.model is empty")
 
     # Only now what takes seconds to import: a typo is told at once.
-    from conversion import from_hf
-    from jaxclf import cache, prompting
+    from jaxclf.convert import from_hf
+    from jaxclf.core import cache
+    from jaxclf.runs import prompting
 
     cache.keep_programs()
     opened = prompting.served if config.api.model else prompting.decoder(from_hf.resolve)

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from jaxclf import config as configs
-from jaxclf import errors, tables
+from jaxclf.config import loading
+from jaxclf.core import errors
+from jaxclf.tables import definitions
 
 if TYPE_CHECKING:
-    from jaxclf.table_runs import Job
+    from jaxclf.tables.runs import Job
 
 # A smoke run's time goes into compiling: quick compilation, and programs kept however small.
 _SMOKE = {
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", metavar="TABLE", help=", ".join(tables.NAMES))
+    parser.add_argument("table", metavar="TABLE", help=", ".join(definitions.NAMES))
     parser.add_argument("--workdir", default="", metavar="DIR", help="folder of runs and tables")
     parser.add_argument(
         "--rows", default="", metavar="NAME,…", help="parts of names of rows; default: all"
@@ -51,9 +52,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes at once")
     parser.add_argument("--list", action="store_true", help="what would run, and what it takes")
     parser.epilog = "--config.GROUP.FIELD=VALUE overrides a field of every run's config."
-    options = configs.parse(parser, arguments)
+    options = loading.parse(parser, arguments)
     smoke = options.scale == "smoke"
-    table = tables.find(options.table, smoke).select(options.rows, options.columns)
+    table = definitions.find(options.table, smoke).select(options.rows, options.columns)
     if options.seeds < 1 or options.jobs < 0:
         raise errors.InputError("--seeds and --jobs: expected 1 or more")
     if any(each.startswith("--config.seed=") for each in options.overrides):
@@ -65,8 +66,8 @@ def main(arguments: list[str]) -> None:
             os.environ.setdefault(name, value)
 
     # Only now what takes seconds to import: a typo is told at once.
-    from jaxclf import table_plans
-    from jaxclf.table_runs import Job
+    from jaxclf.tables import costs
+    from jaxclf.tables.runs import Job
 
     workdir = Path(options.workdir)
     asks = any(run.config.startswith("gpt") for run in table.runs)
@@ -79,26 +80,28 @@ def main(arguments: list[str]) -> None:
             for seed in range(options.seeds)
         ]
         if options.list:
-            print(table_plans.listed(table_plans.lines(table, jobs)))
+            print(costs.listed(costs.lines(table, jobs)))
             return
         workers = options.jobs or (min(2, os.cpu_count() or 1) if smoke else 1)
         _run(table, jobs, workers, [_STANDIN] if stands_in else [])
 
 
-def _run(table: tables.Table, jobs: Sequence["Job"], workers: int, notes: Sequence[str]) -> None:
+def _run(
+    table: definitions.Table, jobs: Sequence["Job"], workers: int, notes: Sequence[str]
+) -> None:
     """Run what is not finished, then print and write the table, also of what SIGTERM left."""
-    from jaxclf import table_results, table_runs
     from jaxclf.report import tables as shown
+    from jaxclf.tables import results, runs
 
     workdir = jobs[0].workdir
     workdir.mkdir(parents=True, exist_ok=True)
     stopped: errors.Preempted | None = None
     failed: dict[Job, str] = {}
     try:
-        failed = table_runs.carry_out(jobs, execute, workers, keep=table.smoke)
+        failed = runs.carry_out(jobs, execute, workers, keep=table.smoke)
     except errors.Preempted as error:
         stopped = error
-    filled = table_results.filled(table, jobs, failed, notes)
+    filled = results.filled(table, jobs, failed, notes)
     shown.write(workdir, filled)
     print(shown.terminal(filled))
     print(f"table: {workdir / table.name}.html, .md and .csv")
@@ -110,17 +113,20 @@ def _run(table: tables.Table, jobs: Sequence["Job"], workers: int, notes: Sequen
 
 def execute(job: "Job", config: ConfigDict) -> None:
     """One run, by the command that its config is for; called in a process of its own."""
-    from jaxclf.allocator import keep_freed_memory
+    from jaxclf.core.allocator import keep_freed_memory
 
     keep_freed_memory()
-    from conversion import from_hf, from_peft
-    from jaxclf import cache, modules, prompting, table_plans
-    from jaxclf.ensemble import train_ensemble
-    from jaxclf.training import train
+    from jaxclf.convert import from_hf, from_peft
+    from jaxclf.core import cache
+    from jaxclf.ensemble import modules
+    from jaxclf.ensemble.run import train_ensemble
+    from jaxclf.runs import prompting
+    from jaxclf.runs.training import train
+    from jaxclf.tables import costs
 
     cache.keep_programs()
     if config.model.checkpoint and not job.run.group:
-        table_plans.check_fits(config)
+        costs.check_fits(config)
     if config.tune == "none":
         opened = prompting.served if config.api.model else prompting.decoder(from_hf.resolve)
         prompting.run(config, job.folder, opened)
@@ -139,13 +145,13 @@ def execute(job: "Job", config: ConfigDict) -> None:
 @contextlib.contextmanager
 def _standin(workdir: Path) -> Iterator[tuple[str]]:
     """Runs in the block ask a server of ours, for which this is the override."""
-    from jaxclf import standin
+    from jaxclf.remote import stand_in
 
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1")))
     # The same address in every call: it is in the config of runs that are to go on.
     port = 20_000 + zlib.crc32(str(workdir.resolve()).encode()) % 20_000
-    with standin.started(port) as address:
+    with stand_in.started(port) as address:
         yield (f"--config.api.base_url={address}",)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from jaxclf import config as configs
-from jaxclf import errors
-from jaxclf.allocator import keep_freed_memory
+from jaxclf.config import loading
+from jaxclf.core import errors
+from jaxclf.core.allocator import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    configs.add_arguments(parser)
+    loading.add_arguments(parser)
     parser.add_argument(
         "--distributed",
         action="store_true",
@@ -38,12 +38,13 @@ def main(arguments: list[str]) -> None:
         metavar="SECONDS",
         help="with --distributed: all end when one was silent for so long (60)",
     )
-    options = configs.parse(parser, arguments)
-    config = configs.load(options.config, options.overrides)
+    options = loading.parse(parser, arguments)
+    config = loading.load(options.config, options.overrides)
 
     keep_freed_memory()
     # Only now what takes seconds to import: a typo is told at once.
-    from jaxclf import cache, processes
+    from jaxclf.core import cache
+    from jaxclf.distributed import processes
 
     cache.keep_programs()
     if options.distributed:
@@ -53,18 +54,18 @@ def main(arguments: list[str]) -> None:
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Train, evaluate and report what the config says, from the checkpoint that it names."""
-    from jaxclf import processes
-    from jaxclf.training import train
+    from jaxclf.distributed import processes
+    from jaxclf.runs.training import train
 
     base = None
     if config.model.checkpoint:
-        from conversion import from_hf
+        from jaxclf.convert import from_hf
 
         with processes.first_then_others("convert"):
             base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
     if config.attens.modules:
-        from conversion import from_peft
-        from jaxclf.ensemble import train_ensemble
+        from jaxclf.convert import from_peft
+        from jaxclf.ensemble.run import train_ensemble
 
         train_ensemble(config, workdir, base, from_peft.convert)
     else:

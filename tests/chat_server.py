@@ -23,7 +23,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from jaxclf.standin import completion, label, text_of
+from jaxclf.remote.stand_in import completion, label, text_of
 
 SLOW = 1.0  # seconds that a slow answer takes
 FAULTS = {

@@ -10,19 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import common
-from jaxclf import decode, features, hlo, losses, optim, sharding, steps, tuning
-from jaxclf.attens import Pooling
-from jaxclf.checkpoints import Checkpoints
-from jaxclf.classify import open_run
-from jaxclf.data import loader, pack, prefixes
-from jaxclf.evaluation import evaluate
-from jaxclf.losses import Objective, Term
-from jaxclf.models import zoo
+from jaxclf.adapters import tuning
+from jaxclf.checkpoint.checkpoints import Checkpoints
+from jaxclf.classifiers.opening import open_run
+from jaxclf.config import defaults
+from jaxclf.data import batching, loader, prefixes
+from jaxclf.decoding import decode
+from jaxclf.distributed import sharding
+from jaxclf.ensemble import features
+from jaxclf.ensemble.attens import Pooling
+from jaxclf.models import registry
 from jaxclf.models.attention import attend, visible
+from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.heads import HeadConfig
-from jaxclf.models.llama import LlamaConfig
-from jaxclf.training import train
+from jaxclf.planning import hlo
+from jaxclf.runs.evaluation import evaluate
+from jaxclf.runs.training import train
+from jaxclf.training import losses, optim, train_step
+from jaxclf.training.losses import Objective, Term
 from tests.models.test_attention import inputs as attention_inputs
 from tests.models.test_attention import (
     outputs_and_gradients,
@@ -62,17 +67,17 @@ def on(shape: tuple[int, ...]):
     return jax.set_mesh(sharding.make_mesh(sizes, jax.devices()[: np.prod(shape)]))
 
 
-def text_batch(count: int = 1, sizes=SIZES) -> pack.Batch:
+def text_batch(count: int = 1, sizes=SIZES) -> batching.Batch:
     """Eight examples in `count` micro-batches."""
-    batch = pack.padded([pack.row(each) for each in examples(sizes, vocab_size=64)])
+    batch = batching.padded([batching.row(each) for each in examples(sizes, vocab_size=64)])
     return jax.tree.map(lambda rows: rows.reshape(count, -1, rows.shape[1]), batch)
 
 
-def shared_batch(count: int = 1) -> pack.Batch:
+def shared_batch(count: int = 1) -> batching.Batch:
     """Sixteen examples that share two prefixes, in `count` micro-batches."""
     texts = sharing(examples([*SIZES, *SIZES], vocab_size=64), (11, 6))
     shared = prefixes.find(texts, len(texts), least=1)
-    batch = pack.padded([pack.row(each, shared) for each in texts], shared, count)
+    batch = batching.padded([batching.row(each, shared) for each in texts], shared, count)
     assert batch.prefixes is not None
     return jax.tree.map(lambda rows: rows.reshape(count, -1, rows.shape[1]), batch)
 
@@ -84,13 +89,13 @@ def trained(shape, model, tuned, params, batch, objective, count=10):
     optimizer = optax.adamw(RATE, eps=1e-4)
     if isinstance(tuned, tuning.Adapted):
         optimizer = optax.sgd(10 * RATE, momentum=0.9)
-    step = steps.make_train_step(
+    step = train_step.make_train_step(
         model, tuned, optimizer, optax.constant_schedule(RATE), objective, may_skip=False
     )
     with on(shape):
         start, frozen = sharding.put(tuned.start(sharding.put(params), jax.random.key(1)))
         state = sharding.born(
-            lambda tree, key: steps.init_state(tree, optimizer, key), start, jax.random.key(0)
+            lambda tree, key: train_step.init_state(tree, optimizer, key), start, jax.random.key(0)
         )
         lies = sharding.shardings(state), sharding.whole()
         run = jax.jit(step, donate_argnums=0, out_shardings=lies)
@@ -117,7 +122,7 @@ def agree(names, *arguments):
 
 
 def config(**fields):
-    found = common.default()
+    found = defaults.default()
     with found.unlocked():
         for name, value in fields.items():
             group, _, field = name.rpartition("__")
@@ -127,7 +132,7 @@ def config(**fields):
 
 
 def full():
-    model = zoo.create(CONFIG, remat=True)
+    model = registry.create(CONFIG, remat=True)
     tuned = tuning.choose(config(), model.abstract)
     params = random_params(model)
     agree(MESHES, model, tuned, params, text_batch(), losses.GENERATION)
@@ -143,13 +148,13 @@ def full():
 
 def adapters():
     for quantised, names in (("none", ["fsdp-tensor-sequence"]), ("nf4", ["fsdp-tensor"])):
-        model = zoo.create(CONFIG, remat=True, quantise=quantised)
+        model = registry.create(CONFIG, remat=True, quantise=quantised)
         fields = config(
             tune="lora", lora__targets="all-linear", lora__dropout=0.1, model__quantise=quantised
         )
         tuned = tuning.choose(fields, model.abstract)
-        plain = random_params(zoo.create(CONFIG))
-        params = plain if quantised == "none" else zoo.kernels.quantised(plain, "nf4")
+        plain = random_params(registry.create(CONFIG))
+        params = plain if quantised == "none" else registry.kernels.quantised(plain, "nf4")
         agree(names, model, tuned, params, shared_batch(), losses.GENERATION)
 
 
@@ -167,13 +172,13 @@ def encoders():
             num_heads=4,
             max_position=32,
         )
-        model = zoo.create(dims)
+        model = registry.create(dims)
         tuned = tuning.choose(config(), model.abstract)
         batch = text_batch()
         random = np.random.default_rng(0)
         places = np.zeros((1, 8, 1), np.int32)
         labels = random.integers(0, 5, places.shape).astype(np.int32)
-        targets = {"label": pack.Targets(places, labels, np.ones(places.shape, bool))}
+        targets = {"label": batching.Targets(places, labels, np.ones(places.shape, bool))}
         batch = batch._replace(types=np.zeros_like(batch.tokens), targets=targets)
         agree(
             names,
@@ -193,14 +198,16 @@ def encoder_with_decoder():
     dims = dataclasses.replace(
         FLAN, vocab_size=64, intermediate_size=64, num_layers=1, num_decoder_layers=1, head_dim=8
     )
-    model = zoo.create(dims, remat=True)
+    model = registry.create(dims, remat=True)
     texts = [dataclasses.replace(each, apart=True) for each in examples(SIZES, vocab_size=64)]
-    batch = pack.padded([pack.row(each) for each in texts])
+    batch = batching.padded([batching.row(each) for each in texts])
     batch = jax.tree.map(lambda rows: rows[None], batch)
     tuned, params = tuning.choose(config(), model.abstract), random_params(model)
     agree(["fsdp-tensor-sequence"], model, tuned, params, batch, losses.GENERATION, 3)
     greedy = decode.make_greedy(model, 6, eos_id=2)
-    prompts = pack.prompts([dataclasses.replace(each, label=each.label[:0]) for each in texts], 8)
+    prompts = batching.prompts(
+        [dataclasses.replace(each, label=each.label[:0]) for each in texts], 8
+    )
     found = []
     for shape in (ONE, MESHES["data-fsdp-tensor"]):
         with on(shape):
@@ -211,14 +218,14 @@ def encoder_with_decoder():
 
 def decoding():
     """The same tokens on meshes of every axis, where caches are cut too."""
-    model = zoo.create(CONFIG)
+    model = registry.create(CONFIG)
     params = random_params(model)
     greedy = decode.make_greedy(model, 6, eos_id=2)
     compute = decode.make_prefix(model)
     *texts, last = sharing(examples(SIZES, vocab_size=64), (5,))
     texts.append(dataclasses.replace(last, prefix=last.prefix[:3]))  # which it shares with none
     shared = prefixes.find(texts, len(texts), least=1)
-    prompts, row = pack.prompts(texts, 8, shared), pack.prefix_row(shared)
+    prompts, row = batching.prompts(texts, 8, shared), batching.prefix_row(shared)
     found = []
     for shape in (ONE, MESHES["fsdp"], MESHES["data-fsdp-tensor"], MESHES["fsdp-tensor-sequence"]):
         with on(shape):
@@ -271,7 +278,7 @@ def kernels():
 
 def checkpoints():
     """What one mesh wrote, others read bit for bit: the one before it, and a single device."""
-    model = zoo.create(CONFIG)
+    model = registry.create(CONFIG)
     values = jax.device_get(random_params(model))
     before = ONE
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as saved:
@@ -357,9 +364,9 @@ def module_features():
 def compiled_text():
     """No array has all tokens and the vocabulary, and no stack of kernels is gathered whole."""
     dims = dataclasses.replace(CONFIG, vocab_size=160, num_layers=5, dropout=0.0)
-    model = zoo.create(dims, remat=True)
+    model = registry.create(dims, remat=True)
     tuned = optim.choose(model.abstract, "all")
-    step = steps.make_train_step(
+    step = train_step.make_train_step(
         model, tuned, optax.adamw(1e-2), optax.constant_schedule(1e-2), losses.GENERATION
     )
     batch = text_batch(sizes=[(3, 80, 2)] * 8)
@@ -369,7 +376,8 @@ def compiled_text():
         trained, frozen = tuned.split(sharding.abstract(model.abstract))
         state = sharding.abstract(
             jax.eval_shape(
-                lambda tree: steps.init_state(tree, optax.adamw(1e-2), jax.random.key(0)), trained
+                lambda tree: train_step.init_state(tree, optax.adamw(1e-2), jax.random.key(0)),
+                trained,
             )
         )
         lies = sharding.shardings(state), sharding.whole()
@@ -397,14 +405,14 @@ def every_config():
 
 
 def _every_leaf(path: Path):
-    from jaxclf import config as configs
-    from jaxclf.chips import topology
-    from jaxclf.planning import Job
+    from jaxclf.config import loading
+    from jaxclf.planning.estimate import Job
+    from jaxclf.planning.hardware import topology
 
     for variant in ("", ":qlora"):  # whose leaves are those of :lora and of a base in 4 bits
         if variant and path.name.startswith(("attens", "my_task", "quickstart", "tiny")):
             continue
-        found = configs.load(f"{path}{variant}")
+        found = loading.load(f"{path}{variant}")
         job = Job(found, topology("v5p:2x2x2"))
         sizes = {"data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
         assert job.need(sizes, 1).parameters > 0

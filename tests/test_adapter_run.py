@@ -8,15 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclf import config as configs
-from jaxclf import lora, storage
-from jaxclf.checkpoints import load_params, read_model, resolve, write_base
-from jaxclf.classify import open_run
-from jaxclf.errors import ArtifactError, InputError
-from jaxclf.evaluation import evaluate
-from jaxclf.models import zoo
-from jaxclf.storage import flatten, manifest_to_json
-from jaxclf.training import train
+from jaxclf.adapters import lora
+from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint.checkpoints import load_params, read_model, resolve, write_base
+from jaxclf.checkpoint.tree_store import flatten, manifest_to_json
+from jaxclf.classifiers.opening import open_run
+from jaxclf.config import loading
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.models import registry
+from jaxclf.runs.evaluation import evaluate
+from jaxclf.runs.training import train
 
 ROOT = Path(__file__).parent.parent
 BASES = {"encoder": "minilm_massive.py:smoke", "decoder": "quickstart.py:smoke"}
@@ -24,7 +25,7 @@ BASES = {"encoder": "minilm_massive.py:smoke", "decoder": "quickstart.py:smoke"}
 
 def tiny(kind: str, *overrides: str):
     """Four steps of adapters of a tiny model on built-in utterances."""
-    return configs.load(
+    return loading.load(
         str(ROOT / "configs" / BASES[kind]),
         [
             "data.name=builtin",
@@ -61,7 +62,7 @@ def test_a_run_stores_adapters_alone_and_reports_what_was_trained(finished):
     model = json.loads((finished / "report.json").read_text())["model"]
     trained = sum(int(np.prod(leaf["shape"])) for leaf in paths.values())
     assert model["trained_parameters"] == trained < 0.5 * model["parameters"]
-    changed = storage.read(resolve(finished, "last").params_dir, "factors/layers/attention/q/b")
+    changed = tree_store.read(resolve(finished, "last").params_dir, "factors/layers/attention/q/b")
     assert np.any(changed)
 
 
@@ -83,7 +84,7 @@ def test_another_base_is_refused_by_name(finished, tmp_path):
     """Both at resume and at prediction: one number of the base was exchanged."""
     shutil.copytree(finished, tmp_path / "run")
     base = resolve(tmp_path / "run/base")
-    model = zoo.create(read_model(base.model_json)[0])
+    model = registry.create(read_model(base.model_json)[0])
     params = load_params(base, model.abstract)
     params["embed"]["norm"]["bias"] = params["embed"]["norm"]["bias"].at[0].add(1)
     shutil.rmtree(tmp_path / "run/base")
@@ -96,12 +97,12 @@ def test_another_base_is_refused_by_name(finished, tmp_path):
             attempt()
         assert caught.value.exit_code == 3
         for directory in (finished, tmp_path / "run"):
-            found = storage.fingerprint(resolve(directory / "base").manifest)
+            found = tree_store.fingerprint(resolve(directory / "base").manifest)
             assert found[:16] in str(caught.value)
 
 
 def test_adapters_are_no_model_to_start_from(finished, tmp_path):
-    with pytest.raises(InputError, match="conversion.to_hf --merge"):
+    with pytest.raises(InputError, match="jaxclf.convert.to_hf --merge"):
         train(tiny("encoder", "model.name="), tmp_path / "run", resolve(finished))
 
 
@@ -128,7 +129,7 @@ def test_every_tuning_trains_what_it_names_and_opens_again(kind, overrides, trai
     kept = resolve(tmp_path / "run/base")
     for path in base.keys() & kept.manifest.keys():
         if not path.startswith("heads/"):
-            np.testing.assert_array_equal(base[path], storage.read(kept.params_dir, path))
+            np.testing.assert_array_equal(base[path], tree_store.read(kept.params_dir, path))
 
 
 @pytest.mark.slow
@@ -136,11 +137,11 @@ def test_lora_fa_leaves_a_as_it_was_drawn(tmp_path):
     config = tiny("decoder", "tune=lora_fa", "train.steps=2")
     train(config, tmp_path / "run")
     source, base = resolve(tmp_path / "run"), resolve(tmp_path / "run/base")
-    params = load_params(base, zoo.create(read_model(base.model_json)[0]).abstract)
+    params = load_params(base, registry.create(read_model(base.model_json)[0]).abstract)
     assert source.adapters is not None
     drawn = lora.init(params, source.adapters.spec, jax.random.key(config.seed))
     for path, leaf in flatten(drawn.factors).items():
-        found = storage.read(source.params_dir, f"factors/{path}")
+        found = tree_store.read(source.params_dir, f"factors/{path}")
         assert np.array_equal(found, leaf) == path.endswith("/a"), path
 
 

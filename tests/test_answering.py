@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import answers, labels
-from jaxclf.answering import Decoding
-from jaxclf.data import prompts
-from jaxclf.data.pieces import letters
-from jaxclf.data.prompts import Piece, Prompt
+from jaxclf.classifiers.generative import GenerativeClassifier
+from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Record, Task
-from jaxclf.data.tokenize import Tokenizer
-from jaxclf.errors import InputError
-from jaxclf.generation import GenerativeClassifier
-from jaxclf.models import zoo
-from jaxclf.recipe import Recipe
+from jaxclf.data.tokenizer import Tokenizer
+from jaxclf.decoding import answer_layout
+from jaxclf.decoding import parsing as labels
+from jaxclf.decoding.label_decoder import Decoding
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.models import registry
+from jaxclf.prompts import builder
+from jaxclf.prompts.builder import Piece, Prompt
+from jaxclf.prompts.template import letters
 from tests.tiny import CONFIG, random_params
 
 INTENT = Task("intent", "class", ("alarm_query", "alarm_set", "play", "play_music", "weather"))
@@ -35,7 +36,7 @@ def gold(intent, slots, topic):
 @pytest.fixture(scope="module")
 def tokenizer():
     written = [
-        " " + prompts.answer(Record("", "", gold(intent, slots, topic)), tasks)
+        " " + builder.answer(Record("", "", gold(intent, slots, topic)), tasks)
         for intent, topic, slots in [
             ("alarm_set", "sci", ("O", "B-time")),
             ("play_music", "sci.med", ("B-date", "I-date", "B-event_name", "O")),
@@ -48,7 +49,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    return zoo.create(dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size))
+    return registry.create(dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def classifier(
 
 
 def test_pieces_are_cut_as_the_docstring_says(tokenizer):
-    found = answers.layout((INTENT, SLOTS), tokenizer, "names")
+    found = answer_layout.layout((INTENT, SLOTS), tokenizer, "names")
     intent, slots = found.fields
 
     def texts(pieces):
@@ -79,14 +80,14 @@ def test_pieces_are_cut_as_the_docstring_says(tokenizer):
     assert texts(intent.scored)[1] in ('alarm_set", "', 'alarm_set"', 'alarm_set",')
     assert texts(slots.inner) == [f'{name}", "' for name in ("Other", *SLOTS.labels)]
     assert texts(slots.pieces)[0] == 'Other"]}'
-    (topic,) = answers.layout((TOPIC,), tokenizer, "names").fields
+    (topic,) = answer_layout.layout((TOPIC,), tokenizer, "names").fields
     assert topic.scored == topic.pieces
 
 
 @pytest.mark.parametrize("slot_format", ["names", "bio"])
 @pytest.mark.parametrize("tasks", [ALL, (SLOTS,), (TOPIC,), (Task("t", "class", ("one",)),)])
 def test_pieces_together_are_the_answer_s_own_tokens(tokenizer, tasks, slot_format):
-    found = answers.layout(tasks, tokenizer, slot_format)
+    found = answer_layout.layout(tasks, tokenizer, slot_format)
     random = np.random.default_rng(0)
     for words in (1, 2, 5):
         ids, labels = found.lead, {}
@@ -104,7 +105,7 @@ def test_pieces_together_are_the_answer_s_own_tokens(tokenizer, tasks, slot_form
 def test_released_tokenizers_can_be_cut(shared_root, name):
     tokenizer = Tokenizer.load(shared_root / "tokenizers" / name)
     for tasks in (ALL, (INTENT,), (SLOTS,), (TOPIC, INTENT)):
-        assert answers.layout(tasks, tokenizer, "names", lead=" ").fields
+        assert answer_layout.layout(tasks, tokenizer, "names", lead=" ").fields
 
 
 def test_a_tokenizer_that_joins_labels_is_refused(tokenizer, monkeypatch):
@@ -116,11 +117,11 @@ def test_a_tokenizer_that_joins_labels_is_refused(tokenizer, monkeypatch):
 
     monkeypatch.setattr(tokenizer, "encode_answer", joins)
     with pytest.raises(InputError, match=r"beside other labels.*eval\.decoding=free"):
-        answers.layout((SLOTS,), tokenizer, "names")
+        answer_layout.layout((SLOTS,), tokenizer, "names")
     monkeypatch.setattr(tokenizer, "encode_answer", lambda text, lead: real(text.lower(), lead))
     twice = Task("t", "class", ("No", "no"))
     with pytest.raises(InputError, match="same tokens for 'No' and 'no' of t"):
-        answers.layout((twice,), tokenizer, "names")
+        answer_layout.layout((twice,), tokenizer, "names")
 
 
 # -- the labels
@@ -166,7 +167,7 @@ def test_constrained_labels_follow_from_the_model_alone(model, params, tokenizer
     for topic in TOPIC.labels:
         for intent in INTENT.labels:
             labels = {"topic": topic, "intent": intent}
-            text = prompts.answer(Record("", "", labels), (TOPIC, INTENT))
+            text = builder.answer(Record("", "", labels), (TOPIC, INTENT))
             possible[tuple(tokenizer.encode_answer(text))] = labels
 
     @jax.jit
@@ -222,7 +223,7 @@ def test_options_are_chosen_by_their_letters(model, params, tokenizer, mode):
         )
     if mode == "score":
         assert set(found[0].scores["many"]) == set(many.labels)
-    in_json = answers.layout((many, SLOTS), tokenizer, "names", lettered=True)
+    in_json = answer_layout.layout((many, SLOTS), tokenizer, "names", lettered=True)
     assert in_json.text({"many": "label26", "slots": ("time",)}) == (
         '{"task1": "AA", "task2": ["time"]}'
     )

@@ -28,7 +28,12 @@ LEVELS = (
 )
 ENTRY_POINTS = LEVELS[-1]
 # Their imports are all paid before a typo in the config is reported.
-CHEAP = ("jaxclf/__init__.py", "jaxclf/errors.py", "jaxclf/fields.py", "jaxclf/config.py")
+CHEAP = (
+    "jaxclf/__init__.py",
+    "jaxclf/core/errors.py",
+    "jaxclf/config/schema.py",
+    "jaxclf/config/loading.py",
+)
 
 
 def level(room: str) -> int:
@@ -111,21 +116,30 @@ def test_what_reads_the_config_imports_nothing_heavy(name):
 @pytest.mark.parametrize(
     ("file", "source", "reason"),
     [
-        ("jaxclf/data/pack.py", "from jaxclf.models import llama", "meet at Batch"),
-        ("jaxclf/data/pack.py", "from ..models.llama import Llama", "meet at Batch"),
-        ("jaxclf/models/llama.py", "import jaxclf.data.pack", "meet at Batch"),
-        ("jaxclf/losses.py", "from jaxclf import steps", "steps stands above losses"),
-        ("jaxclf/steps.py", "def f():\n    from jaxclf.train import main", "stands above"),
-        ("jaxclf/steps.py", "import conversion.from_hf", "only the entry points"),
-        ("jaxclf/metrics.py", "import torch.nn", "only tests and benchmarks"),
-        ("jaxclf/config.py", "from configs import common", "files that a user names"),
-        ("conversion/mapping.py", "import torch", "only tests and benchmarks"),
+        ("jaxclf/data/batching.py", "from jaxclf.models import llama", "meet at Batch"),
+        ("jaxclf/data/batching.py", "from ..models.llama import Llama", "meet at Batch"),
+        ("jaxclf/models/decoder.py", "import jaxclf.data.batching", "meet at Batch"),
+        ("jaxclf/training/losses.py", "from jaxclf import steps", "steps stands above losses"),
+        (
+            "jaxclf/training/train_step.py",
+            "def f():\n    from jaxclf.train import main",
+            "stands above",
+        ),
+        ("jaxclf/training/train_step.py", "import jaxclf.convert.from_hf", "only the entry points"),
+        ("jaxclf/metrics/metrics.py", "import torch.nn", "only tests and benchmarks"),
+        ("jaxclf/config/loading.py", "from configs import common", "files that a user names"),
+        ("jaxclf/convert/mapping.py", "import torch", "only tests and benchmarks"),
         ("configs/mine.py", "import jax", "configs import only"),
         ("configs/mine.py", "from jaxclf import config", "configs import only"),
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path, file, source, reason):
-    for module in ("jaxclf/steps.py", "jaxclf/train.py", "jaxclf/models/llama.py", file):
+    for module in (
+        "jaxclf/training/train_step.py",
+        "jaxclf/train.py",
+        "jaxclf/models/decoder.py",
+        file,
+    ):
         (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / module).touch()
     (tmp_path / file).write_text(source)
@@ -137,14 +151,22 @@ def test_a_forbidden_import_is_found(tmp_path, file, source, reason):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("jaxclf/train.py", "import conversion.from_hf\nfrom jaxclf import steps"),
-        ("jaxclf/steps.py", "from jaxclf.models.llama import Llama\nfrom jaxclf.data import pack"),
+        ("jaxclf/train.py", "import jaxclf.convert.from_hf\nfrom jaxclf import steps"),
+        (
+            "jaxclf/training/train_step.py",
+            "from jaxclf.models.decoder import Llama\nfrom jaxclf.data import pack",
+        ),
         ("tests/parity/test_llama.py", "import torch"),
         ("configs/mine.py", "import ml_collections\nfrom configs import common"),
     ],
 )
 def test_an_allowed_import_is_not(tmp_path, file, source):
-    for module in ("jaxclf/steps.py", "jaxclf/models/llama.py", "jaxclf/data/pack.py", file):
+    for module in (
+        "jaxclf/training/train_step.py",
+        "jaxclf/models/decoder.py",
+        "jaxclf/data/batching.py",
+        file,
+    ):
         (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / module).touch()
     (tmp_path / file).write_text(source)
@@ -153,6 +175,6 @@ def test_an_allowed_import_is_not(tmp_path, file, source):
 
 def test_a_new_room_needs_a_place(tmp_path):
     (tmp_path / "jaxclf").mkdir()
-    (tmp_path / "jaxclf" / "attic.py").write_text("import jaxclf.errors")
+    (tmp_path / "jaxclf" / "attic.py").write_text("import jaxclf.core.errors")
     with pytest.raises(AssertionError, match="jaxclf/attic has no place yet"):
         violations(tmp_path)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import attens
-from jaxclf.attens import Combiner, Pooling
+from jaxclf.ensemble import attens
+from jaxclf.ensemble.attens import Combiner, Pooling
 
 SIZE, CLASSES, MODULES, TEXTS = 24, 5, 7, 6
 PAPER = Combiner(SIZE, CLASSES)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 
-from jaxclf import calibration
+from jaxclf.core.errors import ArtifactError
 from jaxclf.data.tasks import Task
-from jaxclf.errors import ArtifactError
-from jaxclf.labels import Prediction
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.metrics import calibration
 from tests.test_report import render
 
 TOPIC = Task("topic", "class", ("a", "b", "c"))

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from configs import common
-from jaxclf import endpoint, fields, prompt
-from jaxclf.chat import Account, ChatClassifier, longest_answer
-from jaxclf.data import prompts
+from jaxclf import prompt
+from jaxclf.config import defaults, schema
+from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.data.tasks import Record, Task
-from jaxclf.errors import ArtifactError, InputError, StorageError
-from jaxclf.ledger import Answer, Ledger
-from jaxclf.recipe import Recipe
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.prompts import builder
+from jaxclf.remote import endpoint
+from jaxclf.remote.answer_log import Answer, Ledger
+from jaxclf.remote.chat import Account, ChatClassifier, longest_answer
 from tests import chat_server
 
 INTENT = Task("intent", "class", ("alarm_set", "play_music", "weather_query"))
@@ -47,16 +48,16 @@ def quick(monkeypatch):
 
 
 def config(base_url, **settings):
-    found = common.default()
+    found = defaults.default()
     found.tune = "none"
     found.api.update({"model": "m", "base_url": base_url, "timeout": 30, **settings})
-    fields.validate(found)
+    schema.validate(found)
     return found
 
 
 def classifier(base_url, workdir, tasks=(INTENT,), **settings):
     found = config(base_url, **settings)
-    asked = prompts.build(found.prompt, "Utter", tasks)
+    asked = builder.build(found.prompt, "Utter", tasks)
     recipe = Recipe(tasks, asked, "names", 1024, longest_answer(tasks, [], "names"))
     return ChatClassifier(recipe, Account(found.api, workdir))
 

@@ -13,10 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxclf import checkpoints, storage
-from jaxclf.checkpoints import Checkpoints
-from jaxclf.errors import ArtifactError, InputError, StorageError
-from jaxclf.models import zoo
+from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint.checkpoints import Checkpoints
+from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.models import registry
 from jaxclf.models.layers import RopeScaling
 
 
@@ -46,7 +46,7 @@ def kept(run):
 
 
 def same(one, other):
-    return storage.describe(one) == storage.describe(other) and jax.tree.structure(
+    return tree_store.describe(one) == tree_store.describe(other) and jax.tree.structure(
         one
     ) == jax.tree.structure(other)
 
@@ -67,13 +67,13 @@ def test_all_parts_come_back_bit_for_bit(tmp_path, iterator_state):
 def test_donating_the_arrays_after_save_does_not_change_what_is_saved(tmp_path):
     params = {"w": jnp.arange(500_000.0)}
     step = jax.jit(lambda tree: jax.tree.map(lambda x: -x - 1, tree), donate_argnums=0)
-    expected = storage.describe(params)
+    expected = tree_store.describe(params)
     with Checkpoints(tmp_path) as saved:
         saved.save(1, params, {"n": jnp.int32(1)}, None, {})
         for _ in range(5):
             params = step(params)
         restored = saved.restore_params(1, params)
-    assert storage.describe(restored) == expected
+    assert tree_store.describe(restored) == expected
 
 
 @pytest.mark.parametrize(
@@ -246,14 +246,14 @@ def test_a_save_that_fails_is_told(tmp_path):
 
 
 def write_model(directory, name="llama_smoke"):
-    checkpoints.write_model(directory / "model.json", zoo.CONFIGS[name], "float32")
+    checkpoints.write_model(directory / "model.json", registry.CONFIGS[name], "float32")
 
 
 def write_model_directory(directory, params):
-    with storage.TreeWriter(directory / "params") as writer:
-        for path, leaf in storage.flatten(params).items():
+    with tree_store.TreeWriter(directory / "params") as writer:
+        for path, leaf in tree_store.flatten(params).items():
             writer.write(path, leaf.shape, leaf.dtype.name, [np.asarray(leaf)])
-    manifest = storage.manifest_to_json(writer.manifest)
+    manifest = tree_store.manifest_to_json(writer.manifest)
     (directory / "manifest.json").write_text(json.dumps(manifest))
     write_model(directory)
 
@@ -309,8 +309,8 @@ def test_where_nothing_is_the_error_says_what_was_expected(tmp_path, name):
 def test_model_json_keeps_every_dimension(tmp_path):
     path = tmp_path / "model.json"
     for name in ("llama2_7b", "llama3.1_8b", "llama3.2_1b"):
-        checkpoints.write_model(path, zoo.CONFIGS[name], "bfloat16")
-        assert checkpoints.read_model(path) == (zoo.CONFIGS[name], "bfloat16")
+        checkpoints.write_model(path, registry.CONFIGS[name], "bfloat16")
+        assert checkpoints.read_model(path) == (registry.CONFIGS[name], "bfloat16")
     assert isinstance(checkpoints.read_model(path)[0].rope_scaling, RopeScaling)
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import choosing, trie
-from jaxclf.data import pack
-from jaxclf.models import zoo
-from jaxclf.ranking import Ranker, probabilities
+from jaxclf.data import batching
+from jaxclf.decoding import label_choice, trie
+from jaxclf.decoding.label_scores import Ranker, probabilities
+from jaxclf.models import registry
 from tests.tiny import CONFIG, examples, random_params
 
 END = 2
@@ -24,7 +24,7 @@ SIZES = [(0, 1, 2), (3, 13, 0), (2, 4, 1), (0, 2, 0), (0, 3, 0), (0, 6, 0), (0, 
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.create(CONFIG)
+    return registry.create(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def peaked(flat):
 
 @pytest.fixture(scope="module")
 def prompts():
-    return pack.prompts(examples(SIZES), rows=len(SIZES))
+    return batching.prompts(examples(SIZES), rows=len(SIZES))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def ranker(model):
 @pytest.fixture(scope="module")
 def read(model):
     """A function (params, prompts) → Read."""
-    return jax.jit(lambda params, prompts: choosing.begin(model.bind(params), prompts, 0))
+    return jax.jit(lambda params, prompts: label_choice.begin(model.bind(params), prompts, 0))
 
 
 def by_whole_passes(model, params, prompts, labels):
@@ -96,7 +96,7 @@ def test_all_scores_are_those_of_whole_passes(
 ):
     ranker = Ranker(model, LABELS, END)
     places = len(SIZES) * CONFIG.vocab_size * (ranker.trie.inner - 1)
-    monkeypatch.setattr(choosing, "_LOGITS", places // parts)
+    monkeypatch.setattr(label_choice, "_LOGITS", places // parts)
     params = request.getfixturevalue(name)
     ranked = ranker(params, read(params, prompts), len(SIZES))
     np.testing.assert_allclose(ranked.log_p, expected[name], atol=1e-4)
@@ -144,7 +144,7 @@ def test_a_sure_model_reads_less_of_the_trie(monkeypatch, flat, peaked, prompts,
 def test_scores_do_not_depend_on_the_rest_of_the_batch(flat, prompts, read, ranker):
     together = ranker(flat, read(flat, prompts), len(SIZES), 1e-3)
     for row in range(len(SIZES)):
-        alone = pack.prompts([examples(SIZES)[row]], rows=len(SIZES))
+        alone = batching.prompts([examples(SIZES)[row]], rows=len(SIZES))
         ranked = ranker(flat, read(flat, alone), 1, 1e-3)
         np.testing.assert_allclose(ranked.log_p[0], together.log_p[row], atol=1e-4)
 
@@ -203,13 +203,13 @@ def test_the_likeliest_are_those_of_plain_python(model, flat, prompts):
     radix, roots = trie.forest([trie.join(trie.make(labels, END), 3) for labels in sets])
     kinds = [[0], [1], [0, 1], [1, 1, 1, 0], [1, 0], [0, 0], [1, 1]]  # rows end at different times
     plan = trie.table([[roots[kind] for kind in row] for row in kinds], -1)
-    spare = choosing.room(radix, plan)
+    spare = label_choice.room(radix, plan)
 
     @jax.jit
     def likeliest(params, prompts, plan):
         module = model.bind(params)
-        read = choosing.begin(module, prompts, spare)
-        chosen, read = choosing.likeliest(module, read, radix, plan, go_on=True)
+        read = label_choice.begin(module, prompts, spare)
+        chosen, read = label_choice.likeliest(module, read, radix, plan, go_on=True)
         return chosen, read.position
 
     chosen, position = map(np.asarray, likeliest(flat, prompts, plan))
@@ -230,16 +230,16 @@ def test_after_what_was_fed_scores_go_on_as_after_a_prompt(model, flat, read, ra
     @jax.jit
     def advanced(params, prompts):
         module = model.bind(params)
-        begun = choosing.begin(module, prompts, 3)
-        fed = choosing.advance(module, begun, trie.table(ids, 0), counts)
+        begun = label_choice.begin(module, prompts, 3)
+        fed = label_choice.advance(module, begun, trie.table(ids, 0), counts)
         hidden = jnp.where(counts[:, None, None] > 0, fed.hidden, begun.hidden)
         return fed._replace(hidden=hidden)
 
-    found = ranker(flat, advanced(flat, pack.prompts(given, len(given))), len(given), 1e-2)
+    found = ranker(flat, advanced(flat, batching.prompts(given, len(given))), len(given), 1e-2)
     longer = [
         dataclasses.replace(each, text=np.concatenate([each.text, np.array(more, np.int32)]))
         for each, more in zip(given, ids, strict=True)
     ]
-    prompts = pack.prompts(longer, len(given))
+    prompts = batching.prompts(longer, len(given))
     wanted = ranker(flat, read(flat, prompts), len(given), 1e-2)
     np.testing.assert_allclose(found.log_p, wanted.log_p, atol=1e-4)

@@ -5,11 +5,13 @@ import json
 
 import pytest
 
-from configs.common import default
-from jaxclf import compare, comparison, metrics, report
+from jaxclf import compare, report
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets
-from jaxclf.errors import ArtifactError, InputError
-from jaxclf.labels import Prediction
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.metrics import metrics
+from jaxclf.runs import comparison
 
 GOLD = ("spam", "ham", "ham", "eggs")
 TEXTS = ("buy <now>", "see you", "hi there", "two please")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxclf import config, fields
-from jaxclf.errors import ArtifactError, InputError
+from jaxclf.config import loading, schema
+from jaxclf.core.errors import ArtifactError, InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.py")
@@ -63,22 +63,22 @@ def imported(errors: str) -> set[str]:
     ],
 )
 def test_an_override_takes_the_type_of_the_field(plain, text, value):
-    loaded = config.load(plain, [text])
+    loaded = loading.load(plain, [text])
     field = text.removeprefix("--config.").partition("=")[0]
-    found = dict(fields.leaves(loaded))[field]
+    found = dict(schema.leaves(loaded))[field]
     assert (found, type(found)) == (value, type(value))
 
 
 def test_an_override_reads_a_tuple():
     mine = ConfigDict({"shape": (1, 2)})
-    config.override(mine, ["shape=(3, 4, 5)"])
+    loading.override(mine, ["shape=(3, 4, 5)"])
     assert mine.shape == (3, 4, 5)
     with pytest.raises(InputError, match=r"shape=3: expected a tuple, such as \(3, 4, 5\)"):
-        config.override(mine, ["shape=3"])
+        loading.override(mine, ["shape=3"])
 
 
 def test_the_last_override_of_a_field_counts(plain):
-    assert config.load(plain, ["seed=1", "seed=2"]).seed == 2
+    assert loading.load(plain, ["seed=1", "seed=2"]).seed == 2
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_last_override_of_a_field_counts(plain):
 )
 def test_a_wrong_override_names_value_expectation_and_nearest(plain, text, message):
     with pytest.raises(InputError) as caught:
-        config.load(plain, [text])
+        loading.load(plain, [text])
     assert message in str(caught.value)
 
 
@@ -109,13 +109,13 @@ def test_a_wrong_override_names_value_expectation_and_nearest(plain, text, messa
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train")
-    config.add_arguments(parser)
+    loading.add_arguments(parser)
     return parser
 
 
 def test_parse_separates_overrides_from_options():
     words = ["--config", "a.py:smoke", "--workdir=runs", "--config.train.clip_norm", "-1"]
-    arguments = config.parse(make_parser(), ["--config.seed=3", *words])
+    arguments = loading.parse(make_parser(), ["--config.seed=3", *words])
     assert (arguments.config, arguments.workdir) == ("a.py:smoke", "runs")
     assert arguments.overrides == ["--config.seed=3", "--config.train.clip_norm=-1"]
 
@@ -132,13 +132,13 @@ def test_parse_separates_overrides_from_options():
 )
 def test_a_wrong_option_is_named(words, message):
     with pytest.raises(InputError) as caught:
-        config.parse(make_parser(), words)
+        loading.parse(make_parser(), words)
     assert message in str(caught.value)
 
 
 def test_help_tells_how_to_override(capsys):
     with pytest.raises(SystemExit) as caught:
-        config.parse(make_parser(), ["--help"])
+        loading.parse(make_parser(), ["--help"])
     assert caught.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "--config FILE.py[:VARIANT,...]" in shown
@@ -156,7 +156,7 @@ def test_help_tells_how_to_override(capsys):
         ("quickstart.py", "no such file. Did you mean 'configs/quickstart.py'?"),
         ("configs/quickstart", "expected FILE.py[:VARIANT,...]. Did you mean 'configs/quickst"),
         ("configs/zebra.py", "no such file. Configs in 'configs': attens_bert_base.py, "),
-        ("configs/common.py", "configs/common.py: defines no get_config"),
+        ("jaxclf/config/defaults.py", "jaxclf/config/defaults.py: defines no get_config"),
         (
             "configs/quickstart.py:smoek",
             "'smoek' is not known; possible: smoke, no_tuning, ",
@@ -169,7 +169,7 @@ def test_help_tells_how_to_override(capsys):
 def test_a_wrong_file_or_variant_names_the_nearest(monkeypatch, argument, message):
     monkeypatch.chdir(REPOSITORY)
     with pytest.raises(InputError) as caught:
-        config.load(argument)
+        loading.load(argument)
     assert message in str(caught.value)
 
 
@@ -191,7 +191,7 @@ def test_a_wrong_file_or_variant_names_the_nearest(monkeypatch, argument, messag
 )
 def test_a_config_that_fails_is_named_with_its_line(tmp_path, body, message):
     with pytest.raises(InputError) as caught:
-        config.load(write_config(tmp_path, body))
+        loading.load(write_config(tmp_path, body))
     assert message in str(caught.value)
     assert "Other fields present" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -200,14 +200,14 @@ def test_a_config_that_fails_is_named_with_its_line(tmp_path, body, message):
 def test_a_variant_of_a_config_without_variants_is_refused(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from configs import common\nget_config = lambda: common.default()\n")
-    assert config.load(str(path)).seed == 0
+    assert loading.load(str(path)).seed == 0
     with pytest.raises(InputError, match="this config has no variants"):
-        config.load(f"{path}:smoke")
+        loading.load(f"{path}:smoke")
 
 
 def test_the_loaded_config_is_locked_and_the_import_path_restored(tmp_path):
     before = list(sys.path)
-    loaded = config.load(write_config(tmp_path, "config.seed = 5"))
+    loaded = loading.load(write_config(tmp_path, "config.seed = 5"))
     assert loaded.seed == 5
     with pytest.raises(AttributeError):
         loaded.sede = 6
@@ -215,8 +215,8 @@ def test_the_loaded_config_is_locked_and_the_import_path_restored(tmp_path):
 
 
 def test_an_edit_of_the_file_is_seen_at_once(tmp_path):
-    assert config.load(write_config(tmp_path, "config.seed = 5")).seed == 5
-    assert config.load(write_config(tmp_path, "config.seed = 6")).seed == 6
+    assert loading.load(write_config(tmp_path, "config.seed = 5")).seed == 5
+    assert loading.load(write_config(tmp_path, "config.seed = 6")).seed == 6
     assert not (tmp_path / "__pycache__").exists()
 
 
@@ -261,7 +261,7 @@ def test_an_edit_of_the_file_is_seen_at_once(tmp_path):
 )
 def test_a_value_that_cannot_be_meant_is_refused(plain, overrides, message):
     with pytest.raises(InputError) as caught:
-        config.load(plain, overrides)
+        loading.load(plain, overrides)
     assert message in str(caught.value)
 
 
@@ -282,11 +282,11 @@ def test_a_value_that_cannot_be_meant_is_refused(plain, overrides, message):
     ],
 )
 def test_an_unusual_value_that_can_be_meant_is_taken(plain, overrides):
-    config.load(plain, overrides)
+    loading.load(plain, overrides)
 
 
 def test_every_rule_is_about_a_field_that_exists(plain):
-    assert set(fields.RULES) <= set(dict(fields.leaves(config.load(plain))))
+    assert set(schema.RULES) <= set(dict(schema.leaves(loading.load(plain))))
 
 
 # -- config.json
@@ -309,21 +309,21 @@ scalars = st.one_of(
 def test_json_gives_back_the_same_config(tmp_path_factory, values):
     path = tmp_path_factory.mktemp("config") / "config.json"
     before = ConfigDict({"group": values})
-    config.write(before, path)
-    after = config.read(path)
+    loading.write(before, path)
+    after = loading.read(path)
     assert repr(after.to_dict()) == repr(ConfigDict({"group": values}).to_dict())
-    assert {name: type(value) for name, value in fields.leaves(after)} == {
-        name: type(value) for name, value in fields.leaves(before)
+    assert {name: type(value) for name, value in schema.leaves(after)} == {
+        name: type(value) for name, value in schema.leaves(before)
     }
 
 
 def test_a_read_config_is_equal_and_locked(plain, tmp_path):
-    loaded = config.load(plain, ["train.learning_rate=1e-5"])
-    config.write(loaded, tmp_path / "config.json")
-    after = config.read(tmp_path / "config.json")
+    loaded = loading.load(plain, ["train.learning_rate=1e-5"])
+    loading.write(loaded, tmp_path / "config.json")
+    after = loading.read(tmp_path / "config.json")
     assert after == loaded
     assert after.is_locked
-    config.validate(after)
+    loading.validate(after)
     assert os.listdir(tmp_path) == ["config.json"]
 
 
@@ -334,12 +334,12 @@ def test_a_damaged_config_json_is_an_artifact_error(tmp_path, content):
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="not a config"):
-        config.read(path)
+        loading.read(path)
 
 
 def test_a_missing_config_json_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        config.read(tmp_path / "config.json")
+        loading.read(tmp_path / "config.json")
 
 
 # -- in a process of its own

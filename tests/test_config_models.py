@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import config as configs
-from jaxclf import losses, optim, steps, tuning
-from jaxclf.classify import create_model
-from jaxclf.data.pack import ANSWER, Batch, Targets
-from jaxclf.losses import Objective, Term
-from jaxclf.models import zoo
+from jaxclf.adapters import tuning
+from jaxclf.classifiers.opening import create_model
+from jaxclf.config import loading
+from jaxclf.data.batching import ANSWER, Batch, Targets
+from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
+from jaxclf.training import losses, optim, train_step
+from jaxclf.training.losses import Objective, Term
 
 CONFIGS = sorted(
     path
@@ -36,8 +37,8 @@ def variants(path: Path) -> tuple[str, ...]:
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
 def test_train_step_keeps_every_shape_and_dtype(path, variant):
-    config = configs.load(f"{path}{variant}")
-    dimensions = zoo.find(config.model.name)
+    config = loading.load(f"{path}{variant}")
+    dimensions = registry.find(config.model.name)
     names, objective = [ANSWER], losses.GENERATION
     if isinstance(dimensions, EncoderConfig):
         names = ["intent", "slots"]
@@ -50,13 +51,13 @@ def test_train_step_keeps_every_shape_and_dtype(path, variant):
     optimizer = optim.optimizer(config.train, config.lora.b_rate)
     key = jax.eval_shape(lambda: jax.random.key(0))
     trained, frozen = jax.eval_shape(tuned.start, model.abstract, key)
-    state = jax.eval_shape(lambda t, k: steps.init_state(t, optimizer, k), trained, key)
+    state = jax.eval_shape(lambda t, k: train_step.init_state(t, optimizer, k), trained, key)
     rows = jax.ShapeDtypeStruct((1, 2, 64), jnp.int32)
     labels = jax.ShapeDtypeStruct((1, 2, 8), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 2, 8), jnp.bool_)
     batch = Batch(rows, rows, rows, rows, dict.fromkeys(names, Targets(labels, labels, mask)))
     schedule = optim.schedule(config.train)
-    step = steps.make_train_step(model, tuned, optimizer, schedule, objective)
+    step = train_step.make_train_step(model, tuned, optimizer, schedule, objective)
     new_state, metrics = jax.eval_shape(step, state, frozen, batch)
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (state, new_state))
     assert described[0] == described[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf import config, fields
-from jaxclf.errors import InputError
+from jaxclf.config import loading, schema
+from jaxclf.core.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(
@@ -30,7 +30,7 @@ LLAMAS = [path.stem for path in CONFIGS if path.stem.startswith(("llama2_", "lla
 
 def variants(path: Path) -> list[str]:
     """`NAME.py:words` for every combination of the words that the file takes."""
-    tasks = TASKS[config.load(str(path)).data.name]
+    tasks = TASKS[loading.load(str(path)).data.name]
     shots = ("", "zero_shot", "five_shot") if "five_shot" in path.read_text() else ("",)
     tunes = ("", "lora", "qlora") if "qlora" in path.read_text() else ("",)
     tunes += ("no_tuning",) if "no_tuning" in path.read_text() else ()
@@ -49,7 +49,7 @@ def first_task(path: Path) -> str:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_variant_loads_and_means_what_it_says(path):
     for argument in variants(path):
-        loaded = config.load(argument)
+        loaded = loading.load(argument)
         words = argument.partition(".py:")[2].split(",")
         assert loaded.prompt.shots == (5 if "five_shot" in words else 0)
         task = next((word for word in words if word.startswith("task=")), None)
@@ -69,7 +69,7 @@ def test_every_variant_loads_and_means_what_it_says(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_smoke_keeps_data_and_prompt(path):
-    full, smoke = config.load(str(path)), config.load(f"{path}:smoke")
+    full, smoke = loading.load(str(path)), loading.load(f"{path}:smoke")
     with full.unlocked():
         full.data.limit = smoke.data.limit
     assert smoke.data == full.data
@@ -98,7 +98,7 @@ def test_the_experiments_of_the_paper_are_all_there():
 @pytest.mark.parametrize("name", LLAMAS)
 def test_the_settings_of_the_paper(name):
     """Zhao et al. 2025: lr 1e-6, no warm-up, batch 8, 4,000 or 8,000 steps, 16,384 tokens."""
-    loaded = config.load(str(REPOSITORY / "configs" / f"{name}.py"))
+    loaded = loading.load(str(REPOSITORY / "configs" / f"{name}.py"))
     family, size, data = name.split("_")
     assert loaded.model.name == f"{family}_{size}"
     assert (
@@ -121,7 +121,7 @@ def test_the_settings_of_the_paper(name):
 
 @pytest.mark.parametrize("path", CHATS, ids=lambda path: path.stem)
 def test_the_closed_models_of_the_paper(path):
-    loaded = config.load(str(path))
+    loaded = loading.load(str(path))
     family, data = path.stem.split("_")
     names = {"gpt35": "gpt-3.5-turbo", "gpt4": "gpt-4", "gpt4o": "gpt-4o"}
     assert (loaded.api.model, loaded.data.name) == (names[family], data)
@@ -134,13 +134,13 @@ def test_the_closed_models_of_the_paper(path):
 
 def test_instructions_are_all_that_differs():
     path = REPOSITORY / "configs/instructions_massive.py"
-    bare, told = (config.load(f"{path}:{word},smoke") for word in ("without", "with"))
+    bare, told = (loading.load(f"{path}:{word},smoke") for word in ("without", "with"))
     assert (bare.prompt.template, told.prompt.template) == ("plain", "listing")
     with bare.unlocked():
         bare.prompt.template = "listing"
-    assert bare == told == config.load(f"{path}:smoke")
+    assert bare == told == loading.load(f"{path}:smoke")
     with pytest.raises(InputError, match="'with' and 'without' exclude each other"):
-        config.load(f"{path}:with,without")
+        loading.load(f"{path}:with,without")
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
@@ -149,7 +149,7 @@ def test_instructions_are_all_that_differs():
 )
 def test_the_roberta_baselines_of_the_paper(size, data, epochs, records):
     """Zhao et al. 2025: batch 32, Adam at 1e-5, 10 epochs of 20 Newsgroups or 20 of MASSIVE."""
-    loaded = config.load(str(REPOSITORY / "configs" / f"roberta_{size}_{data}.py"))
+    loaded = loading.load(str(REPOSITORY / "configs" / f"roberta_{size}_{data}.py"))
     assert (loaded.model.name, loaded.data.name) == (f"roberta_{size}", data)
     assert loaded.model.checkpoint == f"FacebookAI/roberta-{size}"
     train = loaded.train
@@ -161,7 +161,7 @@ def test_the_roberta_baselines_of_the_paper(size, data, epochs, records):
 @pytest.mark.parametrize("path", ENSEMBLES, ids=lambda path: path.stem)
 def test_ensembles_have_the_settings_of_their_paper(path):
     """Beiranvand et al. 2025: q, k, v at rank 4, alpha 32, dropout 0.1; 20 epochs of batch 16."""
-    loaded = config.load(f"{path}:task=stsb,k=5")
+    loaded = loading.load(f"{path}:task=stsb,k=5")
     assert loaded.data.name == "glue/stsb"
     assert (loaded.attens.k, len(loaded.attens.modules)) == (5, 9)
     assert (loaded.tune, loaded.lora.targets, loaded.lora.saved) == (
@@ -184,13 +184,13 @@ def test_ensembles_have_the_settings_of_their_paper(path):
 
 @pytest.mark.parametrize("path", ENSEMBLES, ids=lambda path: path.stem)
 def test_ensembles_take_every_target_and_number_of_modules(path):
-    targets = (*fields.GLUE, "imdb", "ag_news", "trec")
+    targets = (*schema.GLUE, "imdb", "ag_news", "trec")
     for target in targets:
-        loaded = config.load(f"{path}:task={target}")
+        loaded = loading.load(f"{path}:task={target}")
         assert loaded.data.name.rpartition("/")[2] == target
-    assert config.load(str(path)).data.name == "glue/rte"
-    assert config.load(f"{path}:k=sweep").attens.sweep == (3, 5, 7)
-    small = config.load(f"{path}:smoke,k=sweep")
+    assert loading.load(str(path)).data.name == "glue/rte"
+    assert loading.load(f"{path}:k=sweep").attens.sweep == (3, 5, 7)
+    small = loading.load(f"{path}:smoke,k=sweep")
     assert (small.model.name, small.model.checkpoint) == ("encoder_smoke", "")
     assert len(small.attens.modules) == 3
     assert small.train.epochs == 0

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf import config as configs
-from jaxclf import curve, metrics, report, train
+from jaxclf import curve, report, train
+from jaxclf.config import loading
+from jaxclf.core.errors import ArtifactError, InputError, Preempted
 from jaxclf.data import datasets
-from jaxclf.errors import ArtifactError, InputError, Preempted
-from jaxclf.labels import Prediction
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.metrics import metrics
 
 CONFIG = str(Path(__file__).parent.parent / "configs/my_task.py")
 
@@ -114,7 +115,7 @@ def test_an_altered_run_is_noticed(command, tmp_path):
 
 
 def test_a_run_that_counted_its_steps_is_finished(trained, data, tmp_path):
-    config = configs.load(CONFIG, [*data, "train.epochs=2.0"])
+    config = loading.load(CONFIG, [*data, "train.epochs=2.0"])
     counted = config.copy_and_resolve_references()
     with counted.unlocked():
         counted.train.steps = 17

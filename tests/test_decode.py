@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import decode
-from jaxclf.data import pack
-from jaxclf.models import zoo
-from jaxclf.models.llama import Llama
+from jaxclf.data import batching
+from jaxclf.decoding import decode
+from jaxclf.models import registry
+from jaxclf.models.decoder import Llama
 from tests.tiny import CONFIG, examples, random_params
 
 NEW = 12
@@ -17,7 +17,7 @@ NEVER = CONFIG.vocab_size  # an end that no row reaches
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.create(CONFIG)
+    return registry.create(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def params(model):
 @pytest.fixture(scope="module")
 def prompts():
     sizes = [(0, 1, 2), (3, 13, 0), (2, 4, 1), (0, 2, 0), (0, 3, 0), (0, 6, 0), (0, 9, 0)]
-    return pack.prompts(examples(sizes), rows=len(sizes))
+    return batching.prompts(examples(sizes), rows=len(sizes))
 
 
 @pytest.fixture(scope="module")

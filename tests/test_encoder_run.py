@@ -8,23 +8,23 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclf import config as configs
-from jaxclf import transfer
-from jaxclf.checkpoints import load_params, resolve
-from jaxclf.classify import open_run
+from jaxclf.checkpoint.checkpoints import load_params, resolve
+from jaxclf.checkpoint.tree_store import flatten, manifest_to_json
+from jaxclf.classifiers.opening import open_run
+from jaxclf.config import loading
+from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Record
-from jaxclf.errors import InputError
-from jaxclf.evaluation import evaluate
-from jaxclf.labelling import label_file
-from jaxclf.storage import flatten, manifest_to_json
-from jaxclf.training import train
+from jaxclf.runs import transfer
+from jaxclf.runs.evaluation import evaluate
+from jaxclf.runs.labelling import label_file
+from jaxclf.runs.training import train
 
 ROOT = Path(__file__).parent.parent
 
 
 def tiny(*overrides: str):
     """Six steps of a tiny encoder on 24 built-in utterances, two tasks."""
-    return configs.load(
+    return loading.load(
         str(ROOT / "configs/minilm_massive.py:smoke"),
         [
             "data.name=builtin",

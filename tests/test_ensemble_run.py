@@ -11,19 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.common import default
-from jaxclf import combining, ensemble, modules, report
-from jaxclf import config as configs
-from jaxclf.attens import Combiner
-from jaxclf.checkpoints import resolve
-from jaxclf.combining import Data
+from jaxclf import report
+from jaxclf.checkpoint.checkpoints import resolve
+from jaxclf.config import loading
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted, StorageError
 from jaxclf.data.tasks import Record
-from jaxclf.ensemble import train_ensemble
-from jaxclf.errors import ArtifactError, InputError, NonFiniteError, Preempted, StorageError
-from jaxclf.evaluation import evaluate
-from jaxclf.interrupts import Interrupts
-from jaxclf.labelling import label_file
-from jaxclf.losses import Term
+from jaxclf.distributed.preemption import Interrupts
+from jaxclf.ensemble import fitting, modules, run
+from jaxclf.ensemble.attens import Combiner
+from jaxclf.ensemble.fitting import Data
+from jaxclf.ensemble.run import train_ensemble
+from jaxclf.runs.evaluation import evaluate
+from jaxclf.runs.labelling import label_file
+from jaxclf.training.losses import Term
 
 ROOT = Path(__file__).parent.parent
 WORDS = "the a good bad film cat sat mat was is not very dull fine one two".split()
@@ -65,7 +66,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def tiny(root, *overrides, name="attens_minilm.py:smoke"):
-    return configs.load(
+    return loading.load(
         str(ROOT / "configs" / name),
         [
             f"data.root={root}",
@@ -123,15 +124,15 @@ def test_the_same_command_makes_nothing_again(finished, root, monkeypatch):
         raise AssertionError("made again")
 
     monkeypatch.setattr(modules, "train", refuse)
-    monkeypatch.setattr(combining, "make_steps", lambda *_: refuse)
-    monkeypatch.setattr(ensemble.features, "make_pass", refuse)
+    monkeypatch.setattr(fitting, "make_steps", lambda *_: refuse)
+    monkeypatch.setattr(run.features, "make_pass", refuse)
     again = train_ensemble(tiny(root, "attens.sweep=(2,)"), finished)
     assert again["eval"] == before["eval"]
     assert again["attens"]["rte"]["attention"] == before["attens"]["rte"]["attention"]
 
 
 def test_evaluate_and_predict_agree_with_the_run(finished, tmp_path):
-    opened = ensemble.open_any(finished, "best")
+    opened = run.open_any(finished, "best")
     again = evaluate(opened, tmp_path / "again")
     assert again["eval"] == report_of(finished)["eval"]
     made = [report.read(folder)["provenance"] for folder in (finished, tmp_path / "again")]
@@ -156,7 +157,7 @@ def test_an_unfinished_ensemble_labels_nothing(finished, tmp_path):
     for name in ("config.json", "task.json"):
         shutil.copy(finished / name, tmp_path / name)
     with pytest.raises(InputError, match="the ensemble is not finished; run the command"):
-        ensemble.open_ensemble(tmp_path)
+        run.open_ensemble(tmp_path)
 
 
 def test_another_config_is_refused(finished, root):
@@ -208,7 +209,7 @@ def test_modules_that_are_not_combined_are_not_trained(finished, root, tmp_path,
 
 def test_a_disk_without_room_is_told_before(finished, root, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr(ensemble.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
     adapters = f"attens.adapters={finished / 'adapters'}"
     common = (adapters, f"model.checkpoint={finished / 'base'}", "model.name=")
     with pytest.raises(StorageError, match=r"features of rte train: 12 texts, .* of 0.0 free"):
@@ -218,7 +219,7 @@ def test_a_disk_without_room_is_told_before(finished, root, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_adapters_of_peft_are_taken_as_they_are(finished, root, tmp_path):
     pytest.importorskip("peft")
-    from conversion import from_peft, to_peft
+    from jaxclf.convert import from_peft, to_peft
 
     given = tmp_path / "given"
     for name in ("cola", "rte", "sst2"):
@@ -309,10 +310,10 @@ def settings(**fields):
 
 
 def fit(directory, config, interrupts=None, data=None):
-    head = combining.combiner_head(COMBINER)
+    head = fitting.combiner_head(COMBINER)
     interrupts = interrupts or Interrupts()
     data = data or some_data()
-    return combining.fit(head, Term(), data, config, 3, directory, interrupts)
+    return fitting.fit(head, Term(), data, config, 3, directory, interrupts)
 
 
 def test_training_lowers_the_loss_and_tells_each_epoch(tmp_path):
@@ -344,13 +345,13 @@ def test_features_that_are_not_finite_stop_it(tmp_path):
 
 def test_every_text_counts_once_an_epoch_and_fillers_never(tmp_path):
     """21 texts in steps of 4: the last step has one text and three fillers."""
-    head, data = combining.combiner_head(COMBINER), some_data()
+    head, data = fitting.combiner_head(COMBINER), some_data()
     config = settings(epochs=1, learning_rate=0.0)
     params = fit(tmp_path, config)
-    scores = combining.apply(lambda rows: head.scores(params, rows), data, 8)
+    scores = fitting.apply(lambda rows: head.scores(params, rows), data, 8)
     order = np.random.default_rng([3, 0]).permutation(len(data))
     losses = np.asarray(
-        combining.place_losses(
+        fitting.place_losses(
             Term(), jnp.asarray(scores[order][:, None]), data.labels[order][:, None]
         )
     )[:, 0]

@@ -7,14 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclf import attens, features, lora
-from jaxclf.attens import Combiner, Pooling
-from jaxclf.data.encode import Encoded
-from jaxclf.errors import InputError
-from jaxclf.features import Seen
-from jaxclf.lora import Spec
-from jaxclf.losses import Term, place_losses
-from jaxclf.models import zoo
+from jaxclf.adapters import lora
+from jaxclf.adapters.lora import Spec
+from jaxclf.core.errors import InputError
+from jaxclf.data.encoder_inputs import Encoded
+from jaxclf.ensemble import attens, features
+from jaxclf.ensemble.attens import Combiner, Pooling
+from jaxclf.ensemble.features import Seen
+from jaxclf.models import registry
+from jaxclf.training.losses import Term, place_losses
 from tests.tiny import CONFIG, random_params
 from tests.tiny import examples as prompts
 from tests.tiny_adapters import random_adapters
@@ -25,7 +26,7 @@ MEAN = Pooling()
 
 
 def seen_of(config, specs=(SPEC, SPEC, SPEC)):
-    model = zoo.create(config)
+    model = registry.create(config)
     params = random_params(model)
     names = ("cola", "rte", "sst2", "wnli")[: len(specs)]
     adapters = {
@@ -82,7 +83,7 @@ def test_one_pass_equals_single_runs_of_every_module(family, tmp_path):
 def test_modules_of_different_ranks_and_with_heads_of_their_own(tmp_path):
     """Adapters from elsewhere; heads are of other sizes and are left out."""
     seen = seen_of(ENCODERS["bert"], (SPEC, SPEC))
-    other = zoo.create(with_heads("bert", "sequence"))
+    other = registry.create(with_heads("bert", "sequence"))
     spec = dataclasses.replace(SPEC, rank=3, targets=("q",), saved=("heads/.*", "pooler/.*"))
     own = random_adapters(random_params(other), spec, seed=5)
     seen.adapters["own"], seen.fingerprints["own"] = own, "print of own"
@@ -111,7 +112,7 @@ def test_padding_counts_as_in_the_released_program(family, tmp_path):
 
     config = dataclasses.replace(ENCODERS[family], heads=(), pooler=False)
     hf = helpers.hf_encoder(config, 1, "Model").eval()
-    model = zoo.create(config)
+    model = registry.create(config)
     params = helpers.encoder_tree(helpers.hf_tensors(hf), config)
     seen = Seen(model, params, "base", {}, {})
     examples = texts()

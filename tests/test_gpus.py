@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxclf import gpus, sharding
-from jaxclf.errors import InputError
+from jaxclf.core.errors import InputError
+from jaxclf.distributed import sharding
+from jaxclf.planning import gpus
 
 needs_compiler = pytest.mark.skipif(
     not gpus.can_compile(), reason="compiling for a GPU needs jax's plugin for CUDA"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxclf import config as configs
+from jaxclf.config import loading
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
@@ -117,10 +117,10 @@ def accepted(arguments: list[str]):
     """The config that jaxclf.train makes of its arguments."""
     assert arguments[0] == "--distributed"
     parser = argparse.ArgumentParser()
-    configs.add_arguments(parser)
-    options = configs.parse(parser, arguments[1:])
+    loading.add_arguments(parser)
+    options = loading.parse(parser, arguments[1:])
     assert options.workdir == WORKDIR
-    return configs.load(str(ROOT / options.config), options.overrides)
+    return loading.load(str(ROOT / options.config), options.overrides)
 
 
 # -- what is printed
@@ -144,7 +144,7 @@ def test_the_training_gets_its_arguments_unchanged(machine, words):
 
 def test_the_training_needs_no_further_arguments(machine):
     arguments = trained(machine.would_run("tpu_pod.sh", "start", *POD))
-    assert accepted(arguments) == configs.load(str(ROOT / CONFIG))
+    assert accepted(arguments) == loading.load(str(ROOT / CONFIG))
 
 
 @pytest.mark.parametrize("command", ["install", "start", "stop", "status"])

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxclf import logs
-from jaxclf.logs import Logger, read_metrics
+from jaxclf.core import logs
+from jaxclf.core.logs import Logger, read_metrics
 
 
 def run(workdir, steps, resume_step=0, total=100):

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import lora
-from jaxclf.errors import InputError
-from jaxclf.kernels import quantise
-from jaxclf.lora import Adapters, Spec
-from jaxclf.models import zoo
-from jaxclf.storage import flatten
+from jaxclf.adapters import lora
+from jaxclf.adapters.lora import Adapters, Spec
+from jaxclf.checkpoint.tree_store import flatten
+from jaxclf.core.errors import InputError
+from jaxclf.models import registry
+from jaxclf.models.kernels import quantise
 from tests import tiny, tiny_encoders
 
-LLAMA = zoo.create(tiny.CONFIG)
-BERT = zoo.create(tiny_encoders.with_heads("bert", "sequence"))
+LLAMA = registry.create(tiny.CONFIG)
+BERT = registry.create(tiny_encoders.with_heads("bert", "sequence"))
 TOKENS = np.arange(24, dtype=np.int32).reshape(3, 8) % tiny.CONFIG.vocab_size
 POSITIONS = np.tile(np.arange(8, dtype=np.int32), (3, 1))
 SEGMENTS = np.ones((3, 8), np.int32)
@@ -174,7 +174,7 @@ def test_dropout_is_of_the_factors_alone_and_needs_a_key():
 
 def test_nothing_of_the_base_gets_a_gradient():
     """The step's shapes hold no gradient of a kernel, and the compiler counts fewer FLOPs."""
-    model = zoo.create(dataclasses.replace(tiny.CONFIG, num_layers=4, hidden_size=64))
+    model = registry.create(dataclasses.replace(tiny.CONFIG, num_layers=4, hidden_size=64))
     params = tiny.random_params(model)
     adapters = lora.init(params, SPECS["lora"], jax.random.key(0))
 

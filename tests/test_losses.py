@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.data.pack import Batch, Targets
-from jaxclf.losses import Objective, Term, place_losses
+from jaxclf.data.batching import Batch, Targets
+from jaxclf.training.losses import Objective, Term, place_losses
 
 CLASSES = 5
 WEIGHTS = (0.5, 1.0, 2.0, 0.25, 3.0)

@@ -5,8 +5,8 @@ import os
 import jax
 import pytest
 
-from jaxclf import sharding
-from jaxclf.errors import InputError
+from jaxclf.core.errors import InputError
+from jaxclf.distributed import sharding
 
 CHECKS = (
     *("full", "adapters", "encoders", "decoding", "kernels", "checkpoints", "examples_seen"),

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 
-from jaxclf import metrics
 from jaxclf.data.tasks import Task
-from jaxclf.labels import Prediction
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.metrics import metrics
 
 TOPIC = Task("topic", "class", ("a", "b", "c", "d"))
 SLOTS = Task("slots", "slots", ("date", "place", "time"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf import config as configs
-from jaxclf.training import train
+from jaxclf.config import loading
+from jaxclf.runs.training import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 def test_smoke_on_the_real_newsgroups(shared_root, tmp_path):
     # data.limit comes after the check of the counts, so all 18,846 texts are read.
-    config = configs.load(
+    config = loading.load(
         str(ROOT / "configs/llama3_8b_20ng.py:smoke"),
         [
             f"data.root={shared_root / 'data'}",

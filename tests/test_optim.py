@@ -7,10 +7,10 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
-from jaxclf import optim
-from jaxclf.errors import InputError
-from jaxclf.kernels import join_tables, take
+from jaxclf.config import defaults
+from jaxclf.core.errors import InputError
+from jaxclf.models.kernels import join_tables, take
+from jaxclf.training import optim
 
 
 def tree():
@@ -32,7 +32,7 @@ def tree():
 
 
 def settings(**changes) -> ConfigDict:
-    config = common.default().train
+    config = defaults.default().train
     config.update({"clip_norm": 0.0, "steps": 10, **changes})
     return config
 

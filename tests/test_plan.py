@@ -12,22 +12,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxclf import (
-    chips,
-    collectives,
-    config,
-    gpus,
-    hlo,
-    planning,
-    plans,
-    preparation,
-    programs,
-    workload,
-)
-from jaxclf.collectives import Collective, Crossing
+from jaxclf.config import loading
 from jaxclf.data import loader
-from jaxclf.models import zoo
-from jaxclf.planning import Job
+from jaxclf.models import registry
+from jaxclf.planning import collectives, estimate, gpus, hardware, hlo, plans, programs, workload
+from jaxclf.planning.collectives import Collective, Crossing
+from jaxclf.planning.estimate import Job
+from jaxclf.runs import setup as preparation
 
 ROOT = Path(__file__).parent.parent
 SMOKE = "configs/llama3_8b_20ng.py:smoke"
@@ -46,7 +37,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def job(name: str, topology: str, *fields: str) -> Job:
-    return Job(config.load(str(ROOT / "configs" / name), fields), chips.topology(topology))
+    return Job(loading.load(str(ROOT / "configs" / name), fields), hardware.topology(topology))
 
 
 @pytest.mark.slow
@@ -97,8 +88,8 @@ def test_what_cannot_be_meant_is_told(arguments, message):
 
 def test_a_model_that_is_too_large_is_refused_by_arithmetic_alone():
     found = plans.plan(
-        config.load(str(ROOT / "configs/llama3_70b_20ng.py")),
-        chips.topology("v5e:2x2"),
+        loading.load(str(ROOT / "configs/llama3_70b_20ng.py")),
+        hardware.topology("v5e:2x2"),
         None,
         None,
     )
@@ -305,7 +296,7 @@ def test_an_axis_that_crosses_nodes_is_ranked_behind_one_that_does_not():
     """Full tuning of 8B: gathering kernels over two nodes takes longer than within each."""
     found = job("llama3_8b_20ng.py", "h100:16", "train.batch_size=16", "train.max_length=1024")
     seconds = {
-        name: planning.step_seconds(found, ONE | sizes, 1)
+        name: estimate.step_seconds(found, ONE | sizes, 1)
         for name, sizes in {
             "within": {"data": 2, "fsdp": 8},
             "across": {"fsdp": 16},
@@ -317,9 +308,9 @@ def test_an_axis_that_crosses_nodes_is_ranked_behind_one_that_does_not():
 
 def test_tokens_that_a_mesh_does_not_divide_count_whole():
     sizes = ONE | {"tensor": 8, "sequence": 2}
-    assert planning._divided(16_416, sizes, "between") == 16
-    assert planning._divided(16_414, sizes, "between") == 2
-    assert planning._divided(16_415, sizes, "between") == 1
+    assert estimate._divided(16_416, sizes, "between") == 16
+    assert estimate._divided(16_414, sizes, "between") == 2
+    assert estimate._divided(16_415, sizes, "between") == 1
 
 
 def test_dropout_of_adapters_needs_room_while_it_is_drawn():
@@ -334,17 +325,17 @@ def test_dropout_of_adapters_needs_room_while_it_is_drawn():
 
 
 def test_a_program_has_the_memory_that_no_context_takes():
-    chip = chips.topology("h100:8").chip
+    chip = hardware.topology("h100:8").chip
     assert 76 < chip.usable / 2**30 < chip.memory / 2**30 - 1
-    assert chips.topology("v5e:2x2").chip.usable == 16 * 2**30
-    assert chips.topology("h100:64").nodes == 8
-    assert chips.topology("gb200:72").nodes == 1
+    assert hardware.topology("v5e:2x2").chip.usable == 16 * 2**30
+    assert hardware.topology("h100:64").nodes == 8
+    assert hardware.topology("gb200:72").nodes == 1
 
 
 def read(name: str, *fields: str) -> tuple:
     fields = ("data.name=builtin", "data.limit=48", "train.batch_size=4", *fields)
-    loaded = config.load(str(ROOT / "configs" / name), fields)
-    return loaded, workload.read(loaded, zoo.find(loaded.model.name))
+    loaded = loading.load(str(ROOT / "configs" / name), fields)
+    return loaded, workload.read(loaded, registry.find(loaded.model.name))
 
 
 @pytest.mark.parametrize(
@@ -385,19 +376,19 @@ def test_the_planned_batch_has_room_for_every_batch_of_the_run(tmp_path, name, f
 
 def test_what_is_not_here_is_stood_in_for_and_said(monkeypatch):
     monkeypatch.delenv("JAXCLF_DATA_ROOT", raising=False)
-    loaded = config.load(str(ROOT / "configs/llama3_8b_20ng.py:five_shot"), ["data.root=nowhere"])
-    found = workload.read(loaded, zoo.find("llama3_8b"))
+    loaded = loading.load(str(ROOT / "configs/llama3_8b_20ng.py:five_shot"), ["data.root=nowhere"])
+    found = workload.read(loaded, registry.find("llama3_8b"))
     data, tokenizer = found.notes
     assert "20newsgroups/train.jsonl.gz does not exist" in data
     assert "the tokenizer of meta-llama/Meta-Llama-3-8B is not here" in tokenizer
     batch = found.batch(loaded)
     assert batch.tokens.shape == (8, 16_384)
     assert batch.prefixes is not None
-    (prompt, shared), rows = found.prompt_batch(8), Job(loaded, chips.topology("h100:8"))
+    (prompt, shared), rows = found.prompt_batch(8), Job(loaded, hardware.topology("h100:8"))
     assert prompt.tokens.shape == (8, 16_384)
     assert shared.lengths[1] > 1_000  # the instructions and five posts
     assert rows.rows(1).prefix == 0  # nothing was read
-    sharing = Job(loaded, chips.topology("h100:8"), workload=found)
+    sharing = Job(loaded, hardware.topology("h100:8"), workload=found)
     assert sharing.rows(1).prefix >= shared.lengths[1]
     assert sharing.rows(8).prefix == 0  # a micro-batch of one row shares nothing
     sizes = ONE | {"fsdp": 8}
@@ -407,7 +398,7 @@ def test_what_is_not_here_is_stood_in_for_and_said(monkeypatch):
 def compiled(name: str, topology: str, mesh: str, *fields: str) -> dict[str, programs.Program]:
     """Every program of a config with the built-in data."""
     loaded, found = read(name, "model.dtype=bfloat16", *fields)
-    top = chips.topology(topology)
+    top = hardware.topology(topology)
     planned = Job(loaded, top, workload=found)
     sizes = plans.read_mesh(mesh, top)
     return {name: make() for name, make in programs.of(planned, sizes, 1).items()}
@@ -456,8 +447,8 @@ def test_dropout_of_adapters_is_in_the_step():
 @pytest.mark.slow
 def test_what_a_gpu_has_no_room_for_does_not_fit():
     found = plans.plan(
-        config.load(str(ROOT / "configs/llama3_8b_20ng.py"), ["train.max_length=256"]),
-        chips.topology("a100:1"),
+        loading.load(str(ROOT / "configs/llama3_8b_20ng.py"), ["train.max_length=256"]),
+        hardware.topology("a100:1"),
         ONE,
         None,
         decoding=False,

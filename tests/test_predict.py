@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from jaxclf import config as configs
-from jaxclf import labelling
-from jaxclf.classify import open_run, which
+from jaxclf.classifiers.opening import open_run, which
+from jaxclf.config import loading
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.records import Schema
-from jaxclf.errors import ArtifactError, InputError
-from jaxclf.training import train
+from jaxclf.runs import labelling
+from jaxclf.runs.training import train
 from tests.test_training import tiny
 
 TEXTS = [f"wake me at {number} am tomorrow" for number in range(40)]
@@ -125,4 +125,4 @@ def test_a_folder_without_a_run_is_told(tmp_path):
 def test_overrides_reach_an_opened_run(opened):
     run = opened.source.run_dir
     assert open_run(run, overrides=["eval.batch_size=3"]).config.eval.batch_size == 3
-    assert configs.read(run / "config.json").eval.batch_size != 3
+    assert loading.read(run / "config.json").eval.batch_size != 3

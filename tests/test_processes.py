@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf.checkpoints import resolve
+from jaxclf.checkpoint.checkpoints import resolve
 from tests.forks import Process
 
 HEARTBEAT = 10

@@ -5,24 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf import config as configs
-from jaxclf import prompting
-from jaxclf.classify import find_model
+from jaxclf.classifiers.opening import find_model
+from jaxclf.config import loading
+from jaxclf.core.errors import InputError
 from jaxclf.data import datasets
-from jaxclf.data.pieces import letters
-from jaxclf.errors import InputError
-from jaxclf.preparation import prepare
-from jaxclf.prompting import Asked, Variant
-from jaxclf.recipe import Recipe
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.prompts.template import letters
 from jaxclf.report import read_predictions
-from jaxclf.training import train
+from jaxclf.runs import prompting
+from jaxclf.runs.prompting import Asked, Variant
+from jaxclf.runs.setup import prepare
+from jaxclf.runs.training import train
 
 ROOT = Path(__file__).parent.parent
 
 
 def tiny(*overrides: str):
     """No tuning of a tiny random model on 24 built-in utterances."""
-    return configs.load(
+    return loading.load(
         str(ROOT / "configs/quickstart.py:no_tuning,smoke,task=intent"),
         ["eval.max_new_tokens=4", *overrides],
     )
@@ -164,13 +164,13 @@ def test_training_and_prompting_keep_apart(tmp_path):
 @pytest.mark.parametrize("words", ["no_tuning,lora", "qlora,no_tuning"])
 def test_no_tuning_excludes_adapters(words):
     with pytest.raises(InputError, match="exclude each other"):
-        configs.load(str(ROOT / f"configs/my_task.py:{words}"))
+        loading.load(str(ROOT / f"configs/my_task.py:{words}"))
 
 
 def test_a_style_and_its_examples_are_trained_on_too(tmp_path):
     fields = ["prompt.template=choice", "prompt.choose=similar", "prompt.shots=2", "data.limit=8"]
     fields.append("train.max_length=256")
-    config = configs.load(str(ROOT / "configs/quickstart.py:smoke,task=intent"), fields)
+    config = loading.load(str(ROOT / "configs/quickstart.py:smoke,task=intent"), fields)
     setup = prepare(config, tmp_path, None)
     (task,), records = setup.dataset.tasks, setup.dataset.splits["train"]
     for example, record in zip(setup.examples, records, strict=True):

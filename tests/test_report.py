@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxclf import metrics, report
+from jaxclf import report
+from jaxclf.core.errors import ArtifactError
 from jaxclf.data.tasks import Task
-from jaxclf.errors import ArtifactError
-from jaxclf.labels import Prediction
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.metrics import metrics
 from jaxclf.report.page import find_confusions
 from jaxclf.report.plots import heat_map, learning_curves
 

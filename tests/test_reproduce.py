@@ -10,16 +10,18 @@ from unittest.mock import Mock
 
 import pytest
 
-from configs import common
-from jaxclf import published_tables, report, reproduce, table_results, tables
+from jaxclf import report, reproduce
+from jaxclf.config import defaults
+from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted
 from jaxclf.data import datasets
 from jaxclf.data.tasks import Task
-from jaxclf.errors import ArtifactError, InputError, NonFiniteError, Preempted
-from jaxclf.labels import Prediction
+from jaxclf.decoding.parsing import Prediction
 from jaxclf.report import tables as shown
-from jaxclf.table_runs import Job, attempt, carry_out, finished
+from jaxclf.tables import definitions, results
+from jaxclf.tables import published as published_tables
+from jaxclf.tables.runs import Job, attempt, carry_out, finished
 
-ZHAO3 = tables.find("zhao3")
+ZHAO3 = definitions.find("zhao3")
 ROW = "llama3-8b-zero-shot-tuned"
 
 
@@ -37,27 +39,30 @@ def test_published_figures_stand_where_the_papers_have_them():
     assert published(ZHAO3, "roberta-base", "intent-dual") == pytest.approx(0.889)
     assert published(ZHAO3, "llama2-70b-five-shot-no-tuning", "intent-one") == pytest.approx(0.627)
     assert published(ZHAO3, "gpt4-zero-shot", "7class-one") == pytest.approx(0.885)
-    attens2, attens3 = tables.find("attens2"), tables.find("attens3")
+    attens2, attens3 = definitions.find("attens2"), definitions.find("attens3")
     assert published(attens2, "distilbert-attens", "wnli") == 0.6447
     assert published(attens2, "electra-base-ft-lora", "mnli-mm") == 0.8647
     assert published(attens2, "bert-base-model", "cola") == 0.0950
     assert published(attens3, "bert-base-model", "stsb") == -0.0608
     assert published(attens3, "bert-base-ft-lora", "imdb") == 0.8789
     assert published(attens3, "bert-base-ft-lora", "trec") is None
-    assert {cell.published for cell in tables.find("attens_k").cells} == {None}
+    assert {cell.published for cell in definitions.find("attens_k").cells} == {None}
 
 
 def test_every_row_of_the_papers_is_there():
     assert (len(ZHAO3.rows), len(ZHAO3.columns), len(ZHAO3.runs)) == (24, 8, 144)
-    attens2 = tables.find("attens2")
+    attens2 = definitions.find("attens2")
     assert (len(attens2.rows), len(attens2.columns), len(attens2.runs)) == (16, 9, 36)
-    assert (len(tables.find("attens3").cells), len(tables.find("attens_k").cells)) == (16, 144)
+    assert (len(definitions.find("attens3").cells), len(definitions.find("attens_k").cells)) == (
+        16,
+        144,
+    )
 
 
 @pytest.mark.parametrize("smoke", [False, True])
-@pytest.mark.parametrize("name", tables.NAMES)
+@pytest.mark.parametrize("name", definitions.NAMES)
 def test_every_run_has_a_config_that_asks_what_the_column_says(name, smoke, tmp_path):
-    table = tables.find(name, smoke)
+    table = definitions.find(name, smoke)
     rows = {cell.run: cell.row for cell in table.cells}
     for run in table.runs:
         config = Job(run, 3, tmp_path).load()
@@ -80,7 +85,7 @@ def test_one_run_fills_all_that_it_measures():
     runs = [cell.run for cell in ZHAO3.select(ROW, "").cells]
     assert runs[2] == runs[3]
     assert len(set(runs)) == 6
-    methods = [cell.run for cell in tables.find("attens2").select("bert-base", "rte").cells]
+    methods = [cell.run for cell in definitions.find("attens2").select("bert-base", "rte").cells]
     assert len(methods) == 4
     assert len(set(methods)) == 1
 
@@ -93,7 +98,7 @@ def test_rows_and_columns_are_chosen_by_parts_of_their_names():
     ]
     assert [*ZHAO3.select("", "20class").columns] == ["20class-dual", "20class-one"]
     # A whole name means nothing else: mnli is not mnli-mm.
-    assert [*tables.find("attens2").select("", "mnli").columns] == ["mnli"]
+    assert [*definitions.find("attens2").select("", "mnli").columns] == ["mnli"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ def test_a_run_that_fails_is_noted_and_the_others_go_on(tmp_path):
 
     jobs = jobs_of(table, tmp_path)
     failed = run(jobs, execute)
-    filled = table_results.filled(table, jobs, failed)
+    filled = results.filled(table, jobs, failed)
     assert filled.at(ROW, "7class-one").ours == 0.75
     assert filled.at(ROW, "20class-one").ours == 0.5
     first, second = (filled.at(ROW, f"{name}-dual") for name in ("20class", "7class"))
@@ -258,7 +263,7 @@ def test_an_altered_report_is_not_used(tmp_path):
     with pytest.raises(ArtifactError, match="altered since it was written, in eval"):
         finished(jobs[0])
     failed = run(jobs, write_report)
-    entry = table_results.filled(table, jobs, failed).at(ROW, "7class-dual")
+    entry = results.filled(table, jobs, failed).at(ROW, "7class-dual")
     assert entry.ours is None
     assert "altered" in entry.reason
 
@@ -285,7 +290,7 @@ def test_a_process_that_is_killed_takes_no_other_run_along(tmp_path):
 def test_a_process_of_many_runs_reads_a_data_set_once(monkeypatch):
     monkeypatch.setattr(datasets, "_kept", None)
     monkeypatch.setattr(datasets, "_builtin", calls := Mock(side_effect=datasets._builtin))
-    fields = common.default().data
+    fields = defaults.default().data
     first = datasets.load(fields)
     datasets.keep_records()
     for limit in (5, 0):
@@ -300,36 +305,36 @@ def test_a_process_of_many_runs_reads_a_data_set_once(monkeypatch):
 
 
 def test_intervals_are_those_of_the_books():
-    assert table_results.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert table_results.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert table_results.wilson(0.0, 0) == (None, None)
-    assert table_results.fisher(0.5, 103) == pytest.approx((0.3393, 0.6324), abs=1e-4)
-    assert table_results.fisher(1.0, 50) == (None, None)
+    assert results.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert results.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert results.wilson(0.0, 0) == (None, None)
+    assert results.fisher(0.5, 103) == pytest.approx((0.3393, 0.6324), abs=1e-4)
+    assert results.fisher(1.0, 50) == (None, None)
 
 
 def test_each_kind_of_figure_has_its_interval(tmp_path):
     table = ZHAO3.select(ROW, "7class-dual,slots-dual")
     jobs = jobs_of(table, tmp_path)
     run(jobs, write_report)
-    filled = table_results.filled(table, jobs, {})
+    filled = results.filled(table, jobs, {})
     accuracy, slots = (filled.at(ROW, column) for column in table.columns)
     assert (accuracy.low, accuracy.high) == pytest.approx((0.3006, 0.9544), abs=1e-4)
     assert slots.ours == pytest.approx(6 / 7)
     assert 0 < slots.low < slots.ours < slots.high <= 1
     assert slots.difference == pytest.approx(6 / 7 - 0.856)
-    attens2 = tables.find("attens2").select("bert-base-attens", "cola")
+    attens2 = definitions.find("attens2").select("bert-base-attens", "cola")
     jobs = jobs_of(attens2, tmp_path)
     run(jobs, write_report)
-    entry = table_results.filled(attens2, jobs, {}).at("bert-base-attens", "cola")
+    entry = results.filled(attens2, jobs, {}).at("bert-base-attens", "cola")
     assert (entry.metric, entry.ours) == ("matthews", 0.5)
     assert (entry.low, entry.high) == pytest.approx((0.3393, 0.6324), abs=1e-4)
 
 
 def test_a_method_that_the_run_did_not_measure_has_a_reason(tmp_path):
-    table = tables.find("attens2").select("bert-base-ft-lora", "cola")
+    table = definitions.find("attens2").select("bert-base-ft-lora", "cola")
     jobs = jobs_of(table, tmp_path)
     run(jobs, write_report)
-    (entry,) = table_results.filled(table, jobs, {}).entries
+    (entry,) = results.filled(table, jobs, {}).entries
     assert entry.ours is None
     assert entry.reason.endswith("has no attens.cola.methods.FT_LoRA.matthews")
 
@@ -343,7 +348,7 @@ def test_several_seeds_have_a_mean_and_a_spread(tmp_path):
             raise InputError("no room")
         write_report(job, config, right=2 + job.seed)
 
-    (entry,) = table_results.filled(table, jobs, run(jobs, execute)).entries
+    (entry,) = results.filled(table, jobs, run(jobs, execute)).entries
     assert (entry.ours, entry.seeds) == (0.625, 2)
     assert entry.deviation == pytest.approx(0.1768, abs=1e-4)
     assert entry.high - entry.ours == pytest.approx(12.706 * 0.125, rel=1e-3)  # Student's
@@ -364,7 +369,7 @@ def filled(tmp_path_factory):
             raise InputError("no key | <b>")
         write_report(job, config)
 
-    return table_results.filled(table, jobs, run(jobs, execute), ["A note"])
+    return results.filled(table, jobs, run(jobs, execute), ["A note"])
 
 
 def test_csv_has_a_line_a_cell_in_the_papers_unit(filled):
@@ -404,8 +409,8 @@ def test_a_smoke_table_says_that_it_is_none(filled):
 
 
 def test_what_the_paper_does_not_have_is_not_made_up(tmp_path):
-    table = tables.find("attens3").select("ft-lora", "trec")
-    filled = table_results.filled(table, jobs_of(table, tmp_path), {})
+    table = definitions.find("attens3").select("ft-lora", "trec")
+    filled = results.filled(table, jobs_of(table, tmp_path), {})
     (row,) = csv.DictReader(shown.as_csv(filled).splitlines())
     assert (row["published"], row["note"]) == ("not published here", "not finished")
     assert "not published" in shown.markdown(filled)

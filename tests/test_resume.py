@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf.checkpoints import resolve
-from jaxclf.errors import Preempted
-from jaxclf.storage import manifest_to_json
+from jaxclf.checkpoint.checkpoints import resolve
+from jaxclf.checkpoint.tree_store import manifest_to_json
+from jaxclf.core.errors import Preempted
 from tests.forks import Process
 
 STEPS = 60

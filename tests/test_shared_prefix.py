@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import decode, kernels, lora, losses
-from jaxclf.data import pack, prefixes
+from jaxclf.adapters import lora
+from jaxclf.data import batching, prefixes
 from jaxclf.data.prefixes import Shared
-from jaxclf.models import shared, zoo
+from jaxclf.decoding import decode
+from jaxclf.models import kernels, registry
+from jaxclf.models import shared_prefix_attention as shared
+from jaxclf.training import losses
 from tests.tiny import CONFIG, examples, random_params, shapes, sharing
 from tests.tiny_adapters import random_adapters
 
@@ -26,7 +29,7 @@ def padded(documents):
     """A batch of one example a row: its prefixes repeated, and shared."""
     found = prefixes.find(documents, len(documents), least=1)
     return tuple(
-        pack.padded([pack.row(each, which) for each in documents], which)
+        batching.padded([batching.row(each, which) for each in documents], which)
         for which in (Shared(), found)
     )
 
@@ -40,7 +43,7 @@ def packed(documents, rows=2):
 def side_by_side(documents, rows, shared):
     arrays = {}
     for index in range(rows):
-        parts = [pack.row(each, shared) for each in documents[index::rows]]
+        parts = [batching.row(each, shared) for each in documents[index::rows]]
         for name in parts[0]:
             values = np.concatenate([part[name] for part in parts])
             segments = np.repeat(np.arange(1, len(parts) + 1), [len(part[name]) for part in parts])
@@ -49,7 +52,7 @@ def side_by_side(documents, rows, shared):
                 filled = np.zeros((rows, 120), np.int32)
                 filled[index, : len(column)] = column
                 arrays[name + key] = arrays.get(name + key, 0) + filled
-    return pack.packed(arrays, shared)
+    return batching.packed(arrays, shared)
 
 
 def gentle(model):
@@ -82,22 +85,22 @@ def agree(model, trained, frozen, repeated, once):
     ("make", "lengths"), [(padded, (7,)), (padded, (40, 1)), (packed, (9, 6, 4))]
 )
 def test_full_tuning(make, lengths):
-    model = zoo.create(CONFIG, remat=True)
+    model = registry.create(CONFIG, remat=True)
     agree(model, gentle(model), None, *make(documents(*lengths)))
 
 
 @pytest.mark.parametrize("quantise", ["none", "nf4"])
 def test_adapters(quantise):
     config = dataclasses.replace(CONFIG, hidden_size=32, head_dim=8, intermediate_size=32)
-    model = zoo.create(config, unroll=3, quantise=quantise)
-    base = gentle(zoo.create(config))
+    model = registry.create(config, unroll=3, quantise=quantise)
+    base = gentle(registry.create(config))
     base = base if quantise == "none" else kernels.quantised(base, quantise)
     adapters = random_adapters(base, lora.Spec(rank=4))
     agree(model, adapters, base, *packed(documents(9, 6)))
 
 
 def test_trained_keys_before_a_shared_prefix():
-    model = zoo.create(dataclasses.replace(CONFIG, prefix=3))
+    model = registry.create(dataclasses.replace(CONFIG, prefix=3))
     agree(model, gentle(model), None, *padded(documents(7)))
 
 
@@ -107,7 +110,7 @@ def test_an_example_may_keep_a_prefix_of_its_own():
     empty = dataclasses.replace(first, text=first.text[:0])  # its label would follow nothing
     repeated, once = padded([own, empty, *rest])
     assert once.prefixes.seen[:2].max() == 0 < once.prefixes.seen[2:, 0].min()
-    model = zoo.create(CONFIG)
+    model = registry.create(CONFIG)
     agree(model, gentle(model), None, repeated, once)
 
 
@@ -134,8 +137,8 @@ def test_long_rows_are_divisible_with_their_part_of_the_prefixes(length, rows, w
 
 def test_every_micro_batch_has_the_prefixes():
     shared = prefixes.find(documents(7, 4), 4, least=1)
-    rows = [pack.row(each, shared) for each in documents(7, 4)]
-    batch = pack.padded(rows, shared, groups=2)
+    rows = [batching.row(each, shared) for each in documents(7, 4)]
+    batch = batching.padded(rows, shared, groups=2)
     for half in np.split(batch.prefixes.tokens, 2), np.split(batch.prefixes.numbers, 2):
         np.testing.assert_array_equal(half[0], half[1])
         assert np.size(half[0]) >= 11
@@ -145,7 +148,7 @@ def test_every_micro_batch_has_the_prefixes():
 
 def test_no_array_repeats_the_prefix():
     """Neither keys nor a mask of rows by prefix and text, whose lengths nothing else has."""
-    model = zoo.create(CONFIG)
+    model = registry.create(CONFIG)
     _, once = padded(documents(331))
     rows = len(once.tokens)
 
@@ -161,7 +164,7 @@ def test_no_array_repeats_the_prefix():
 
 @pytest.fixture(scope="module")
 def greedy():
-    model = zoo.create(CONFIG)
+    model = registry.create(CONFIG)
     return (
         jax.jit(decode.make_greedy(model, 8, CONFIG.vocab_size)),
         jax.jit(decode.make_prefix(model)),
@@ -174,9 +177,9 @@ def test_answers_are_the_same(greedy):
     texts = documents(9, 6)
     texts[3] = dataclasses.replace(texts[3], prefix=texts[3].prefix[:2])  # shared with none
     shared = prefixes.find(texts, len(texts), least=1)
-    expected = decoded(params, pack.prompts(texts, 9))
-    prefix = compute(params, pack.prefix_row(shared))
-    found = decoded(params, pack.prompts(texts, 9, shared), prefix)
+    expected = decoded(params, batching.prompts(texts, 9))
+    prefix = compute(params, batching.prefix_row(shared))
+    found = decoded(params, batching.prompts(texts, 9, shared), prefix)
     np.testing.assert_array_equal(found, expected)
     assert len(np.unique(expected)) > 5
 

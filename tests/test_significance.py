@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxclf import metrics, significance
 from jaxclf.data.tasks import Task
-from jaxclf.labels import Prediction
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.metrics import metrics, significance
 
 CLASSES = Task("t", "class", ("a", "b", "c"))
 MATTHEWS = Task("t", "class", ("a", "b", "c"), metric="matthews")

@@ -11,12 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from configs import common
-from jaxclf import losses, optim, steps
-from jaxclf.data import pack
-from jaxclf.data.pack import ANSWER
-from jaxclf.kernels import join_tables
-from jaxclf.models import layers, zoo
+from jaxclf.config import defaults
+from jaxclf.data import batching
+from jaxclf.data.batching import ANSWER
+from jaxclf.models import layers, registry
+from jaxclf.models.kernels import join_tables
+from jaxclf.training import losses, optim, train_step
 from tests.tiny import CONFIG, examples, random_params, shapes
 
 GOLDEN = Path(__file__).parent / "golden" / "train_step.json"
@@ -26,7 +26,7 @@ SIZES = [(3, 5, 1), (3, 9, 2), (3, 2, 1), (3, 11, 1), (3, 4, 9), (3, 8, 7), (3, 
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.create(CONFIG)
+    return registry.create(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,15 @@ def params(model):
     return random_params(model)
 
 
-def batch_of(micro_batches: int) -> pack.Batch:
+def batch_of(micro_batches: int) -> batching.Batch:
     """Eight examples `[micro, 8 / micro, …]`, on the device."""
-    batch = pack.padded([pack.row(example) for example in examples(SIZES)])
+    batch = batching.padded([batching.row(example) for example in examples(SIZES)])
     return jax.tree.map(
         lambda rows: jnp.asarray(rows.reshape(micro_batches, -1, rows.shape[1])), batch
     )
 
 
-def filled(batch: pack.Batch) -> pack.Batch:
+def filled(batch: batching.Batch) -> batching.Batch:
     """The same with empty rows and micro-batches added, `[4, 8, …]`: one compiled shape for all."""
 
     def fill(rows):
@@ -61,14 +61,14 @@ class Steps:
         self.partition = optim.choose(model.abstract, trained)
         self.optimizer = optimizer or optax.sgd(1.0)
         schedule = schedule or optax.constant_schedule(1.0)
-        self.function = steps.make_train_step(
+        self.function = train_step.make_train_step(
             model, self.partition, self.optimizer, schedule, objective
         )
         self.run = jax.jit(self.function)
 
     def start(self, params):
         trained, frozen = self.partition.split(params)
-        return steps.init_state(trained, self.optimizer, jax.random.key(0)), frozen
+        return train_step.init_state(trained, self.optimizer, jax.random.key(0)), frozen
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def plain(model):
 @pytest.fixture(scope="module")
 def last(model):
     """AdamW on the last layer."""
-    config = common.default().train
+    config = defaults.default().train
     config.update({"weight_decay": 0.1, "learning_rate": 0.1})
     return Steps(model, "last:1", optim.optimizer(config))
 
@@ -188,12 +188,14 @@ def test_frozen_parameters_stay_bitwise_and_have_no_moments(last, params):
 
 def after_two_steps(model, params, partition, **changes):
     """The state after two steps of AdamW, and the whole tree then."""
-    config = common.default().train
+    config = defaults.default().train
     config.update(changes)
     optimizer, schedule = optim.optimizer(config), optim.schedule(config)
-    step = jax.jit(steps.make_train_step(model, partition, optimizer, schedule, losses.GENERATION))
+    step = jax.jit(
+        train_step.make_train_step(model, partition, optimizer, schedule, losses.GENERATION)
+    )
     trained, frozen = partition.split(params)
-    state = steps.init_state(trained, optimizer, jax.random.key(0))
+    state = train_step.init_state(trained, optimizer, jax.random.key(0))
     for _ in range(2):
         state, _ = step(state, frozen, filled(batch_of(1)))
     return state, join_tables(partition.join(state.trained, frozen))
@@ -230,8 +232,8 @@ def test_layers_apart_train_as_a_stack_does(model, params):
 
 
 def test_bfloat16_parameters_keep_their_dtype(params):
-    model = zoo.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    some = Steps(model, "norms", optim.optimizer(common.default().train))
+    model = registry.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    some = Steps(model, "norms", optim.optimizer(defaults.default().train))
     state, frozen = some.start(jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
     after, metrics = jax.eval_shape(some.function, state, frozen, batch_of(2))
     assert {leaf.dtype for leaf in jax.tree.leaves(after.trained)} == {jnp.dtype("bfloat16")}
@@ -252,7 +254,7 @@ class _Summed(losses.Objective):
 
 def test_bfloat16_gradients_are_summed_in_float32(params):
     """In bfloat16 the sum of four would be off by some 1e-3 of its size."""
-    model = zoo.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    model = registry.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     keep = optax.trace(decay=0.0)  # its state is the last gradient
     summed = _Summed(losses.GENERATION.scores, losses.GENERATION.terms)
     some = Steps(model, "norm/scale", keep, objective=summed)
@@ -271,9 +273,9 @@ def test_bfloat16_gradients_are_summed_in_float32(params):
 def test_no_array_of_all_tokens_by_vocabulary():
     """Numbers are chosen so that V is no other size, and all else with V in it is smaller."""
     V, T = 257, 48
-    model = zoo.create(dataclasses.replace(CONFIG, vocab_size=V))
+    model = registry.create(dataclasses.replace(CONFIG, vocab_size=V))
     some = Steps(model)
-    batch = pack.padded([pack.row(example) for example in examples([(0, 40, 3)] * 2)])
+    batch = batching.padded([batching.row(example) for example in examples([(0, 40, 3)] * 2)])
     batch = jax.tree.map(lambda rows: jnp.asarray(rows[None]), batch)
     assert batch.tokens.shape == (1, 2, T)
 
@@ -306,7 +308,7 @@ def test_no_transfer_inside_the_step(plain, params):
 
 def golden_run() -> dict[str, float]:
     """Two AdamW steps of a tied model with all settings away from their defaults."""
-    config = common.default().train
+    config = defaults.default().train
     config.update(
         {
             "steps": 10,
@@ -320,7 +322,7 @@ def golden_run() -> dict[str, float]:
             "eps": 1e-4,
         }
     )
-    model = zoo.create(
+    model = registry.create(
         dataclasses.replace(CONFIG, tie_embeddings=True, rms_norm_eps=1e-3), remat=True
     )
     some = Steps(model, "last:2", optim.optimizer(config), optim.schedule(config))
@@ -346,12 +348,12 @@ def test_dropout_is_drawn_by_the_generator_asked_for_anew_in_every_step(prng, mo
 
     objective = losses.Objective(scores, losses.GENERATION.terms)
     partition, optimizer = optim.choose(model.abstract, "all"), optax.sgd(0.0)
-    step = steps.make_train_step(
+    step = train_step.make_train_step(
         model, partition, optimizer, optax.constant_schedule(0.0), objective, prng=prng
     )
     step = jax.jit(step)
     trained, frozen = partition.split(params)
-    state = steps.init_state(trained, optimizer, jax.random.key(0))
+    state = train_step.init_state(trained, optimizer, jax.random.key(0))
     later, first = step(state, frozen, batch_of(1))
     _, again = step(state, frozen, batch_of(1))
     _, second = step(later, frozen, batch_of(1))

@@ -10,8 +10,8 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxclf import storage
-from jaxclf.errors import ArtifactError
+from jaxclf.checkpoint import tree_store
+from jaxclf.core.errors import ArtifactError
 
 
 def leaf(shape, dtype, seed=0):
@@ -29,8 +29,8 @@ PARTS = {
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """A tree written as a conversion does, in blocks of two rows of the kernel."""
-    monkeypatch.setattr(storage, "BLOCK_BYTES", 20)
-    with storage.TreeWriter(tmp_path / "params") as writer:
+    monkeypatch.setattr(tree_store, "BLOCK_BYTES", 20)
+    with tree_store.TreeWriter(tmp_path / "params") as writer:
         for path, array in PARTS.items():
             stacked = path.startswith("layers")
             writer.write(path, array.shape, array.dtype.name, array if stacked else [array])
@@ -39,7 +39,7 @@ def written(tmp_path, monkeypatch):
 
 def abstract(dtype=None):
     tree = {path: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype) for path, a in PARTS.items()}
-    return storage.nest(tree)
+    return tree_store.nest(tree)
 
 
 def named(error):
@@ -52,18 +52,18 @@ def files(directory):
 
 
 def test_what_is_written_in_blocks_is_read_back_bit_for_bit(written):
-    restored = storage.flatten(storage.restore(*written, abstract()))
+    restored = tree_store.flatten(tree_store.restore(*written, abstract()))
     for path, array in PARTS.items():
         assert np.asarray(restored[path]).tobytes() == array.tobytes()
         assert restored[path].dtype == array.dtype
 
 
 def test_the_manifest_holds_the_checksums_of_the_leaves_themselves(written):
-    assert written[1] == storage.describe(storage.nest(PARTS))
+    assert written[1] == tree_store.describe(tree_store.nest(PARTS))
 
 
 def test_orbax_reads_it_without_us(written):
-    restored = storage.flatten(ocp.StandardCheckpointer().restore(written[0]))
+    restored = tree_store.flatten(ocp.StandardCheckpointer().restore(written[0]))
     assert {path: array.tobytes() for path, array in PARTS.items()} == {
         path: np.asarray(array).tobytes() for path, array in restored.items()
     }
@@ -71,30 +71,30 @@ def test_orbax_reads_it_without_us(written):
 
 def test_a_transposed_part_is_written_as_it_reads(tmp_path):
     kernel = leaf((5, 3), np.float32)
-    with storage.TreeWriter(tmp_path / "params") as writer:
+    with tree_store.TreeWriter(tmp_path / "params") as writer:
         writer.write("k", (3, 5), "float32", [kernel.T])
-    np.testing.assert_array_equal(storage.read(tmp_path / "params", "k"), kernel.T)
+    np.testing.assert_array_equal(tree_store.read(tmp_path / "params", "k"), kernel.T)
 
 
 def test_layers_are_read_one_by_one(written):
     for index, layer in enumerate(PARTS["layers/mlp/up/kernel"]):
-        read = storage.read(written[0], "layers/mlp/up/kernel", index)
+        read = tree_store.read(written[0], "layers/mlp/up/kernel", index)
         assert read.tobytes() == layer.tobytes()
 
 
 @pytest.mark.parametrize("parts", [[np.zeros((2, 2))], [np.zeros((4, 5))] * 2])
 def test_parts_that_do_not_fill_the_leaf_are_refused(tmp_path, parts):
-    with pytest.raises(ValueError, match="kernel"), storage.TreeWriter(tmp_path / "p") as writer:
+    with pytest.raises(ValueError, match="kernel"), tree_store.TreeWriter(tmp_path / "p") as writer:
         writer.write("kernel", (3, 4, 5), "float32", parts)
 
 
 def test_floats_are_cast_on_request_only(written):
-    restored = storage.restore(*written, abstract(jnp.float32), cast=True)
+    restored = tree_store.restore(*written, abstract(jnp.float32), cast=True)
     np.testing.assert_array_equal(
         np.asarray(restored["embed"]["embedding"]), PARTS["embed/embedding"].astype(np.float32)
     )
     with pytest.raises(ArtifactError, match="embed/embedding: dtype bfloat16, expected float32"):
-        storage.restore(*written, abstract(jnp.float32))
+        tree_store.restore(*written, abstract(jnp.float32))
 
 
 def test_missing_unexpected_and_wrong_leaves_are_all_listed(written):
@@ -102,7 +102,7 @@ def test_missing_unexpected_and_wrong_leaves_are_all_listed(written):
     tree["extra"] = tree.pop("norm")
     tree["embed"]["embedding"] = jax.ShapeDtypeStruct((8, 4), jnp.bfloat16)
     with pytest.raises(ArtifactError) as caught:
-        storage.restore(*written, tree)
+        tree_store.restore(*written, tree)
     for line in (
         "extra/scale: missing",
         "norm/scale: unexpected",
@@ -120,11 +120,11 @@ def test_a_flipped_bit_is_named(written):
             bad[0] ^= 1  # later ones may be padding of the last chunk
             file.write_bytes(bad)
             with pytest.raises(ArtifactError) as caught:
-                storage.restore(directory, manifest, abstract())
+                tree_store.restore(directory, manifest, abstract())
             assert caught.value.exit_code == 3
             assert named(caught.value) == [path]
             file.write_bytes(good)
-    storage.restore(directory, manifest, abstract())
+    tree_store.restore(directory, manifest, abstract())
 
 
 @pytest.mark.parametrize("position", range(0, 420, 20))
@@ -136,8 +136,8 @@ def test_a_flipped_bit_in_a_description_is_named_or_harmless(written, position):
     bad[position % len(bad)] ^= 2
     file.write_bytes(bad)
     try:
-        restored = storage.restore(directory, manifest, abstract())
-        assert storage.describe(restored) == manifest
+        restored = tree_store.restore(directory, manifest, abstract())
+        assert tree_store.describe(restored) == manifest
     except ArtifactError as error:
         assert named(error) == [path]  # noqa: PT017 - some of its bytes mean nothing
 
@@ -152,7 +152,7 @@ def test_truncated_and_missing_files_are_named_all_at_once(written, damage):
         if damage == "missing":
             file.unlink()
     with pytest.raises(ArtifactError) as caught:
-        storage.restore(directory, manifest, abstract())
+        tree_store.restore(directory, manifest, abstract())
     assert named(caught.value) == damaged
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_list_of_leaves_is_an_artifact_error(written):
     metadata = directory / "_METADATA"
     metadata.write_text(metadata.read_text().replace("norm", "nurm"))
     with pytest.raises(ArtifactError, match="params"):
-        storage.restore(directory, manifest, abstract())
+        tree_store.restore(directory, manifest, abstract())
 
 
 def test_any_tree_keeps_its_structure_kinds_and_bits(tmp_path):
@@ -173,12 +173,12 @@ def test_any_tree_keeps_its_structure_kinds_and_bits(tmp_path):
         "flag": jnp.array(True),
         "pair": (jnp.int32(1), [jnp.uint8(2)]),
     }
-    with ocp.Checkpointer(storage.handler()) as checkpointer:
-        checkpointer.save(tmp_path / "state", args=storage.save_args(tree))
-    manifest = storage.describe(tree)
-    restored = storage.restore(tmp_path / "state", manifest, tree)
+    with ocp.Checkpointer(tree_store.handler()) as checkpointer:
+        checkpointer.save(tmp_path / "state", args=tree_store.save_args(tree))
+    manifest = tree_store.describe(tree)
+    restored = tree_store.restore(tmp_path / "state", manifest, tree)
     assert jax.tree.structure(restored) == jax.tree.structure(tree)
-    assert storage.describe(restored) == manifest
+    assert tree_store.describe(restored) == manifest
     assert jax.random.uniform(restored["key"]) == jax.random.uniform(tree["key"])
     assert restored["count"] == 7
     assert isinstance(restored["count"], int)
@@ -186,39 +186,39 @@ def test_any_tree_keeps_its_structure_kinds_and_bits(tmp_path):
 
 def test_numbers_that_jax_would_cut_are_refused():
     with pytest.raises(TypeError, match="count: JAX would store int64 as int32"):
-        storage.describe({"count": np.int64(1)})
+        tree_store.describe({"count": np.int64(1)})
 
 
 def test_leaves_are_placed_by_their_sharding(written):
     first = jax.sharding.SingleDeviceSharding(jax.devices()[-1])
-    restored = storage.restore(*written, abstract(), sharding=first)
+    restored = tree_store.restore(*written, abstract(), sharding=first)
     assert all(leaf.sharding == first for leaf in jax.tree.leaves(restored))
 
 
 def test_the_manifest_survives_json_and_nonsense_is_refused(written, tmp_path):
-    data = storage.manifest_to_json(written[1])
-    assert storage.manifest_from_json(data, tmp_path) == written[1]
+    data = tree_store.manifest_to_json(written[1])
+    assert tree_store.manifest_from_json(data, tmp_path) == written[1]
     for wrong in ([], {"leaf": {}}, {"leaf": {"shape": ["x"], "dtype": "f", "sha256": ""}}, None):
         with pytest.raises(ArtifactError, match="not a manifest"):
-            storage.manifest_from_json(wrong, tmp_path)
+            tree_store.manifest_from_json(wrong, tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (1, 3), (4, 1), (2, 1, 3), (3, 5, 2)])
 def test_blocks_cover_every_shape_in_c_order(tmp_path, shape):
     array = leaf(shape, np.float32)
     tree = {"leaf": jnp.asarray(array)}
-    with ocp.Checkpointer(storage.handler()) as checkpointer:
-        checkpointer.save(tmp_path / "tree", args=storage.save_args(tree))
-    storage.verify(tmp_path / "tree", storage.describe(tree))
-    assert storage.read(tmp_path / "tree", "leaf").tobytes() == array.tobytes()
+    with ocp.Checkpointer(tree_store.handler()) as checkpointer:
+        checkpointer.save(tmp_path / "tree", args=tree_store.save_args(tree))
+    tree_store.verify(tmp_path / "tree", tree_store.describe(tree))
+    assert tree_store.read(tmp_path / "tree", "leaf").tobytes() == array.tobytes()
 
 
 def test_every_damaged_leaf_of_many_is_counted(tmp_path):
     names = [f"leaf{i:02}" for i in range(30)]
-    with storage.TreeWriter(tmp_path / "params") as writer:
+    with tree_store.TreeWriter(tmp_path / "params") as writer:
         for name in names:
             writer.write(name, (2,), "float32", [np.ones(2, np.float32)])
-    other = storage.describe({name: np.zeros(2, np.float32) for name in names})
+    other = tree_store.describe({name: np.zeros(2, np.float32) for name in names})
     with pytest.raises(ArtifactError, match="and 10 more") as caught:
-        storage.verify(tmp_path / "params", other)
+        tree_store.verify(tmp_path / "params", other)
     assert named(caught.value) == names[:20]

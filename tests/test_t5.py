@@ -7,27 +7,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import kernels, labels, lora, optim
-from jaxclf.answering import Decoding
-from jaxclf.data import pack, prefixes, prompts
-from jaxclf.data.prompts import Piece, Prompt
+from jaxclf.adapters import lora
+from jaxclf.classifiers.generative import GenerativeClassifier
+from jaxclf.data import batching, prefixes
 from jaxclf.data.tasks import Record
-from jaxclf.data.tokenize import Tokenizer, tokenize
-from jaxclf.generation import GenerativeClassifier
-from jaxclf.losses import label_logits
-from jaxclf.models import zoo
-from jaxclf.recipe import Recipe
+from jaxclf.data.tokenizer import Tokenizer, tokenize
+from jaxclf.decoding import parsing
+from jaxclf.decoding.label_decoder import Decoding
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.models import kernels, registry
+from jaxclf.prompts import builder
+from jaxclf.prompts.builder import Piece, Prompt
+from jaxclf.training import optim
+from jaxclf.training.losses import label_logits
 from tests.test_answering import ALL, INTENT, RECORDS, SLOTS, TEXTS, TOPIC, gold
 from tests.tiny import random_params
 from tests.tiny_t5 import FLAN, t5_examples
 
-BATCH = pack.padded([pack.row(each) for each in t5_examples([(2, 9, 3), (2, 14, 4)], 1)])
+BATCH = batching.padded([batching.row(each) for each in t5_examples([(2, 9, 3), (2, 14, 4)], 1)])
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     answers = [
-        f" {prompts.answer(Record('', '', gold(intent, ('O', 'B-time'), topic)), tasks)}"
+        f" {builder.answer(Record('', '', gold(intent, ('O', 'B-time'), topic)), tasks)}"
         for intent, topic in zip(INTENT.labels, [*TOPIC.labels, *TOPIC.labels], strict=False)
         for tasks in (ALL, (TOPIC,))
     ]
@@ -37,7 +40,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     small = dataclasses.replace(FLAN, vocab_size=tokenizer.vocab_size, num_layers=1)
-    return zoo.create(small)
+    return registry.create(small)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def test_what_is_read_apart_ends_by_itself(tokenizer):
     )
     assert apart.text.tolist() == [*whole.text.tolist(), tokenizer.eos_id]
     assert apart.label.tolist() == whole.label.tolist()
-    row = pack.row(apart)
+    row = batching.row(apart)
     assert row["tokens"].tolist() == [*apart.prefix.tolist(), *apart.text.tolist()]
     assert not prefixes.find([apart] * 4, 4, least=1)
     assert prefixes.find([whole] * 4, 4, least=1)
@@ -71,7 +74,7 @@ def test_several_tasks_are_chosen_in_one_answer(model, params, tokenizer):
     for record, prediction in zip(RECORDS, found, strict=True):
         count = len(record.text.split())
         assert len(prediction.predicted["slots"]) == count
-        assert labels.parse(prediction.raw, ALL, count).values == prediction.predicted
+        assert parsing.parse(prediction.raw, ALL, count).values == prediction.predicted
     assert len({prediction.raw for prediction in found}) > 2
 
 
@@ -84,11 +87,11 @@ def test_scores_are_those_of_whole_answers(model, params, tokenizer, bound):
     field = layout.fields[0]
     lead = len(layout.lead)
     rows = [
-        pack.row(dataclasses.replace(example, label=np.array((*layout.lead, *piece), np.int32)))
+        batching.row(dataclasses.replace(example, label=np.array((*layout.lead, *piece), np.int32)))
         for example in scored.tokens(RECORDS[:2])
         for piece in field.scored
     ]
-    batch = pack.padded(rows)
+    batch = batching.padded(rows)
     logits = jax.jit(lambda params: label_logits(model.bind(params), batch))(params)
     targets = batch.targets["answer"]
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), targets.labels[..., None], axis=-1)
@@ -119,9 +122,9 @@ def test_the_released_vocabulary_lacks_braces_and_answers_are_read_all_the_same(
     tokenizer = Tokenizer.load(shared_root / "tokenizers" / "t5")
     for tasks in (ALL, (SLOTS,), (INTENT,)):
         wanted = gold("alarm_set", ("O", "B-event_name"), "sci.med")
-        text = prompts.answer(Record("", "", wanted), tasks)
+        text = builder.answer(Record("", "", wanted), tasks)
         raw = tokenizer.decode(tokenizer.encode_answer(text))
-        found = labels.parse(raw, tasks, 2).values
+        found = parsing.parse(raw, tasks, 2).values
         expected = {"intent": "alarm_set", "slots": ("Other", "event_name"), "topic": "sci.med"}
         assert found == {task.name: expected[task.name] for task in tasks}
         assert "{" not in raw
@@ -130,7 +133,7 @@ def test_the_released_vocabulary_lacks_braces_and_answers_are_read_all_the_same(
 @pytest.fixture(scope="module")
 def uneven():
     """An encoder of three layers, a decoder of two."""
-    model = zoo.create(FLAN)
+    model = registry.create(FLAN)
     run = jax.jit(lambda params: label_logits(model.bind(params), BATCH))
     return random_params(model), run
 
@@ -171,7 +174,7 @@ def test_last_layers_are_those_of_both_sides(uneven):
 
 def test_a_trained_prefix_is_seen_by_every_self_attention(uneven):
     params, run = uneven
-    prefixed = zoo.create(dataclasses.replace(FLAN, prefix=2))
+    prefixed = registry.create(dataclasses.replace(FLAN, prefix=2))
     values = random_params(prefixed)
     for side in ("encoder", "decoder"):
         for name, leaf in params["layers"][side].items():

@@ -6,22 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxclf import config as configs
-from jaxclf import report, storage
-from jaxclf.checkpoints import resolve
-from jaxclf.classify import open_run
-from jaxclf.errors import InputError, NonFiniteError
-from jaxclf.evaluation import evaluate
-from jaxclf.losses import Objective
-from jaxclf.storage import manifest_to_json
-from jaxclf.training import train
+from jaxclf import report
+from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint.checkpoints import resolve
+from jaxclf.checkpoint.tree_store import manifest_to_json
+from jaxclf.classifiers.opening import open_run
+from jaxclf.config import loading
+from jaxclf.core.errors import InputError, NonFiniteError
+from jaxclf.runs.evaluation import evaluate
+from jaxclf.runs.training import train
+from jaxclf.training.losses import Objective
 
 ROOT = Path(__file__).parent.parent
 
 
 def tiny(*overrides: str):
     """Six steps of a tiny model on 64 built-in utterances."""
-    return configs.load(
+    return loading.load(
         str(ROOT / "configs/quickstart.py:smoke"),
         [
             "train.steps=6",
@@ -74,7 +75,7 @@ def test_evaluate_gives_the_same_numbers(finished, tmp_path):
         finished / "predictions.jsonl"
     ).read_text()
     first, second = (report.read(path)["provenance"] for path in (finished, tmp_path / "again"))
-    assert first["checkpoint"] == storage.fingerprint(resolve(finished).manifest)
+    assert first["checkpoint"] == tree_store.fingerprint(resolve(finished).manifest)
     assert first["seed"] == 0
     assert len(first["data"]) == 64
     assert {**first, "seal": 0} == {**second, "seal": 0}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxclf import trie
+from jaxclf.decoding import trie
 
 END = 2
 LABELS = ((5, 6), (5, 7, 8), (5, 7, 8, 9, 9), (9,), (5, 7, 4, 4, 4, 4, 4))

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf import losses
-from jaxclf.data.pack import ANSWER, Batch
-from jaxclf.data.tokenize import Tokens
+from jaxclf.core.types import Params
+from jaxclf.data.batching import ANSWER, Batch
+from jaxclf.data.tokenizer import Tokens
+from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.layers import RopeScaling
-from jaxclf.models.llama import LlamaConfig
-from jaxclf.models.zoo import Model
-from jaxclf.shapes import Params
+from jaxclf.models.registry import Model
+from jaxclf.training import losses
 
 CONFIG = LlamaConfig(
     vocab_size=37,

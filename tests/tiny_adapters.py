@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf import checkpoints, lora, storage
-from jaxclf.checkpoints import AdapterInfo
-from jaxclf.lora import Adapters, Spec
-from jaxclf.models.zoo import ModelConfig
-from jaxclf.shapes import Params
+from jaxclf.adapters import lora
+from jaxclf.adapters.lora import Adapters, Spec
+from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint.checkpoints import AdapterInfo
+from jaxclf.core.types import Params
+from jaxclf.models.registry import ModelConfig
 
 
 def random_adapters(params: Params, spec: Spec, seed: int = 0) -> Adapters:
     """Adapters that change the model; what fills up a narrower rank stays zero."""
     random = np.random.default_rng(seed)
     adapters = lora.init(params, spec, jax.random.key(seed))
-    kept = {path: np.asarray(leaf != 0) for path, leaf in storage.flatten(adapters).items()}
+    kept = {path: np.asarray(leaf != 0) for path, leaf in tree_store.flatten(adapters).items()}
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -35,10 +36,10 @@ def random_adapters(params: Params, spec: Spec, seed: int = 0) -> Adapters:
 
 def write_model(directory: Path, config: ModelConfig, tree: Any) -> Path:
     """A model directory, or what an adapter directory has in common with it."""
-    with storage.TreeWriter(directory / "params") as writer:
-        for path, leaf in storage.flatten(tree).items():
+    with tree_store.TreeWriter(directory / "params") as writer:
+        for path, leaf in tree_store.flatten(tree).items():
             writer.write(path, leaf.shape, "float32", [np.asarray(leaf)])
-    manifest = storage.manifest_to_json(writer.manifest)
+    manifest = tree_store.manifest_to_json(writer.manifest)
     (directory / "manifest.json").write_text(json.dumps(manifest))
     checkpoints.write_model(directory / "model.json", config, "float32")
     return directory

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf.data.tokenize import Tokens
+from jaxclf.core.types import Params
+from jaxclf.data.tokenizer import Tokens
 from jaxclf.models.t5 import T5Config
-from jaxclf.shapes import Params
 from tests.tiny import examples
 
 FLAN = T5Config(

@@ -24,11 +24,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxclf.data import builtin, files, published, records
-from jaxclf.data.files import Row
+from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.data import builtin, published, readers, records
+from jaxclf.data.readers import Row
 from jaxclf.data.records import Defects, Schema, Target
 from jaxclf.data.tasks import Record, Task
-from jaxclf.errors import ArtifactError, InputError, StorageError
 
 Splits = dict[str, list[Record]]
 Domain = Literal["News", "Utter", "Text"]  # what a text is called in a prompt
@@ -193,7 +193,7 @@ def _published(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...],
     schema = source.schema(local=places is source.local)
     splits: Splits = {}
     for split, path in zip(places, paths, strict=True):
-        rows = published.joined(files.rows(path, schema.columns))
+        rows = published.joined(readers.rows(path, schema.columns))
         splits |= records.parse(rows, schema, defects, split)
     defects.check()
     return "Text", source.tasks, splits

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from jaxclf.data import pack
-from jaxclf.data.encode import Encoded
-from jaxclf.data.pack import Batch, PromptBatch
+from jaxclf.core.errors import InputError
+from jaxclf.data import batching
+from jaxclf.data.batching import Batch, PromptBatch
+from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.prefixes import NONE, Shared
-from jaxclf.data.tokenize import Tokens
-from jaxclf.errors import InputError
+from jaxclf.data.tokenizer import Tokens
 
 # Rows filled side by side before any is emitted; more of them leave less padding.
 _PACKING_BINS = 64
@@ -31,8 +31,8 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> pack.Row:
-        return pack.row(self.examples[index], self.shared)
+    def __getitem__(self, index: int) -> batching.Row:
+        return batching.row(self.examples[index], self.shared)
 
 
 class _LikeLengths(grain.experimental.FlatMapTransform):
@@ -40,10 +40,10 @@ class _LikeLengths(grain.experimental.FlatMapTransform):
 
     max_fan_out = _WINDOW
 
-    def __init__(self, batch_size: int, seed: int, padded: Callable[[list[pack.Row]], Batch]):
+    def __init__(self, batch_size: int, seed: int, padded: Callable[[list[batching.Row]], Batch]):
         self.batch_size, self.seed, self.padded = batch_size, seed, padded
 
-    def flat_map(self, element: list[pack.Row]) -> list[Batch]:
+    def flat_map(self, element: list[batching.Row]) -> list[Batch]:
         rows = sorted(element, key=lambda row: len(row["tokens"]))
         starts = np.arange(0, len(rows), self.batch_size)
         # Drawn from the window itself: a resumed run meets the same order.
@@ -71,7 +71,7 @@ def train_batches(
     examples of like length stand together, in windows of some batches. Prefixes that are `shared`
     are laid once over the rows of each of `groups` micro-batches; lengths then are of the rest.
     """
-    padded = functools.partial(pack.padded, shared=shared, groups=groups)
+    padded = functools.partial(batching.padded, shared=shared, groups=groups)
     dataset = grain.MapDataset.source(_Rows(examples, shared)).shuffle(seed).repeat()
     rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
     if like_lengths:
@@ -81,39 +81,41 @@ def train_batches(
     if not row_length:
         return iter(rows.batch(batch_size, batch_fn=padded))
     for item in examples:
-        if (length := len(pack.row(item, shared)["tokens"])) > row_length:
+        if (length := len(batching.row(item, shared)["tokens"])) > row_length:
             raise InputError(
                 f"record {item.id} has {length:,} tokens; a packed row holds {row_length:,}. "
                 "Raise train.row_length or lower train.max_length."
             )
-    first = pack.row(examples[0], shared)
+    first = batching.row(examples[0], shared)
     lengths = dict.fromkeys(first, row_length)
-    for name in pack.target_names(first):
+    for name in batching.target_names(first):
         budget = label_budget(examples, name, row_length, shared)
         lengths |= {f"{name}/positions": budget, f"{name}/labels": budget}
     filled = grain.experimental.FirstFitPackIterDataset(
         rows, length_struct=lengths, num_packing_bins=_PACKING_BINS, seed=seed
     )
     return iter(
-        filled.batch(batch_size).map(functools.partial(pack.packed, shared=shared, groups=groups))
+        filled.batch(batch_size).map(
+            functools.partial(batching.packed, shared=shared, groups=groups)
+        )
     )
 
 
 def used_tokens(examples: Examples) -> np.ndarray:
     """The sorted token ids that models read in batches of the examples, padding's with them."""
-    read = [pack.row(item)["tokens"] for item in examples]
+    read = [batching.row(item)["tokens"] for item in examples]
     read += [item.label for item in examples if isinstance(item, Tokens) and item.apart]
     return np.unique(np.concatenate([[0], *read]))
 
 
 def label_budget(examples: Examples, name: str, row_length: int, shared: Shared = NONE) -> int:
     """Labels J of a target that a packed row may hold: its usual share and a quarter more."""
-    rows = (pack.row(example, shared) for example in examples)
+    rows = (batching.row(example, shared) for example in examples)
     sizes = [(len(row[f"{name}/labels"]), len(row["tokens"])) for row in rows]
     labels, tokens = (sum(column) for column in zip(*sizes, strict=True))
     share = 1.25 * row_length * labels / max(1, tokens)
     longest = max(count for count, _ in sizes)
-    return min(row_length, pack.bucket(max(int(share), longest), smallest=4))
+    return min(row_length, batching.bucket(max(int(share), longest), smallest=4))
 
 
 def prompt_batches(
@@ -130,7 +132,7 @@ def prompt_batches(
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         indices = [int(index) for index in order[start : start + batch_size]]
-        yield indices, pack.prompts([examples[index] for index in indices], batch_size, shared)
+        yield indices, batching.prompts([examples[index] for index in indices], batch_size, shared)
 
 
 def score_batches(
@@ -141,4 +143,4 @@ def score_batches(
     for start in range(0, len(order), batch_size):
         indices = [int(index) for index in order[start : start + batch_size]]
         filled = indices + indices[-1:] * (batch_size - len(indices))
-        yield indices, pack.padded([pack.row(examples[index]) for index in filled])
+        yield indices, batching.padded([batching.row(examples[index]) for index in filled])

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxclf.data.encode import Encoded
-from jaxclf.data.tokenize import Tokens
+from jaxclf.data.encoder_inputs import Encoded
+from jaxclf.data.tokenizer import Tokens
 
 _DIVISIBLE = 64  # by which the tokens of a long row may be divided
 

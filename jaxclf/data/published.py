@@ -21,7 +21,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxclf.data.files import Row
+from jaxclf.data.readers import Row
 from jaxclf.data.records import Schema, Target
 from jaxclf.data.tasks import Kind, Task
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxclf.data import files
-from jaxclf.data.files import Defect, Row, kind_of, show
-from jaxclf.data.slots import slot_tags
+from jaxclf.core.errors import InputError
+from jaxclf.data import readers
+from jaxclf.data.readers import Defect, Row, kind_of, show
+from jaxclf.data.slot_formats import slot_tags
 from jaxclf.data.tasks import Kind, Label, Record, words
-from jaxclf.errors import InputError
 
 SHOWN_DEFECTS = 10
 SPLITS = {name: name for name in ("train", "dev", "heldout", "test")} | {"validation": "dev"}
@@ -101,7 +101,7 @@ def read(
     Defects are added to `defects`, whose `check` is called after the last file. Raises what
     `files.rows` raises.
     """
-    return parse(files.rows(Path(path), schema.columns), schema, defects, split)
+    return parse(readers.rows(Path(path), schema.columns), schema, defects, split)
 
 
 def parse(
@@ -257,9 +257,9 @@ def _check_text(text: str, column: str) -> None:
         else:
             reason = f"\\u{code:04x} is half of a surrogate pair"
         raise Defect(column, f"{reason} at character {error.start}") from None
-    if size > files.MAX_BYTES:
-        raise Defect(column, files.too_large(size))
+    if size > readers.MAX_BYTES:
+        raise Defect(column, readers.too_large(size))
     if "\0" in text:
         raise Defect(column, f"character {text.index(chr(0))} is NUL")
     if text.startswith("\ufeff"):
-        raise Defect(column, files.BYTE_ORDER_MARK)
+        raise Defect(column, readers.BYTE_ORDER_MARK)

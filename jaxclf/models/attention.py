@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclf import sharding
-from jaxclf.models import shared
+from jaxclf.core.types import AnyArray, Array, Bool, Float, Int, Key, Prefixes
+from jaxclf.distributed import sharding
+from jaxclf.distributed.sharding import constrain
+from jaxclf.models import shared_prefix_attention
 from jaxclf.models.layers import dropout, take_places
-from jaxclf.models.merged import NOTHING, merge
-from jaxclf.models.shared import Shared
-from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key, Prefixes
-from jaxclf.sharding import constrain
+from jaxclf.models.log_sum_exp import NOTHING, merge
+from jaxclf.models.shared_prefix_attention import Shared
 
 
 def causal_mask(
@@ -133,7 +133,9 @@ def visible_after(
     """
     _, _, numbers, seen = prefixes
     if implementation == "plain":
-        return shared.training_mask(numbers, seen, positions, causal_mask(segment_ids))
+        return shared_prefix_attention.training_mask(
+            numbers, seen, positions, causal_mask(segment_ids)
+        )
     return SharedSegments(numbers, seen, Segments(segment_ids, True, implementation))
 
 
@@ -174,7 +176,7 @@ def attend(
     elif isinstance(mask, SharedSegments):
         found = _within_shared(query, key, value, mask)
     elif isinstance(mask, Shared):
-        found = shared.attend(query, key, value, mask)
+        found = shared_prefix_attention.attend(query, key, value, mask)
     else:
         assert not callable(bias), "a mask needs all of the bias"
         found = _plain(query, key, value, mask, rate, random_key, bias, scale)
@@ -359,7 +361,9 @@ def _within_shared(
     lead = mask.numbers.shape[1]
     numbers, seen, own = jnp.asarray(mask.numbers), jnp.asarray(mask.seen), mask.own
     kernels = _kernels(own.implementation)
-    prefix_key, prefix_value = (shared.laid(each[:, :lead]) for each in (key, value))
+    prefix_key, prefix_value = (
+        shared_prefix_attention.laid(each[:, :lead]) for each in (key, value)
+    )
     leading = query[:, :lead], prefix_key, prefix_value, numbers
     if own.outer:
         everywhere = tuple(each._replace(seen=jnp.ones_like(numbers)) for each in own.outer)

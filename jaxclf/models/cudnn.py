@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxclf import sharding
-from jaxclf.shapes import Array, Float, Int
+from jaxclf.core.types import Array, Float, Int
+from jaxclf.distributed import sharding
 
 
 def fits(query: Float[Array, "B T N H"]) -> bool:

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclf import sharding
+from jaxclf.core.types import AnyArray, Array, Float, Int, Key
+from jaxclf.distributed import sharding
+from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import layers
 from jaxclf.models.attention import (
     Implementation,
@@ -23,8 +25,6 @@ from jaxclf.models.attention import (
     visible,
 )
 from jaxclf.models.heads import Head, HeadConfig
-from jaxclf.shapes import AnyArray, Array, Float, Int, Key
-from jaxclf.sharding import between, gathered
 
 EncoderFamily = Literal["bert", "roberta", "distilbert", "electra"]
 

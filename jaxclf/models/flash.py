@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxclf import sharding
+from jaxclf.core.types import Array, Float, Int
+from jaxclf.distributed import sharding
 from jaxclf.models.layers import filled
-from jaxclf.models.merged import NOTHING
-from jaxclf.shapes import Array, Float, Int
+from jaxclf.models.log_sum_exp import NOTHING
 
 _LOG2_E = math.log2(math.e)  # GPUs have a fast power of two
 _LEAST = 16  # rows and columns of a matrix product in Triton

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxclf.core.types import Array, Float, Key
 from jaxclf.models import layers
-from jaxclf.shapes import Array, Float, Key
 
 HeadKind = Literal["sequence", "token"]
 

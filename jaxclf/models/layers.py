@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclf import kernels, sharding
-from jaxclf.kernels import Kernel, LoraKernel
-from jaxclf.shapes import AnyArray, Array, Float, Int, Key, Params, Shaped
+from jaxclf.core.types import AnyArray, Array, Float, Int, Key, Params, Shaped
+from jaxclf.distributed import sharding
+from jaxclf.models import kernels
+from jaxclf.models.kernels import Kernel, LoraKernel
 
 
 def matmul(x: Float[Array, "*batch D"], kernel: Kernel) -> Float[Array, "*batch F"]:

@@ -15,11 +15,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha,
 )
 
-from jaxclf import sharding
+from jaxclf.core.types import Array, Float, Int
+from jaxclf.distributed import sharding
 from jaxclf.models.layers import filled
-from jaxclf.models.merged import with_log_sum
-from jaxclf.models.shared import laid
-from jaxclf.shapes import Array, Float, Int
+from jaxclf.models.log_sum_exp import with_log_sum
+from jaxclf.models.shared_prefix_attention import laid
 
 _LANES = 128  # of a TPU's vector unit: blocks are multiples of it
 _BLOCKS = (512, 384, 256, _LANES)

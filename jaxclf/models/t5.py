@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxclf import sharding
+from jaxclf.core.types import AnyArray, Array, Bool, Float, Int, Key
+from jaxclf.distributed import sharding
+from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import layers
 from jaxclf.models.attention import (
     Before,
@@ -31,8 +33,6 @@ from jaxclf.models.attention import (
     prefix,
     visible,
 )
-from jaxclf.shapes import AnyArray, Array, Bool, Float, Int, Key
-from jaxclf.sharding import between, gathered
 
 
 @dataclasses.dataclass(frozen=True)

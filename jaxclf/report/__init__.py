@@ -15,16 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jaxclf.checkpoint.seal import PREDICTIONS, REPORT, read, seal, sha256
+from jaxclf.core.errors import ArtifactError
 from jaxclf.data.tasks import Label, Task
-from jaxclf.errors import ArtifactError
-from jaxclf.labels import UNPARSED, Prediction
+from jaxclf.decoding.parsing import UNPARSED, Prediction
 from jaxclf.report.card import model_card
 from jaxclf.report.comparison import comparison_page
 from jaxclf.report.complete import finished
 from jaxclf.report.curve import curve_page
 from jaxclf.report.names import metric_name
 from jaxclf.report.page import page
-from jaxclf.report.seal import PREDICTIONS, REPORT, read, seal, sha256
 from jaxclf.report.terminal import comparison_table, curve_table, methods_table, table
 
 __all__ = [

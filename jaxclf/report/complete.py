@@ -7,8 +7,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxclf.errors import ArtifactError
-from jaxclf.report.seal import REPORT, read
+from jaxclf.checkpoint.seal import REPORT, read
+from jaxclf.core.errors import ArtifactError
 
 # What a run may differ in and still be the one that is asked for: none of it moves a figure.
 _SAME = ("mesh.", "model.attention", "api.base_url", "api.concurrency", "api.timeout")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxclf.data.tasks import Task
-from jaxclf.metrics import main_metric
+from jaxclf.metrics.metrics import main_metric
 from jaxclf.report import plots
 from jaxclf.report.markup import number, table, text
 from jaxclf.report.names import COUNTS, metric_name, show

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclf import metrics
 from jaxclf.data.tasks import Task, words
-from jaxclf.labels import UNPARSED, Prediction
+from jaxclf.decoding.parsing import UNPARSED, Prediction
+from jaxclf.metrics import metrics
 from jaxclf.report import calibration, ensemble, plots, spread
 from jaxclf.report.markup import document, number, table, text
 from jaxclf.report.names import COUNTS, metric_name, show

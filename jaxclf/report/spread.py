@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxclf.data.tasks import Task
-from jaxclf.metrics import main_metric
+from jaxclf.metrics.metrics import main_metric
 from jaxclf.report import plots
 from jaxclf.report.markup import number, table, text
 from jaxclf.report.names import COUNTS, metric_name, show

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxclf.data.tasks import Task
-from jaxclf.metrics import main_metric
+from jaxclf.metrics.metrics import main_metric
 from jaxclf.report.names import COUNTS, metric_name, show, show_difference, spread
 
 

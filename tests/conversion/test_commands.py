@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from conversion import files, from_hf, llama, mapping, to_hf
-from jaxclf import checkpoints, errors, storage
-from jaxclf.checkpoints import Checkpoints
-from jaxclf.errors import ArtifactError, InputError, StorageError
-from jaxclf.models import zoo
+from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint.checkpoints import Checkpoints
+from jaxclf.convert import decoders, files, from_hf, mapping, to_hf
+from jaxclf.core import errors
+from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.models import registry
+from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.layers import RopeScaling
-from jaxclf.models.llama import LlamaConfig
 from tests.parity import helpers
 
 CONFIG = LlamaConfig(
@@ -61,15 +62,15 @@ def tensors(directory):
 def write_source(directory, config=CONFIG, seed=0):
     """A Hugging Face directory of random values, without torch."""
     random = np.random.default_rng(seed)
-    leaves = storage.flatten(zoo.create(config).abstract)
+    leaves = tree_store.flatten(registry.create(config).abstract)
     values = {
         tensor.name: random.standard_normal(tensor.shape, np.float32)
         for tensor in mapping.expand(
-            llama.ROWS, {path: leaf.shape for path, leaf in leaves.items()}
+            decoders.ROWS, {path: leaf.shape for path, leaf in leaves.items()}
         )
     }
     directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(llama.write_config(config)))
+    (directory / "config.json").write_text(json.dumps(decoders.write_config(config)))
     rewrite(directory, values)
     return values
 
@@ -123,8 +124,8 @@ def test_every_tensor_lands_where_the_model_reads_it(tmp_path):
     model.save_pretrained(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "ours")
     expected = helpers.llama_tree(helpers.hf_tensors(model), CONFIG.num_layers)
-    loaded = checkpoints.load_params(tmp_path / "ours", zoo.create(CONFIG).abstract)
-    assert storage.describe(loaded) == storage.describe(expected)
+    loaded = checkpoints.load_params(tmp_path / "ours", registry.create(CONFIG).abstract)
+    assert tree_store.describe(loaded) == tree_store.describe(expected)
 
 
 def test_the_real_tiny_checkpoint_survives_the_round_trip(tmp_path, shared_root):
@@ -148,13 +149,13 @@ def test_parameters_are_cast_on_request(tmp_path, dtype):
     values = write_source(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "ours", dtype)
     assert checkpoints.read_model(tmp_path / "ours" / "model.json")[1] == dtype
-    read = storage.read(tmp_path / "ours" / "params", "layers/mlp/up/kernel", 1)
+    read = tree_store.read(tmp_path / "ours" / "params", "layers/mlp/up/kernel", 1)
     expected = values["model.layers.1.mlp.up_proj.weight"].T.astype(dtype)
     assert read.tobytes() == np.ascontiguousarray(expected).tobytes()
 
 
 def test_a_run_is_exported_at_its_best_step(tmp_path):
-    abstract = zoo.create(CONFIG).abstract
+    abstract = registry.create(CONFIG).abstract
     trees = [jax.tree.map(lambda leaf, v=v: jnp.full(leaf.shape, v), abstract) for v in (1.0, 2.0)]
     with Checkpoints(tmp_path / "run", keep=2) as saved:
         for step, (params, score) in enumerate(zip(trees, (0.9, 0.1), strict=True), start=1):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from conversion import encoders, from_hf, mapping, to_hf
-from jaxclf import checkpoints, storage
-from jaxclf.checkpoints import Checkpoints
+from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint.checkpoints import Checkpoints
+from jaxclf.convert import encoders, from_hf, mapping, to_hf
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Task
-from jaxclf.errors import ArtifactError, InputError
-from jaxclf.models import zoo
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.models import registry
 from jaxclf.models.heads import HeadConfig
-from jaxclf.recipe import Recipe
 from tests.parity import helpers
 from tests.tiny_encoders import ENCODERS, inputs, with_heads
 
@@ -49,7 +49,7 @@ def write_source(directory, config, **attributes):
     """A Hugging Face directory of random values, without torch."""
     random = np.random.default_rng(0)
     family = encoders.FAMILIES[config.family]
-    leaves = storage.flatten(zoo.create(config).abstract)
+    leaves = tree_store.flatten(registry.create(config).abstract)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     values = {
         tensor.name: random.standard_normal(tensor.shape, np.float32)
@@ -89,7 +89,7 @@ def test_a_transformers_model_survives_the_round_trip(tmp_path, family, kind):
     convert(tmp_path / "hf", tmp_path / "ours")
     assert checkpoints.read_model(tmp_path / "ours" / "model.json") == (config, "float32")
     expected = helpers.encoder_tree(helpers.hf_tensors(model), config)
-    assert manifest(tmp_path / "ours") == storage.describe(expected)
+    assert manifest(tmp_path / "ours") == tree_store.describe(expected)
 
     export(tmp_path / "ours", tmp_path / "back")
     assert tensors(tmp_path / "back") == tensors(tmp_path / "hf")
@@ -145,7 +145,7 @@ def test_heads_of_pretraining_are_left_behind_and_listed(tmp_path, family, endin
         name.removeprefix(f"{family}."): weight
         for name, weight in helpers.hf_tensors(model).items()
     }
-    assert manifest(tmp_path / "ours") == storage.describe(helpers.encoder_tree(base, config))
+    assert manifest(tmp_path / "ours") == tree_store.describe(helpers.encoder_tree(base, config))
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -268,13 +268,13 @@ def test_labels_that_are_no_list_of_names_are_an_artifact_error(tmp_path, labels
 
 
 def save_run(directory, config, tasks):
-    abstract = zoo.create(config).abstract
+    abstract = registry.create(config).abstract
     leaves = {
         path: jnp.full(leaf.shape, index, leaf.dtype)
-        for index, (path, leaf) in enumerate(storage.flatten(abstract).items())
+        for index, (path, leaf) in enumerate(tree_store.flatten(abstract).items())
     }
     with Checkpoints(directory) as saved:
-        saved.save(1, storage.nest(leaves), {"n": jnp.int32(1)}, None, {"score": 1.0})
+        saved.save(1, tree_store.nest(leaves), {"n": jnp.int32(1)}, None, {"score": 1.0})
     checkpoints.write_model(directory / "model.json", config, "float32")
     recipe = Recipe(tasks, prompt=None, slot_format="bio", max_length=16, max_new_tokens=0)
     recipe.save(directory / "task.json")
@@ -493,7 +493,7 @@ def read(theirs, tensors=()):
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_configs_are_the_zoos(name):
-    assert read(RELEASED[name]) == zoo.CONFIGS[name]
+    assert read(RELEASED[name]) == registry.CONFIGS[name]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -510,7 +510,10 @@ def test_what_is_written_is_read_back(family, kind):
 
 def test_attributes_left_out_have_transformers_values():
     names = ("type_vocab_size", "layer_norm_eps", "initializer_range", "hidden_act")
-    assert read({k: v for k, v in BERT_BASE.items() if k not in names}) == zoo.CONFIGS["bert_base"]
+    assert (
+        read({k: v for k, v in BERT_BASE.items() if k not in names})
+        == registry.CONFIGS["bert_base"]
+    )
     assert read(BERT_BASE | {"hidden_dropout_prob": 0.3}).head_dropout == 0.3
     assert read(BERT_BASE | {"classifier_dropout": 0.4}).head_dropout == 0.4
     assert read({k: v for k, v in ROBERTA_BASE.items() if k != "pad_token_id"}).position_offset == 2

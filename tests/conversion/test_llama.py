@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from conversion import llama
-from jaxclf.errors import ArtifactError, InputError
-from jaxclf.models import zoo
+from jaxclf.convert import decoders
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.models import registry
 from jaxclf.models.layers import RopeScaling
 
 LLAMA2_7B = {  # as released, with the attributes of its time
@@ -68,37 +68,39 @@ LLAMA32_1B = {  # as released
 
 
 def test_released_configs_are_the_zoo_s():
-    assert llama.read_config(LLAMA2_7B, "x") == zoo.CONFIGS["llama2_7b"]
-    assert llama.read_config(LLAMA32_1B, "x") == zoo.CONFIGS["llama3.2_1b"]
+    assert decoders.read_config(LLAMA2_7B, "x") == registry.CONFIGS["llama2_7b"]
+    assert decoders.read_config(LLAMA32_1B, "x") == registry.CONFIGS["llama3.2_1b"]
 
 
 def test_transformers_5_writes_rope_in_one_place():
     new = {k: v for k, v in LLAMA32_1B.items() if k not in ("rope_scaling", "rope_theta")}
     new["rope_parameters"] = {"rope_theta": 500000.0} | SCALING
-    assert llama.read_config(new, "x") == zoo.CONFIGS["llama3.2_1b"]
+    assert decoders.read_config(new, "x") == registry.CONFIGS["llama3.2_1b"]
 
 
 def test_the_old_name_of_the_rope_type_is_read():
     old = {k: v for k, v in SCALING.items() if k != "rope_type"} | {"type": "llama3"}
-    assert llama.read_config(LLAMA32_1B | {"rope_scaling": old}, "x").rope_scaling == RopeScaling(
+    assert decoders.read_config(
+        LLAMA32_1B | {"rope_scaling": old}, "x"
+    ).rope_scaling == RopeScaling(
         factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
     )
 
 
 @pytest.mark.parametrize("name", ["llama2_70b", "llama3.1_8b", "llama3.2_3b", "llama_tiny"])
 def test_what_is_written_is_read_back(name):
-    config = dataclasses.replace(zoo.CONFIGS[name], rms_norm_eps=3e-4, initializer_std=0.1)
-    assert llama.read_config(llama.write_config(config), "x") == config
+    config = dataclasses.replace(registry.CONFIGS[name], rms_norm_eps=3e-4, initializer_std=0.1)
+    assert decoders.read_config(decoders.write_config(config), "x") == config
 
 
 @pytest.mark.parametrize("name", ["llama2_70b", "llama3.2_1b"])
 def test_transformers_reads_what_is_written(name, tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = dataclasses.replace(zoo.CONFIGS[name], rms_norm_eps=3e-4, rope_theta=12345.0)
-    theirs = transformers.LlamaConfig(**llama.write_config(config))
+    config = dataclasses.replace(registry.CONFIGS[name], rms_norm_eps=3e-4, rope_theta=12345.0)
+    theirs = transformers.LlamaConfig(**decoders.write_config(config))
     theirs.save_pretrained(tmp_path)
     again = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
-    assert llama.read_config(again, "x") == config
+    assert decoders.read_config(again, "x") == config
     assert theirs.rope_parameters["rope_theta"] == 12345.0
 
 
@@ -124,7 +126,7 @@ def test_transformers_reads_what_is_written(name, tmp_path):
 )
 def test_an_attribute_that_is_not_honoured_is_refused_by_name(attribute):
     with pytest.raises(InputError) as caught:
-        llama.read_config(LLAMA32_1B | {"rope_scaling": None} | attribute, "config.json")
+        decoders.read_config(LLAMA32_1B | {"rope_scaling": None} | attribute, "config.json")
     name, value = next(iter(attribute.items()))
     inner = next(iter(value)) if isinstance(value, dict) else name
     assert (
@@ -134,7 +136,7 @@ def test_an_attribute_that_is_not_honoured_is_refused_by_name(attribute):
 
 def test_all_refused_attributes_are_named_at_once():
     with pytest.raises(InputError, match=r"mlp_bias=True \(only False\), sliding_window=8"):
-        llama.read_config(LLAMA2_7B | {"mlp_bias": True, "sliding_window": 8}, "x")
+        decoders.read_config(LLAMA2_7B | {"mlp_bias": True, "sliding_window": 8}, "x")
 
 
 @pytest.mark.parametrize(
@@ -152,4 +154,4 @@ def test_all_refused_attributes_are_named_at_once():
 )
 def test_missing_and_impossible_values_are_an_artifact_error(change):
     with pytest.raises(ArtifactError, match=next(iter(change)).split("_")[0]):
-        llama.read_config(LLAMA2_7B | change, "config.json")
+        decoders.read_config(LLAMA2_7B | change, "config.json")

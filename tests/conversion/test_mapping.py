@@ -2,11 +2,11 @@
 
 import pytest
 
-from conversion import llama, mapping
-from conversion.mapping import Row
-from jaxclf import storage
-from jaxclf.errors import ArtifactError
-from jaxclf.models import zoo
+from jaxclf.checkpoint import tree_store
+from jaxclf.convert import decoders, mapping
+from jaxclf.convert.mapping import Row
+from jaxclf.core.errors import ArtifactError
+from jaxclf.models import registry
 
 ROWS = (
     Row("embed.weight", "embed/embedding"),
@@ -49,8 +49,8 @@ def test_what_fits_passes():
 
 @pytest.mark.parametrize("name", ["llama3_8b", "llama3.2_1b"])
 def test_the_llama_table_covers_the_model(name):
-    leaves = storage.flatten(zoo.create(name).abstract)
-    tensors = mapping.expand(llama.ROWS, {path: leaf.shape for path, leaf in leaves.items()})
-    config = zoo.CONFIGS[name]
+    leaves = tree_store.flatten(registry.create(name).abstract)
+    tensors = mapping.expand(decoders.ROWS, {path: leaf.shape for path, leaf in leaves.items()})
+    config = registry.CONFIGS[name]
     assert len(tensors) == config.num_layers * 9 + (2 if config.tie_embeddings else 3)
     assert len({tensor.name for tensor in tensors}) == len(tensors)

@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conversion import from_hf, to_hf
-from jaxclf import checkpoints, lora, storage
-from jaxclf.checkpoints import AdapterInfo, ModelSource, resolve
-from jaxclf.classify import find_model, open_run
-from jaxclf.errors import ArtifactError, InputError
-from jaxclf.kernels import quantised
-from jaxclf.lora import Spec
-from jaxclf.models import zoo
-from jaxclf.storage import flatten
-from jaxclf.training import train
+from jaxclf.adapters import lora
+from jaxclf.adapters.lora import Spec
+from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint.checkpoints import AdapterInfo, ModelSource, resolve
+from jaxclf.checkpoint.tree_store import flatten
+from jaxclf.classifiers.opening import find_model, open_run
+from jaxclf.convert import from_hf, to_hf
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.models import registry
+from jaxclf.models.kernels import quantised
+from jaxclf.runs.training import train
 from tests import tiny
 from tests.conversion.test_commands import CONFIG, convert, export, quiet, write_source
 from tests.test_adapter_run import tiny as run_config
@@ -41,7 +42,7 @@ def adapter_directory(directory, base, params, spec):
     """What from_peft leaves: adapters of a converted base, all of them in use."""
     adapters = filled(lora.init(params, spec, jax.random.key(0)))
     checkpoints.write_base(directory, adapters, CONFIG, "float32", "none")
-    fingerprint = storage.fingerprint(resolve(base).manifest)
+    fingerprint = tree_store.fingerprint(resolve(base).manifest)
     info = AdapterInfo(spec, str(base), fingerprint)
     checkpoints.write_adapters(directory / "adapters.json", info)
     return adapters
@@ -49,7 +50,7 @@ def adapter_directory(directory, base, params, spec):
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
 def test_a_merged_export_computes_what_the_adapters_do(spec, tmp_path):
-    model = zoo.create(CONFIG)
+    model = registry.create(CONFIG)
     params = tiny.random_params(model)
     checkpoints.write_base(tmp_path / "base", params, CONFIG, "float32", "none")
     adapters = adapter_directory(tmp_path / "adapters", tmp_path / "base", params, spec)
@@ -67,7 +68,7 @@ def test_a_merged_export_computes_what_the_adapters_do(spec, tmp_path):
 def test_the_base_of_a_merge_must_be_the_adapters_own(tmp_path):
     write_source(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "base")
-    params = tiny.random_params(zoo.create(CONFIG))
+    params = tiny.random_params(registry.create(CONFIG))
     adapter_directory(tmp_path / "adapters", tmp_path / "base", params, SPECS["lora"])
     write_source(tmp_path / "hf", seed=1)
     convert(tmp_path / "hf", tmp_path / "base", overwrite=True)
@@ -102,7 +103,7 @@ def test_a_run_is_merged_and_its_flips_are_counted(kind, overrides, task, tmp_pa
     back = resolve(tmp_path / "back")
     for path in ("layers/attention/q/kernel", "layers/attention/v/kernel"):
         leaf = flatten(merged)[path]
-        found = storage.read(back.params_dir, path)
+        found = tree_store.read(back.params_dir, path)
         # In memory a merged kernel has its base's dtype: bfloat16 where that is quantised.
         spacing = float(jnp.finfo(leaf.dtype).eps)
         np.testing.assert_allclose(found, leaf.astype(np.float32), rtol=spacing, atol=1e-6)
@@ -133,9 +134,9 @@ def test_conversion_writes_what_quantising_in_memory_gives(kind, tmp_path):
     from_hf.convert(tmp_path / "hf", tmp_path / "out", quantise=kind, progress=quiet)
     source = resolve(tmp_path / "out")
     assert checkpoints.quantisation(source) == kind
-    plain = checkpoints.load_params(tmp_path / "plain", zoo.create(config).abstract)
+    plain = checkpoints.load_params(tmp_path / "plain", registry.create(config).abstract)
     expected = quantised(plain, kind)
-    model = zoo.create(config, quantise=kind)
+    model = registry.create(config, quantise=kind)
     found = checkpoints.load_params(source, model.abstract)
     for path, leaf in flatten(expected).items():
         np.testing.assert_array_equal(flatten(found)[path], leaf, err_msg=path)
@@ -145,7 +146,7 @@ def test_conversion_writes_what_quantising_in_memory_gives(kind, tmp_path):
         found,
         is_leaf=lambda node: hasattr(node, "dequantise"),
     )
-    plain_model = zoo.create(config)
+    plain_model = registry.create(config)
     np.testing.assert_allclose(logits, hidden(plain_model, restored), rtol=1e-4, atol=1e-4)
 
 
@@ -155,8 +156,8 @@ def test_bytes_of_a_frozen_llama_against_bfloat16(name, kind, limit):
     def size(model):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.abstract))
 
-    half = zoo.create(name, param_dtype=jnp.bfloat16)
-    small = zoo.create(name, param_dtype=jnp.bfloat16, quantise=kind)
+    half = registry.create(name, param_dtype=jnp.bfloat16)
+    small = registry.create(name, param_dtype=jnp.bfloat16, quantise=kind)
     assert size(small) <= limit * size(half)
 
 

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from conversion import adapters, from_peft, to_peft
-from jaxclf import checkpoints, errors, lora, storage
-from jaxclf.checkpoints import AdapterInfo, Checkpoints
+from jaxclf.adapters import lora
+from jaxclf.adapters.lora import Spec
+from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint.checkpoints import AdapterInfo, Checkpoints
+from jaxclf.convert import from_peft, peft, to_peft
+from jaxclf.core import errors
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Task
-from jaxclf.errors import ArtifactError, InputError
-from jaxclf.lora import Spec
-from jaxclf.models import zoo
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.models import registry
 from jaxclf.models.heads import HeadConfig
-from jaxclf.recipe import Recipe
 from tests import tiny
 from tests.tiny_adapters import load, random_adapters, write_adapters, write_model
 from tests.tiny_encoders import with_heads
@@ -67,7 +69,7 @@ SPECS = {
 def base(tmp_path_factory):
     """A model directory of BERT with a head."""
     directory = tmp_path_factory.mktemp("bases") / "bert"
-    return write_model(directory, BERT, tiny.random_params(zoo.create(BERT)))
+    return write_model(directory, BERT, tiny.random_params(registry.create(BERT)))
 
 
 def write_source(directory, settings, tensors):
@@ -107,7 +109,7 @@ def test_every_tensor_lands_where_the_model_reads_it(base, tmp_path):
     tensors = bert_tensors()
     source = write_source(tmp_path / "theirs", SETTINGS, tensors)
     from_peft.convert(source, tmp_path / "ours", str(base))
-    found = load(tmp_path / "ours", zoo.create(BERT).abstract)
+    found = load(tmp_path / "ours", registry.create(BERT).abstract)
     assert found.spec == Spec(
         targets=("q", "k"),
         layers=(0, 2),
@@ -137,7 +139,7 @@ def test_every_tensor_lands_where_the_model_reads_it(base, tmp_path):
 @pytest.mark.parametrize("name", SPECS)
 def test_our_adapters_survive_the_round_trip(name, tmp_path):
     config, spec = SPECS[name]
-    params = tiny.random_params(zoo.create(config))
+    params = tiny.random_params(registry.create(config))
     before = random_adapters(params, spec)
     write_adapters(tmp_path / "ours", config, before)
     write_model(tmp_path / "base", config, params)
@@ -145,7 +147,7 @@ def test_our_adapters_survive_the_round_trip(name, tmp_path):
     from_peft.convert(tmp_path / "theirs", tmp_path / "back", str(tmp_path / "base"))
     after = load(tmp_path / "back", params)
     assert lora.places(params, after.spec) == lora.places(params, spec)
-    assert storage.describe(after) == storage.describe(before)
+    assert tree_store.describe(after) == tree_store.describe(before)
     for field in ("kind", "rslora", "dropout"):
         assert getattr(after.spec, field) == getattr(spec, field)
     assert checkpoints.read_model(tmp_path / "back" / "model.json") == (config, "float32")
@@ -168,7 +170,7 @@ def test_modules_are_named_as_short_as_can_be(tmp_path):
 
 def random_of(name):
     config, spec = SPECS[name]
-    return config, random_adapters(tiny.random_params(zoo.create(config)), spec)
+    return config, random_adapters(tiny.random_params(registry.create(config)), spec)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def random_of(name):
 def test_settings_become_a_spec(settings, expected, base, tmp_path):
     source = write_source(tmp_path / "theirs", SETTINGS | settings, bert_tensors())
     from_peft.convert(source, tmp_path / "ours", str(base))
-    spec = load(tmp_path / "ours", zoo.create(BERT).abstract).spec
+    spec = load(tmp_path / "ours", registry.create(BERT).abstract).spec
     assert {name: getattr(spec, name) for name in expected} == expected
 
 
@@ -278,7 +280,7 @@ def test_a_magnitude_is_missing_where_dora_is_said(base, tmp_path):
 
 def test_a_head_that_the_base_lacks_must_be_whole(tmp_path):
     config = with_heads("distilbert", "sequence")
-    params = tiny.random_params(zoo.create(config))
+    params = tiny.random_params(registry.create(config))
     write_model(tmp_path / "bare", with_heads("distilbert"), params | {"heads": {}})
     write_adapters(tmp_path / "ours", *random_of("distilbert"))
     to_peft.export(tmp_path / "ours", tmp_path / "theirs")
@@ -298,7 +300,7 @@ def test_what_kind_a_head_is_must_be_told(base, tmp_path):
     from_peft.convert(source, tmp_path / "ours", str(base))  # the base tells
     assert checkpoints.read_model(tmp_path / "ours" / "model.json")[0] == BERT
     bare = with_heads("bert")
-    write_model(tmp_path / "bare", bare, tiny.random_params(zoo.create(bare)))
+    write_model(tmp_path / "bare", bare, tiny.random_params(registry.create(bare)))
     with pytest.raises(InputError, match="of which kind. Set its task_type to SEQ_CLS or TOKEN_"):
         from_peft.convert(source, tmp_path / "other", str(tmp_path / "bare"))
     write_source(source, SETTINGS | {"task_type": "TOKEN_CLS"}, bert_tensors())
@@ -311,7 +313,7 @@ def test_what_kind_a_head_is_must_be_told(base, tmp_path):
 
 def test_a_copy_of_the_bases_unembedding_must_equal_it(tmp_path):
     config, before = random_of("llama, all")
-    params = tiny.random_params(zoo.create(config))
+    params = tiny.random_params(registry.create(config))
     write_adapters(tmp_path / "ours", config, before)
     write_model(tmp_path / "base", config, params)
     to_peft.export(tmp_path / "ours", tmp_path / "theirs")
@@ -383,7 +385,7 @@ def write_run(directory):
     """A run of two heads, of which the better checkpoint is the first."""
     heads = (HeadConfig("topic", "sequence", 3), HeadConfig("tags", "token", 4))
     config = dataclasses.replace(BERT, heads=heads)
-    params = tiny.random_params(zoo.create(config))
+    params = tiny.random_params(registry.create(config))
     spec = Spec(rank=2, saved=("heads/.*", "pooler/.*"))
     trained = [random_adapters(params, spec, seed) for seed in (0, 1)]
     with Checkpoints(directory, keep=2) as saved:
@@ -435,7 +437,7 @@ def test_a_run_is_exported_with_the_head_of_one_task(tmp_path):
     ],
 )
 def test_what_peft_has_no_form_for_is_not_exported(spec, message, tmp_path):
-    trained = random_adapters(tiny.random_params(zoo.create(BERT)), spec)
+    trained = random_adapters(tiny.random_params(registry.create(BERT)), spec)
     write_adapters(tmp_path / "ours", BERT, trained)
     with pytest.raises(InputError, match=message):
         to_peft.export(tmp_path / "ours", tmp_path / "theirs")
@@ -444,7 +446,7 @@ def test_what_peft_has_no_form_for_is_not_exported(spec, message, tmp_path):
 
 def test_a_trained_embedding_of_a_tied_model_is_refused_both_ways(tmp_path):
     config = dataclasses.replace(tiny.CONFIG, tie_embeddings=True)
-    params = tiny.random_params(zoo.create(config))
+    params = tiny.random_params(registry.create(config))
     trained = random_adapters(params, Spec(saved=("embed/embedding",)))
     write_adapters(tmp_path / "ours", config, trained)
     with pytest.raises(InputError, match="ties its unembedding"):
@@ -464,7 +466,7 @@ def test_whole_models_and_prefixes_are_not_exported(base, tmp_path):
     with pytest.raises(InputError, match="holds a whole model.*to_hf"):
         to_peft.export(base, tmp_path / "theirs")
     config = dataclasses.replace(tiny.CONFIG, prefix=2)
-    params = jax.tree.map(jnp.zeros_like, zoo.create(config).abstract)
+    params = jax.tree.map(jnp.zeros_like, registry.create(config).abstract)
     trained = lora.init(params, Spec(saved=("layers/prefix/.*",)), jax.random.key(0))
     write_adapters(tmp_path / "ours", config, trained)
     with pytest.raises(InputError, match="has a trained prefix"):
@@ -528,4 +530,4 @@ def test_the_commands_end_with_the_exit_code_of_their_error(base, tmp_path, monk
     assert tensors_of(back) == tensors_of(source)
     for command in (from_peft, to_peft):
         assert run(command, "--help") == 0
-    assert adapters.WEIGHTS in capsys.readouterr().out
+    assert peft.WEIGHTS in capsys.readouterr().out

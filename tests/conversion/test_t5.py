@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from conversion import from_hf, t5, to_hf
-from jaxclf import checkpoints, storage
-from jaxclf.errors import ArtifactError, InputError
-from jaxclf.models import zoo
+from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.convert import from_hf, t5, to_hf
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.models import registry
 from tests.parity import helpers
 from tests.tiny_t5 import CASES, FLAN, hf_t5, t5_tree
 
@@ -63,9 +63,9 @@ def test_a_transformers_model_survives_the_round_trip(tmp_path, name):
     model.save_pretrained(tmp_path / "hf")
     from_hf.convert(tmp_path / "hf", tmp_path / "ours", progress=lambda line: None)
     assert checkpoints.read_model(tmp_path / "ours" / "model.json") == (config, "float32")
-    loaded = checkpoints.load_params(tmp_path / "ours", zoo.create(config).abstract)
+    loaded = checkpoints.load_params(tmp_path / "ours", registry.create(config).abstract)
     expected = t5_tree(helpers.hf_tensors(model), config)
-    assert storage.describe(loaded) == storage.describe(expected)
+    assert tree_store.describe(loaded) == tree_store.describe(expected)
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
     to_hf.export(tmp_path / "ours", tmp_path / "back", progress=lambda line: None)
@@ -85,10 +85,10 @@ def test_a_transformers_model_survives_the_round_trip(tmp_path, name):
 
 
 def test_released_configs_are_the_zoo_s():
-    assert read(FLAN_BASE) == zoo.CONFIGS["flan_t5_base"]
+    assert read(FLAN_BASE) == registry.CONFIGS["flan_t5_base"]
     first = read(SMALL, ("shared.weight",))
     assert first == dataclasses.replace(
-        zoo.CONFIGS["flan_t5_base"], gated=False, tie_embeddings=True, scale_outputs=True
+        registry.CONFIGS["flan_t5_base"], gated=False, tie_embeddings=True, scale_outputs=True
     )
     assert read(SMALL) == first  # some files hold the copy, which is checked to be one
 

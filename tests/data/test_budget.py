@@ -3,17 +3,17 @@
 import jax
 import numpy as np
 
-from jaxclf import decode
-from jaxclf.data import pack, prefixes
-from jaxclf.data.budget import Budget
-from jaxclf.models import zoo
+from jaxclf.data import batching, prefixes
+from jaxclf.data.shape_budget import Budget
+from jaxclf.decoding import decode
+from jaxclf.models import registry
 from tests.tiny import CONFIG, examples, random_params, sharing, summed_loss
 
 
 def batch_of(*lengths, label=2):
     texts = sharing(examples([(0, length, label) for length in lengths]), (6,))
     shared = prefixes.find(texts, len(texts), least=1)
-    return pack.padded([pack.row(each, shared) for each in texts], shared)
+    return batching.padded([batching.row(each, shared) for each in texts], shared)
 
 
 def test_a_known_shape_is_taken_past_the_limit():
@@ -36,7 +36,7 @@ def test_what_no_known_shape_has_room_for_is_one_more():
 
 
 def test_padding_changes_no_loss():
-    model = zoo.create(CONFIG)
+    model = registry.create(CONFIG)
     params = random_params(model)
     budget = Budget(limit=1)
     budget.fit(batch_of(30, 30, label=9))
@@ -50,15 +50,15 @@ def test_padding_changes_no_loss():
 
 
 def test_padding_changes_no_answer():
-    model = zoo.create(CONFIG)
+    model = registry.create(CONFIG)
     params = random_params(model)
     texts = sharing(examples([(0, 5, 0), (0, 9, 0)]), (6,))
     shared = prefixes.find(texts, 2, least=1)
     budget = Budget(limit=1)
-    budget.fit(pack.prompts(examples([(0, 40, 0)] * 2), 2))
-    prompts = pack.prompts(texts, 2, shared)
+    budget.fit(batching.prompts(examples([(0, 40, 0)] * 2), 2))
+    prompts = batching.prompts(texts, 2, shared)
     padded = budget.fit(prompts)
     assert padded.tokens.shape[1] > prompts.tokens.shape[1]
-    prefix = decode.make_prefix(model)(params, pack.prefix_row(shared))
+    prefix = decode.make_prefix(model)(params, batching.prefix_row(shared))
     greedy = jax.jit(decode.make_greedy(model, 6, CONFIG.vocab_size))
     np.testing.assert_array_equal(greedy(params, padded, prefix), greedy(params, prompts, prefix))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.common import default
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.data import builtin, datasets
 from jaxclf.data.tasks import plain_slots, words
-from jaxclf.errors import ArtifactError, InputError, StorageError
 
 ROWS = builtin.rows()
 
@@ -403,7 +403,7 @@ def test_file_config_that_lacks_something(tmp_path):
 
 def test_a_cheap_data_set_imports_nothing_heavy():
     code = (
-        "import sys; from configs.common import default; from jaxclf.data import datasets;"
+        "import sys; from jaxclf.config.defaults import default; from jaxclf.data import datasets;"
         "datasets.load(default().data);"
         "print([name for name in ('jax', 'transformers', 'sklearn', 'pyarrow', 'datasets',"
         "'huggingface_hub', 'pandas') if name in sys.modules])"

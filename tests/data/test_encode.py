@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxclf.data.encode import encode
+from jaxclf.core.errors import InputError
+from jaxclf.data.encoder_inputs import encode
 from jaxclf.data.tasks import Record, Task
-from jaxclf.data.tokenize import Tokenizer
-from jaxclf.errors import InputError
+from jaxclf.data.tokenizer import Tokenizer
 
 INTENT = Task("intent", "class", ("alarm", "music"))
 SLOTS = Task("slots", "slots", ("day", "time"))

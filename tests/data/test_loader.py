@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxclf.data import loader, pack
-from jaxclf.data.pack import ANSWER, Batch
-from jaxclf.data.tokenize import Tokens
-from jaxclf.errors import InputError
+from jaxclf.core.errors import InputError
+from jaxclf.data import batching, loader
+from jaxclf.data.batching import ANSWER, Batch
+from jaxclf.data.tokenizer import Tokens
 from tests.tiny import examples as random_examples
 
 ROW_LENGTH = 24
@@ -64,7 +64,7 @@ def segments(batch: Batch) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def wanted(example: Tokens) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(pack.row(example)["tokens"].tolist()), tuple(example.label.tolist())
+    return tuple(batching.row(example)["tokens"].tolist()), tuple(example.label.tolist())
 
 
 sizes = st.tuples(st.integers(0, 3), st.integers(1, 14), st.integers(1, 8))

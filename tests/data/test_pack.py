@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxclf.data import loader, pack
-from jaxclf.data.encode import Encoded
-from jaxclf.data.pack import ANSWER
-from jaxclf.data.tokenize import Tokens
+from jaxclf.data import batching, loader
+from jaxclf.data.batching import ANSWER
+from jaxclf.data.encoder_inputs import Encoded
+from jaxclf.data.tokenizer import Tokens
 
 
 def example(prefix, text, label) -> Tokens:
@@ -16,14 +16,16 @@ def example(prefix, text, label) -> Tokens:
 
 
 def test_row_reads_all_but_the_last_label_token():
-    row = pack.row(example([5], [6, 7], [8, 2]))
+    row = batching.row(example([5], [6, 7], [8, 2]))
     assert row["tokens"].tolist() == [5, 6, 7, 8]
     assert row["answer/positions"].tolist() == [2, 3]
     assert row["answer/labels"].tolist() == [8, 2]
 
 
 def test_padded_rows():
-    batch = pack.padded([pack.row(example([5], [6, 7], [8, 2])), pack.row(example([], [9], [2]))])
+    batch = batching.padded(
+        [batching.row(example([5], [6, 7], [8, 2])), batching.row(example([], [9], [2]))]
+    )
     assert batch.tokens.shape == (2, 16)
     assert batch.targets[ANSWER].labels.shape == (2, 4)
     assert batch.tokens[:, :5].tolist() == [[5, 6, 7, 8, 0], [9, 0, 0, 0, 0]]
@@ -44,7 +46,7 @@ def test_packed_rows_move_label_positions_to_their_example():
     def array(*row):
         return np.array([row], np.int32)
 
-    batch = pack.packed(
+    batch = batching.packed(
         {
             "tokens": array(5, 6, 7, 8, 9, 4, 0),
             "tokens_segment_ids": array(1, 1, 1, 1, 2, 3, 0),
@@ -61,7 +63,7 @@ def test_packed_rows_move_label_positions_to_their_example():
 
 
 def test_prompts_end_where_answers_begin():
-    prompts = pack.prompts([example([5], [6, 7], [8, 2]), example([], [9], [])], rows=3)
+    prompts = batching.prompts([example([5], [6, 7], [8, 2]), example([], [9], [])], rows=3)
     assert prompts.tokens.shape == (3, 16)
     assert prompts.tokens[:, -4:].tolist() == [[0, 5, 6, 7], [0, 0, 0, 9], [0, 0, 0, 9]]
     assert prompts.segment_ids[:, -4:].tolist() == [[0, 1, 1, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
@@ -73,12 +75,12 @@ def test_prompts_end_where_answers_begin():
     ("length", "size"), [(0, 16), (16, 16), (17, 24), (24, 24), (25, 32), (97, 128), (129, 192)]
 )
 def test_buckets(length, size):
-    assert pack.bucket(length) == size
+    assert batching.bucket(length) == size
 
 
 @given(st.integers(1, 200_000), st.sampled_from([4, 16]))
 def test_buckets_waste_at_most_a_third(length, smallest):
-    size = pack.bucket(length, smallest)
+    size = batching.bucket(length, smallest)
     assert length <= size
     assert size == smallest or size - length <= size / 3
 
@@ -100,7 +102,7 @@ def encoded(sizes, seed=0):
 
 
 def test_encoder_rows_have_a_target_for_each_head():
-    batch = pack.padded([pack.row(example) for example in encoded([3, 6])])
+    batch = batching.padded([batching.row(example) for example in encoded([3, 6])])
     assert batch.tokens.shape == batch.types.shape == (2, 16)
     assert batch.targets["intent"].positions.tolist() == [[0], [0]]
     assert batch.targets["slots"].positions.tolist() == [[1, 0, 0, 0], [1, 3, 5, 0]]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.common import default
-from jaxclf.data import prompts, shots
-from jaxclf.data.prompts import Piece
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Record, Task
-from jaxclf.errors import InputError
+from jaxclf.prompts import builder
+from jaxclf.prompts import few_shot as shots
+from jaxclf.prompts.builder import Piece
 
 TASKS = {
     "7class": Task("7class", "class", ("rec", "sci")),
@@ -33,10 +34,10 @@ def config(**fields):
     return chosen
 
 
-def listing_prompt(number: int, **fields) -> tuple[prompts.Prompt, list[Record]]:
-    domain, names, count = prompts.listing(number)
+def listing_prompt(number: int, **fields) -> tuple[builder.Prompt, list[Record]]:
+    domain, names, count = builder.listing(number)
     solved = shots.by_seed(NEWS if domain == "News" else UTTER, count, seed=3)
-    return prompts.build(config(**fields), domain, [TASKS[n] for n in names], solved), solved
+    return builder.build(config(**fields), domain, [TASKS[n] for n in names], solved), solved
 
 
 def assert_in_order(text: str, parts: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def assert_in_order(text: str, parts: Sequence[str]) -> None:
 @pytest.mark.parametrize("wrapper", ["none", "llama2", "llama3"])
 def test_each_listing_has_its_blocks_in_order(number: int, wrapper: str) -> None:
     prompt, shots = listing_prompt(number, wrapper=wrapper)
-    domain, names, count = prompts.listing(number)
+    domain, names, count = builder.listing(number)
     assert len(shots) == count
     tasks = [TASKS[name] for name in names]
     only_kind = {"class": ("Label:", "label"), "slots": ("Slots:", "list of labels")}
@@ -64,7 +65,7 @@ def test_each_listing_has_its_blocks_in_order(number: int, wrapper: str) -> None
     if count:
         examples.append("\nBeginning of <<Examples>>\n")
         for shot in shots:
-            solved = prompts.answer(shot, tasks)
+            solved = builder.answer(shot, tasks)
             examples += [
                 f"Beginning of <<{domain}>>\n{shot.text}\nEnd of <<{domain}>>\n{cue} {solved}\n"
             ]
@@ -97,15 +98,15 @@ def test_each_listing_has_its_blocks_in_order(number: int, wrapper: str) -> None
 
 
 def test_listings_are_twelve() -> None:
-    assert prompts.listing(9) == ("Utter", ("slots",), 0)
-    assert prompts.listing(6) == ("News", ("7class", "20class"), 5)
+    assert builder.listing(9) == ("Utter", ("slots",), 0)
+    assert builder.listing(6) == ("News", ("7class", "20class"), 5)
     with pytest.raises(InputError, match="1 to 12"):
-        prompts.listing(13)
+        builder.listing(13)
 
 
 def test_golden_consolidated_prompt_with_system_part() -> None:
     tasks = [TASKS["intent"], TASKS["slots"]]
-    prompt = prompts.build(config(wrapper="llama2"), "Utter", tasks, UTTER[:1])
+    prompt = builder.build(config(wrapper="llama2"), "Utter", tasks, UTTER[:1])
     assert prompt.render("stop") == (
         "[INST] <<SYS>>\n"
         "You will be given an utterance.\n"
@@ -151,7 +152,7 @@ def test_what_records_and_labels_hold_is_data() -> None:
     task = Task("kind", "class", (hostile, "b"))
     shot = Record("1", f"text {hostile}", {"kind": hostile})
     for template in ("listing", "plain"):
-        prompt = prompts.build(config(template=template), "Text", [task], [shot])
+        prompt = builder.build(config(template=template), "Text", [task], [shot])
         fixed = [piece.text for piece in (*prompt.before, *prompt.after) if not piece.is_data]
         assert not any(hostile in text for text in fixed)
         assert hostile in prompt.render("")
@@ -159,16 +160,16 @@ def test_what_records_and_labels_hold_is_data() -> None:
 
 def test_plain_template_is_text_and_cue() -> None:
     tasks = [TASKS["intent"], TASKS["slots"]]
-    prompt = prompts.build(config(template="plain"), "Utter", tasks)
+    prompt = builder.build(config(template="plain"), "Utter", tasks)
     assert (prompt.before, prompt.after) == ((), (Piece("\nOutput:", is_data=False),))
-    prompt = prompts.build(config(template="plain"), "Utter", tasks[:1], UTTER[:2])
+    prompt = builder.build(config(template="plain"), "Utter", tasks[:1], UTTER[:2])
     assert prompt.render("stop") == (
         "wake me at 0 am\nLabel: alarm_set\n\nwake me at 1 am\nLabel: alarm_set\n\nstop\nLabel:"
     )
 
 
 def test_bio_slots_name_tags_and_the_outside() -> None:
-    prompt = prompts.build(config(slots="bio"), "Utter", [TASKS["slots"]])
+    prompt = builder.build(config(slots="bio"), "Utter", [TASKS["slots"]])
     text = prompt.render("")
     assert "['B-date', 'I-date', 'B-time', 'I-time']" in text
     assert "gets the label 'O'" in text
@@ -189,30 +190,30 @@ def test_bio_slots_name_tags_and_the_outside() -> None:
 )
 def test_answers(names: list[str], slot_format: str, expected: str) -> None:
     record = Record("1", "at five am", {"intent": "alarm_set", "slots": ("O", "B-time", "I-time")})
-    assert prompts.answer(record, [TASKS[name] for name in names], slot_format) == expected
+    assert builder.answer(record, [TASKS[name] for name in names], slot_format) == expected
 
 
 def test_answer_quotes_json_and_keeps_letters() -> None:
     record = Record("1", "x", {"a": 'say "hi"\\', "b": "größe"})
     tasks = [Task("a", "class", ('say "hi"\\',)), Task("b", "class", ("größe",))]
-    text = prompts.answer(record, tasks)
+    text = builder.answer(record, tasks)
     assert json.loads(text) == {"task1": 'say "hi"\\', "task2": "größe"}
     assert "größe" in text
 
 
 def test_answer_needs_gold() -> None:
     record = Record("r7", "x", {"intent": None})
-    assert not prompts.has_gold(record, [TASKS["intent"]])
-    assert prompts.has_gold(UTTER[0], [TASKS["intent"], TASKS["slots"]])
+    assert not builder.has_gold(record, [TASKS["intent"]])
+    assert builder.has_gold(UTTER[0], [TASKS["intent"], TASKS["slots"]])
     with pytest.raises(InputError, match="r7: intent is None"):
-        prompts.answer(record, [TASKS["intent"]])
+        builder.answer(record, [TASKS["intent"]])
 
 
 def own(tmp_path: Path, template: str, names: Sequence[str] = ("intent",), shots=()):
     path = tmp_path / "own.txt"
     path.write_text(template, encoding="utf-8")
     tasks = [TASKS[name] for name in names]
-    return prompts.build(config(file=str(path)), "Utter", tasks, shots)
+    return builder.build(config(file=str(path)), "Utter", tasks, shots)
 
 
 def test_own_template(tmp_path: Path) -> None:
@@ -252,18 +253,18 @@ def test_own_template_without_room_for_the_shots(tmp_path: Path) -> None:
 
 def test_own_template_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"prompt\.file .*absent"):
-        prompts.build(config(file=str(tmp_path / "absent")), "Utter", [TASKS["intent"]])
+        builder.build(config(file=str(tmp_path / "absent")), "Utter", [TASKS["intent"]])
     (tmp_path / "latin").write_bytes(b"\xe4 $text")
     with pytest.raises(InputError, match="cannot be read"):
-        prompts.build(config(file=str(tmp_path / "latin")), "Utter", [TASKS["intent"]])
+        builder.build(config(file=str(tmp_path / "latin")), "Utter", [TASKS["intent"]])
 
 
 @pytest.mark.parametrize("field", ["template", "wrapper", "slots"])
 def test_unknown_names_are_refused(field: str) -> None:
     with pytest.raises(InputError, match=rf"prompt\.{field} is 'lama'; possible: "):
-        prompts.build(config(**{field: "lama"}), "Utter", [TASKS["intent"]])
+        builder.build(config(**{field: "lama"}), "Utter", [TASKS["intent"]])
 
 
 def test_a_number_cannot_be_asked_for() -> None:
     with pytest.raises(InputError, match="score is of kind regression"):
-        prompts.build(config(), "Text", [Task("score", "regression", ())])
+        builder.build(config(), "Text", [Task("score", "regression", ())])

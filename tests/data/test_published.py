@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from configs.common import default
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets, published
-from jaxclf.errors import ArtifactError, InputError
 
 NAMES = list(published.DATASETS)
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from jaxclf.data import files
+from jaxclf.core.errors import InputError, StorageError
+from jaxclf.data import readers
 from jaxclf.data.records import Defects, Schema, Target, read
-from jaxclf.errors import InputError, StorageError
 
 CLASS = Target("label", "class", "label")
 SCHEMA = Schema(text="text", targets=(CLASS,), id="id")
@@ -446,7 +446,7 @@ def test_file_the_system_refuses_to_read(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "_lines", refuse)
+    monkeypatch.setattr(readers, "_lines", refuse)
     with pytest.raises(StorageError, match=r"train.jsonl: cannot be read: Permission denied"):
         read(path, SCHEMA, Defects(), "train")
 

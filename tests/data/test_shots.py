@@ -2,10 +2,10 @@
 
 import pytest
 
-from configs.common import default
-from jaxclf.data import shots
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Record, Task
-from jaxclf.errors import InputError
+from jaxclf.prompts import few_shot
 
 TOPIC = Task("topic", "class", ("a", "b", "c"))
 SLOTS = [Record("s", "now", {"slots": ("B-time",)})]
@@ -13,37 +13,37 @@ NEWS = [Record(f"n{i}", f"news number {i}", {"topic": "ab"[i % 2]}) for i in ran
 
 
 def test_shots_are_the_same_by_seed() -> None:
-    first = shots.by_seed(NEWS, 5, seed=1)
-    assert first == shots.by_seed(NEWS, 5, seed=1)
+    first = few_shot.by_seed(NEWS, 5, seed=1)
+    assert first == few_shot.by_seed(NEWS, 5, seed=1)
     assert len({shot.id for shot in first}) == 5
-    assert first != shots.by_seed(NEWS, 5, seed=2)
-    assert shots.by_seed(NEWS, 0, seed=1) == []
+    assert first != few_shot.by_seed(NEWS, 5, seed=2)
+    assert few_shot.by_seed(NEWS, 0, seed=1) == []
 
 
 def test_fresh_shots_differ_by_example_and_leave_it_out() -> None:
     drawn = [
-        shots.by_seed(NEWS, 5, seed=1, index=i, exclude_id=record.id)
+        few_shot.by_seed(NEWS, 5, seed=1, index=i, exclude_id=record.id)
         for i, record in enumerate(NEWS)
     ]
     for record, found in zip(NEWS, drawn, strict=True):
         assert len({shot.id for shot in found} - {record.id}) == 5
     assert len({tuple(shot.id for shot in found) for found in drawn}) > 4
-    assert drawn[3] == shots.by_seed(NEWS, 5, seed=1, index=3, exclude_id=NEWS[3].id)
-    assert shots.by_seed(NEWS, 5, 1, index=0) != shots.by_seed(NEWS, 5, 1)
+    assert drawn[3] == few_shot.by_seed(NEWS, 5, seed=1, index=3, exclude_id=NEWS[3].id)
+    assert few_shot.by_seed(NEWS, 5, 1, index=0) != few_shot.by_seed(NEWS, 5, 1)
 
 
 def test_too_few_training_records_for_the_shots() -> None:
-    assert len(shots.by_seed(NEWS, 8, seed=0, exclude_id="of another split")) == 8
+    assert len(few_shot.by_seed(NEWS, 8, seed=0, exclude_id="of another split")) == 8
     with pytest.raises(InputError, match=r"prompt\.shots is 8; the training split has 7 usable"):
-        shots.by_seed(NEWS, 8, seed=0, index=0, exclude_id="n0")
+        few_shot.by_seed(NEWS, 8, seed=0, index=0, exclude_id="n0")
     with pytest.raises(InputError, match=r"prompt\.shots is 9"):
-        shots.by_seed(NEWS, 9, seed=0)
+        few_shot.by_seed(NEWS, 9, seed=0)
 
 
 def choose(count, records=NEWS, tasks=(TOPIC,), seed=0, draw=0, order=0, **fields):
     prompt = default().prompt
     prompt.update(shots=count, **fields)
-    return shots.chooser(prompt, records, tasks, seed, draw, order)
+    return few_shot.chooser(prompt, records, tasks, seed, draw, order)
 
 
 def ids(found):
@@ -52,7 +52,7 @@ def ids(found):
 
 def test_sets_and_orders_of_a_run():
     first = choose(4)()
-    assert first == shots.by_seed(NEWS, 4, seed=0) == choose(4)()
+    assert first == few_shot.by_seed(NEWS, 4, seed=0) == choose(4)()
     others = [ids(choose(4, draw=draw)()) for draw in range(4)]
     assert len({tuple(sorted(each)) for each in others}) > 1
     orders = [ids(choose(3, order=order)()) for order in range(6)]

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from configs.common import default
-from jaxclf.data import prompts, styles
-from jaxclf.data.pieces import letters
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Record, Task
-from jaxclf.errors import InputError
+from jaxclf.prompts import builder, styles
+from jaxclf.prompts.template import letters
 
 INTENT = Task("intent", "class", ("alarm_set", "play_music"))
 SLOTS = Task("slots", "slots", ("time",))
@@ -19,7 +19,7 @@ MEANINGS = {"alarm_set": "set an alarm", "play_music": "play", "time": "a time o
 def build(template, tasks=(INTENT,), shots=(), **fields):
     prompt = default().prompt
     prompt.update(template=template, **fields)
-    return prompts.build(prompt, "Utter", tasks, shots)
+    return builder.build(prompt, "Utter", tasks, shots)
 
 
 @pytest.fixture

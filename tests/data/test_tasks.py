@@ -1,6 +1,6 @@
 import pytest
 
-from jaxclf.data.slots import annotated, slot_tags
+from jaxclf.data.slot_formats import annotated, slot_tags
 from jaxclf.data.tasks import bio_slots, plain_slots, words
 
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from configs.common import default
-from jaxclf.data.prompts import Prompt, build
-from jaxclf.data.shots import by_seed
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Record, Task
-from jaxclf.data.tokenize import Tokenizer, tokenize
-from jaxclf.errors import ArtifactError, InputError
+from jaxclf.data.tokenizer import Tokenizer, tokenize
+from jaxclf.prompts.builder import Prompt, build
+from jaxclf.prompts.few_shot import by_seed
 
 TASK = Task("topic", "class", ("rec.autos", "sci.space"))
 SENTENCES = ["the shuttle was launched into space today", "a car that starts in the cold"] * 9
@@ -310,7 +310,7 @@ def test_saved_tokenizer_is_the_same(trained: Tokenizer, tmp_path: Path) -> None
 
 def test_training_gives_the_same_tokenizer_in_another_process(tmp_path: Path) -> None:
     code = (
-        "from jaxclf.data.tokenize import Tokenizer\n"
+        "from jaxclf.data.tokenizer import Tokenizer\n"
         f"print(Tokenizer.train({SENTENCES}, 320).fingerprint)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7"}

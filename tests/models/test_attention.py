@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import decode, sharding
-from jaxclf.data import pack, prefixes
-from jaxclf.models import attention, zoo
+from jaxclf.core.types import Prefixes
+from jaxclf.data import batching, prefixes
+from jaxclf.decoding import decode
+from jaxclf.distributed import sharding
+from jaxclf.models import attention, registry
 from jaxclf.models.attention import attend, visible, visible_after
-from jaxclf.shapes import Prefixes
 from tests.tiny import CONFIG, examples, random_params, shapes, sharing
 from tests.tiny_encoders import ENCODERS
 from tests.tiny_t5 import FLAN
@@ -202,10 +203,10 @@ def test_a_model_shares_prefixes_by_kernels(implementation, soft, at):
     """Prompts' prefixes, and trained ones that all tokens see before them."""
     _, prefixes, texts = shared_inputs()
     config = dataclasses.replace(CONFIG, prefix=soft)
-    params = random_params(zoo.create(config))
+    params = random_params(registry.create(config))
 
     def hidden(implementation):
-        model = zoo.create(config, attention=implementation)
+        model = registry.create(config, attention=implementation)
 
         def total(params):
             found = model.bind(params).hidden(*texts, at=at, prefixes=prefixes)
@@ -223,11 +224,11 @@ def test_a_model_shares_prefixes_by_kernels(implementation, soft, at):
 def test_trained_prefixes_are_seen_by_kernels(implementation):
     _, _, (tokens, positions, ids) = shared_inputs()
     config = dataclasses.replace(CONFIG, prefix=3)
-    params = random_params(zoo.create(config))
+    params = random_params(registry.create(config))
 
     def hidden(implementation):
         def total(params):
-            model = zoo.create(config, attention=implementation)
+            model = registry.create(config, attention=implementation)
             found = model.bind(params).hidden(tokens, positions, ids)
             found = jnp.where(ids[..., None] > 0, found, 0)
             return jnp.sum(jnp.sin(found)), found
@@ -245,12 +246,12 @@ def test_prompts_are_read_after_prefixes_that_were_computed(implementation):
     texts[3] = dataclasses.replace(texts[3], prefix=texts[3].prefix[:2])  # shared with none
     shared = prefixes.find(texts, len(texts), least=1)
     config = dataclasses.replace(CONFIG, prefix=2)
-    params = random_params(zoo.create(config))
+    params = random_params(registry.create(config))
     found = []
     for each in ("plain", implementation):
-        model = zoo.create(config, attention=each)
-        prefix = jax.jit(decode.make_prefix(model))(params, pack.prefix_row(shared))
-        prompts = pack.prompts(texts, 4, shared)
+        model = registry.create(config, attention=each)
+        prefix = jax.jit(decode.make_prefix(model))(params, batching.prefix_row(shared))
+        prompts = batching.prompts(texts, 4, shared)
 
         def read(params, prompts, prefix, model=model):
             before = prefix.before(prompts)
@@ -281,7 +282,7 @@ def test_kernels_and_blocks_leave_no_square(family):
     if family == "roberta":
         config = dataclasses.replace(config, max_position=200, attention_dropout=0.1)
     for implementation, squares in ("plain", True), ("cudnn", False):
-        model = zoo.create(config, attention=implementation)
+        model = registry.create(config, attention=implementation)
         params = random_params(model)
         found = shapes(lambda params, model=model: jax.grad(total)(params, model), params)
         square = [shape for shape in found if sum(count <= size < 2 * count for size in shape) > 1]
@@ -297,11 +298,11 @@ def test_an_encoder_with_a_decoder_attends_by_blocks(soft, monkeypatch):
     tokens, labels = (random.integers(1, FLAN.vocab_size, (2, count)) for count in (21, 5))
     ids = np.where(np.arange(21) < 13, 1, 2) * (np.arange(21) < [[21], [18]])
     label_ids = np.array([[1, 1, 2, 2, 2], [1, 2, 2, 0, 0]])
-    params = random_params(zoo.create(config))
+    params = random_params(registry.create(config))
 
     def hidden(implementation):
         def total(params):
-            module = zoo.create(config, attention=implementation).bind(params)
+            module = registry.create(config, attention=implementation).bind(params)
             found = module.hidden(*map(np.int32, (tokens, ids, labels, label_ids)))
             found = jnp.where(label_ids[..., None] > 0, found, 0)
             return jnp.sum(jnp.sin(found)), found
@@ -321,7 +322,7 @@ def test_an_encoder_with_a_decoder_attends_by_blocks(soft, monkeypatch):
 def test_accelerators_keep_matrix_products_alone_without_remat(family, monkeypatch):
     """What norms, activations and dropout gave is computed again there, to the same gradients."""
     config = {"llama": CONFIG, "roberta": ENCODERS["roberta"]}[family]
-    model = zoo.create(config)
+    model = registry.create(config)
     params = random_params(model)
     tokens = np.random.default_rng(0).integers(1, 20, (2, 13)).astype(np.int32)
     positions, key = np.tile(np.arange(13, dtype=np.int32), (2, 1)), jax.random.key(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxclf.models import layers, zoo
+from jaxclf.models import layers, registry
 from jaxclf.models.attention import attend, full_mask
 from tests.tiny import random_params, shapes
 from tests.tiny_encoders import ENCODERS, HEADS, inputs, with_heads
@@ -32,7 +32,7 @@ def one_row(*lengths: int, padding: int = 0):
 
 @pytest.mark.parametrize("family", ["bert", "electra"])
 def test_a_token_sees_all_of_its_segment_and_nothing_else(family):
-    model = zoo.create(ENCODERS[family])
+    model = registry.create(ENCODERS[family])
     params = random_params(model)
     arrays = one_row(5, 4, padding=3)
     segments = arrays[2][0]
@@ -52,7 +52,7 @@ def test_a_token_sees_all_of_its_segment_and_nothing_else(family):
 
 @pytest.mark.parametrize("family", ENCODERS)
 def test_packed_texts_equal_each_alone(family):
-    model = zoo.create(ENCODERS[family])
+    model = registry.create(ENCODERS[family])
     params = random_params(model)
     lengths = (7, 2, 11)
     row = one_row(*lengths)
@@ -74,7 +74,7 @@ def test_packed_texts_equal_each_alone(family):
 
 
 def test_types_left_out_are_zeros():
-    model = zoo.create(ENCODERS["bert"])
+    model = registry.create(ENCODERS["bert"])
     params = random_params(model)
     tokens, positions, segments, types = inputs()
 
@@ -91,7 +91,7 @@ def test_types_left_out_are_zeros():
 
 def test_scanned_layers_equal_a_loop_over_them():
     config = ENCODERS["electra"]
-    model = zoo.create(config)
+    model = registry.create(config)
     tokens, positions, segments, types = inputs()
 
     @jax.jit
@@ -110,7 +110,7 @@ def test_scanned_layers_equal_a_loop_over_them():
 @pytest.mark.parametrize("family", ENCODERS)
 def test_states_of_some_places_are_those_of_the_whole(family):
     config = ENCODERS[family]
-    plain, wanted = zoo.create(config), zoo.create(config, unroll=config.num_layers)
+    plain, wanted = registry.create(config), registry.create(config, unroll=config.num_layers)
     arrays = inputs()
     rows, count = arrays[0].shape
     at = np.random.default_rng(3).integers(0, count, (rows, 2))
@@ -125,11 +125,11 @@ def test_states_of_some_places_are_those_of_the_whole(family):
 def test_rematerialisation_changes_no_gradient():
     config = ENCODERS["bert"]
     arrays = inputs()
-    params = random_params(zoo.create(config))
+    params = random_params(registry.create(config))
     key = random_key(2)
 
     def gradient(remat: bool):
-        model = zoo.create(config, remat=remat)
+        model = registry.create(config, remat=remat)
 
         def loss(params):
             return jnp.mean(model.bind(params).hidden(*arrays, key=key) ** 3)
@@ -149,7 +149,7 @@ def test_rematerialisation_changes_no_gradient():
 def test_bfloat16_stays_near_float32_and_padding_stays_finite():
     config = with_heads("bert", "sequence")
     arrays = inputs()
-    half = zoo.create(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    half = registry.create(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.abstract)} == {jnp.dtype(jnp.bfloat16)}
     params = random_params(half)
 
@@ -166,7 +166,7 @@ def test_bfloat16_stays_near_float32_and_padding_stays_finite():
     assert gradient.dtype == jnp.bfloat16
     assert jnp.all(jnp.isfinite(gradient))
     whole = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    _, expected = jax.jit(functools.partial(loss, model=zoo.create(config)))(
+    _, expected = jax.jit(functools.partial(loss, model=registry.create(config)))(
         whole["embed"]["tokens"]["embedding"], whole
     )
     assert jnp.max(jnp.abs(hidden - expected)) < 0.15
@@ -218,7 +218,7 @@ def test_attention_with_dropped_weights_is_attention_on_average():
 def hidden_states(**rates):
     """A function of a dropout key to all hidden states, with these rates and no others."""
     config = dataclasses.replace(ENCODERS["bert"], dropout=0.0, attention_dropout=0.0)
-    model = zoo.create(dataclasses.replace(config, **rates))
+    model = registry.create(dataclasses.replace(config, **rates))
     params, arrays = random_params(model), inputs()
     return jax.jit(lambda key: model.bind(params).hidden(*arrays, key=key))
 
@@ -239,7 +239,7 @@ def test_each_dropout_acts_with_a_key_alone(name):
 def test_distilbert_alone_keeps_all_that_attention_adds(family):
     nearly_all = 1 - 2**-16
     config = dataclasses.replace(ENCODERS[family], dropout=nearly_all, attention_dropout=0.0)
-    model = zoo.create(config)
+    model = registry.create(config)
     params = random_params(model)
 
     @jax.jit
@@ -262,7 +262,7 @@ def test_dropout_of_rate_zero_is_none():
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("family", ENCODERS)
 def test_a_heads_dropout_acts_with_a_key_alone(family, name):
-    model = zoo.create(with_heads(family, name))
+    model = registry.create(with_heads(family, name))
     module = model.bind(random_params(model))
     hidden = jax.random.normal(jax.random.key(9), (40, model.config.hidden_size))
     plain, first, other = (
@@ -290,7 +290,7 @@ def test_a_heads_dropout_acts_with_a_key_alone(family, name):
     ],
 )
 def test_parameter_counts_are_those_of_the_released_checkpoints(name, published):
-    config = zoo.CONFIGS[name]
+    config = registry.CONFIGS[name]
     config = dataclasses.replace(config, pooler=config.family == "bert")
-    leaves = jax.tree.leaves(zoo.create(config).abstract)
+    leaves = jax.tree.leaves(registry.create(config).abstract)
     assert sum(math.prod(leaf.shape) for leaf in leaves) == published

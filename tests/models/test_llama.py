@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxclf import losses
-from jaxclf.data import loader, pack
-from jaxclf.models import layers, zoo
+from jaxclf.data import batching, loader
+from jaxclf.models import layers, registry
 from jaxclf.models.attention import causal_mask
 from jaxclf.models.layers import RopeScaling
+from jaxclf.training import losses
 from tests.tiny import CONFIG, examples, random_params, shapes, summed_loss
 
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.create(CONFIG)
+    return registry.create(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_packed_rows_sum_to_the_same_loss_as_single_rows(model, params):
     for row, count in enumerate(of_row):
         for segment in range(1, count + 1):
             read = packed.tokens[row][packed.segment_ids[row] == segment]
-            (example,) = (e for e in documents if np.array_equal(pack.row(e)["tokens"], read))
-            single.append(pack.row(example))
-    unpacked = pack.padded(single)
+            (example,) = (e for e in documents if np.array_equal(batching.row(e)["tokens"], read))
+            single.append(batching.row(example))
+    unpacked = batching.padded(single)
 
     @jax.jit
     def sums(batch):
@@ -77,7 +77,7 @@ def test_packed_rows_sum_to_the_same_loss_as_single_rows(model, params):
 
 def test_label_logits_are_slices_of_all_logits(model, params):
     documents = examples([(0, 3, 2), (4, 9, 5), (4, 2, 1)])
-    batch = jax.tree.map(jnp.asarray, pack.padded([pack.row(e) for e in documents]))
+    batch = jax.tree.map(jnp.asarray, batching.padded([batching.row(e) for e in documents]))
 
     @jax.jit
     def both(params):
@@ -87,7 +87,7 @@ def test_label_logits_are_slices_of_all_logits(model, params):
 
     chosen, everywhere = both(params)
     for row, example in enumerate(documents):
-        count, end = len(example.label), len(pack.row(example)["tokens"])
+        count, end = len(example.label), len(batching.row(example)["tokens"])
         expected = everywhere[row, end - count : end]
         np.testing.assert_allclose(chosen[row, :count], expected, rtol=0, atol=1e-6)
 
@@ -113,7 +113,7 @@ def test_scanned_layers_equal_a_loop_over_them(model, params):
 def test_states_of_some_places_are_those_of_the_whole(params, unroll, remat):
     tokens, positions, segment_ids = whole_row(9)
     at = np.array([[8, 3, 0]])
-    wanted, plain = zoo.create(CONFIG, remat=remat, unroll=unroll), zoo.create(CONFIG)
+    wanted, plain = registry.create(CONFIG, remat=remat, unroll=unroll), registry.create(CONFIG)
 
     def some(params):
         return wanted.bind(params).hidden(tokens, positions, segment_ids, at=at)
@@ -139,7 +139,7 @@ def test_rematerialisation_changes_no_gradient(params):
     tokens, positions, segment_ids = whole_row(9)
 
     def gradient(remat: bool):
-        model = zoo.create(CONFIG, remat=remat)
+        model = registry.create(CONFIG, remat=remat)
 
         def loss(params):
             return jnp.mean(model.bind(params).hidden(tokens, positions, segment_ids) ** 3)
@@ -176,8 +176,8 @@ def test_extending_a_cache_in_pieces_equals_one_pass(model, params):
 
 def test_bfloat16_stays_near_float32_and_padding_stays_finite(model, params):
     documents = examples([(0, 3, 2), (4, 9, 5)])
-    batch = jax.tree.map(jnp.asarray, pack.padded([pack.row(e) for e in documents]))
-    half = zoo.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    batch = jax.tree.map(jnp.asarray, batching.padded([batching.row(e) for e in documents]))
+    half = registry.create(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     half_params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.abstract)} == {jnp.dtype(jnp.bfloat16)}
 

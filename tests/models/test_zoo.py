@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.errors import InputError
-from jaxclf.models import zoo
+from jaxclf.core.errors import InputError
+from jaxclf.models import registry
 
 
 @pytest.mark.parametrize(
@@ -30,17 +30,17 @@ from jaxclf.models import zoo
     ],
 )
 def test_parameter_counts_are_those_of_the_released_checkpoints(name, published):
-    shapes = jax.tree.leaves(zoo.create(name).abstract)
+    shapes = jax.tree.leaves(registry.create(name).abstract)
     assert sum(math.prod(leaf.shape) for leaf in shapes) == published
 
 
 def test_unknown_name_gives_the_nearest():
     with pytest.raises(InputError, match=r"llama3_8B.*nearest: llama3_8b"):
-        zoo.create("llama3_8B")
+        registry.create("llama3_8B")
 
 
 def test_initialisation_is_by_key_and_layers_differ():
-    model = zoo.create("llama_smoke")
+    model = registry.create("llama_smoke")
     init = jax.jit(model.init)
     first, again = init(jax.random.key(3)), init(jax.random.key(3))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), first) == jax.tree.map(

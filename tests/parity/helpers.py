@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclf.core.types import Params
+from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.encoder import EncoderConfig
-from jaxclf.models.llama import LlamaConfig
-from jaxclf.shapes import Params
 
 TOLERANCE = 1e-5
 

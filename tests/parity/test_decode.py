@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclf import decode
-from jaxclf.data import pack
-from jaxclf.data.tokenize import Tokens
-from jaxclf.models import zoo
+from jaxclf.data import batching
+from jaxclf.data.tokenizer import Tokens
+from jaxclf.decoding import decode
+from jaxclf.models import registry
+from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.layers import RopeScaling
-from jaxclf.models.llama import LlamaConfig
 from tests.parity import helpers
 from tests.tiny import examples
 
@@ -82,8 +82,8 @@ def test_mixed_lengths_equal_transformers(name):
     assert (expected[:, -1] == eos_id).any()
     assert len(np.unique(expected)) > 5, "a model that repeats itself tests little"
 
-    greedy = jax.jit(decode.make_greedy(zoo.create(config), NEW, eos_id))
-    actual = greedy(params, pack.prompts(prompts, rows=len(prompts)))
+    greedy = jax.jit(decode.make_greedy(registry.create(config), NEW, eos_id))
+    actual = greedy(params, batching.prompts(prompts, rows=len(prompts)))
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -109,8 +109,8 @@ def test_trained_model_writes_its_story(shared_root):
     start, ids = story["greedy_from"], story["greedy_ids"]
 
     empty = np.zeros(0, np.int32)
-    prompt = pack.prompts([Tokens("story", np.array(start, np.int32), empty, empty, 0)], rows=2)
+    prompt = batching.prompts([Tokens("story", np.array(start, np.int32), empty, empty, 0)], rows=2)
     count = len(ids) - len(start)
-    greedy = jax.jit(decode.make_greedy(zoo.create(config), count, fields["eos_token_id"]))
+    greedy = jax.jit(decode.make_greedy(registry.create(config), count, fields["eos_token_id"]))
     for row in greedy(params, prompt):
         assert start + row.tolist() == ids

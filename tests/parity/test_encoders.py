@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf import storage
-from jaxclf.models import encoder, zoo
+from jaxclf.checkpoint import tree_store
+from jaxclf.models import encoder, registry
 from tests.parity import helpers
 from tests.parity.helpers import TOLERANCE, assert_close
 from tests.tiny import random_params
@@ -26,7 +26,7 @@ def compiled(family: str):
 
     One program for a model with all heads. Scores are [B, C] of the first tokens, or [B, T, C].
     """
-    model = zoo.create(with_heads(family, *HEADS))
+    model = registry.create(with_heads(family, *HEADS))
 
     def losses(params, arrays, targets, weights):
         module = model.bind(params)
@@ -89,7 +89,7 @@ def some_targets(segment_ids) -> dict[str, np.ndarray]:
 def with_zeros(tree, model):
     """The tree of a model with one head as that of a model with all: the rest is zero."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.abstract)
-    return storage.nest(storage.flatten(zeros) | storage.flatten(tree))
+    return tree_store.nest(tree_store.flatten(zeros) | tree_store.flatten(tree))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -112,12 +112,12 @@ def test_classifiers(family, name):
     assert_close(scores[seen], hf_scores[seen], "scores")
 
     hf_gradient = helpers.encoder_tree(helpers.hf_tensors(hf, gradients=True), config)
-    for path, leaf in storage.flatten(hf_gradient).items():
+    for path, leaf in tree_store.flatten(hf_gradient).items():
         # A bias of the keys adds the same to all scores of a query, which softmax takes out.
         if path != "layers/attention/k/bias":
             assert np.max(np.abs(leaf)) > 0.01, f"{path}: too small a gradient to compare"
-    expected = storage.flatten(with_zeros(hf_gradient, model))
-    for path, leaf in storage.flatten(gradient).items():
+    expected = tree_store.flatten(with_zeros(hf_gradient, model))
+    for path, leaf in tree_store.flatten(gradient).items():
         assert_close(leaf, expected[path], path)
 
 
@@ -125,7 +125,7 @@ def test_classifiers(family, name):
 def test_activations(name):
     from transformers.activations import ACT2FN
 
-    from conversion.encoders import ACTIVATIONS
+    from jaxclf.convert.encoders import ACTIVATIONS
 
     x = np.linspace(-8, 8, 4001, dtype=np.float32)
     expected = ACT2FN[name](torch.tensor(x)).numpy()
@@ -143,10 +143,10 @@ def test_every_constant_moves_the_hidden_states(change):
     """So that the comparisons above would fail if a field were ignored."""
     arrays = inputs()
     config = ENCODERS["bert"]
-    params = random_params(zoo.create(config))
+    params = random_params(registry.create(config))
 
     def hidden(config):
-        model = zoo.create(config)
+        model = registry.create(config)
         return jax.jit(lambda params: model.bind(params).hidden(*arrays))(params)
 
     difference = hidden(config) - hidden(dataclasses.replace(config, **change))

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.data import loader, pack
-from jaxclf.data.pack import ANSWER, Batch
-from jaxclf.data.tokenize import Tokens
-from jaxclf.models import layers, zoo
+from jaxclf.data import batching, loader
+from jaxclf.data.batching import ANSWER, Batch
+from jaxclf.data.tokenizer import Tokens
+from jaxclf.models import layers, registry
+from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.layers import RopeScaling
-from jaxclf.models.llama import LlamaConfig
 from tests.parity import helpers
 from tests.parity.helpers import TOLERANCE, assert_close
 from tests.tiny import examples, random_params, summed_loss
@@ -77,7 +77,7 @@ def to_the_right(batch: Batch) -> Batch:
 @functools.cache
 def compiled(config: LlamaConfig):
     """(parameters, batch) → mean label loss and logits [B, T, V] everywhere, and the gradient."""
-    model = zoo.create(config)
+    model = registry.create(config)
 
     def loss(params, batch):
         module = model.bind(params)
@@ -140,7 +140,7 @@ def test_padded_rows(name, side):
     hf = helpers.hf_llama(config, seed=1)
     params = helpers.llama_tree(helpers.hf_tensors(hf), config.num_layers)
     documents = random_documents(2)
-    batch = pack.padded([pack.row(example) for example in documents])
+    batch = batching.padded([batching.row(example) for example in documents])
     if side == "left":
         batch = to_the_right(batch)
     loss, gradient, logits = ours(config, params, batch)
@@ -184,7 +184,7 @@ def test_packed_rows_equal_each_example_alone(name):
 
 @functools.cache
 def random_logits(config: LlamaConfig) -> np.ndarray:
-    model = zoo.create(config)
+    model = registry.create(config)
     tokens = jnp.asarray(whole(random_documents(2)[2]))[None]
 
     @jax.jit

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from conversion import from_hf
-from jaxclf import checkpoints
-from jaxclf.models import zoo
+from jaxclf.checkpoint import checkpoints
+from jaxclf.convert import from_hf
+from jaxclf.models import registry
 from tests.parity.helpers import assert_close
 
 torch = pytest.importorskip("torch")
@@ -39,9 +39,9 @@ def test_embeddings_of_real_texts(tmp_path, shared_root):
     directory = from_hf.locate(SOURCE)
     from_hf.convert(directory, tmp_path / "ours", progress=lambda line: None)
     config, dtype = checkpoints.read_model(tmp_path / "ours" / "model.json")
-    assert config == dataclasses.replace(zoo.CONFIGS["minilm_l6"], pooler=True)
+    assert config == dataclasses.replace(registry.CONFIGS["minilm_l6"], pooler=True)
     assert dtype == "float32"
-    model = zoo.create(config)
+    model = registry.create(config)
     params = checkpoints.load_params(tmp_path / "ours", model.abstract)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)

@@ -9,14 +9,16 @@ import optax
 import pytest
 import safetensors.numpy
 
-from conversion import from_peft, to_peft
-from jaxclf import checkpoints, lora, losses
-from jaxclf.data import pack
-from jaxclf.data.pack import ANSWER, Batch, Targets
-from jaxclf.lora import Spec
-from jaxclf.losses import Objective, Term
-from jaxclf.models import zoo
-from jaxclf.models.llama import LlamaConfig
+from jaxclf.adapters import lora
+from jaxclf.adapters.lora import Spec
+from jaxclf.checkpoint import checkpoints
+from jaxclf.convert import from_peft, to_peft
+from jaxclf.data import batching
+from jaxclf.data.batching import ANSWER, Batch, Targets
+from jaxclf.models import registry
+from jaxclf.models.decoder import LlamaConfig
+from jaxclf.training import losses
+from jaxclf.training.losses import Objective, Term
 from tests import tiny
 from tests.parity import helpers
 from tests.parity.helpers import assert_close
@@ -83,7 +85,7 @@ def exchange(model, base: str, tmp_path):
 
 @functools.cache
 def compiled(config):
-    model = zoo.create(config)
+    model = registry.create(config)
     if isinstance(config, LlamaConfig):
         positions = np.tile(np.arange(LLAMA_TOKENS.shape[1]), (len(LLAMA_TOKENS), 1))
 
@@ -247,7 +249,7 @@ def test_a_bare_model_has_an_adapter_too(bases, tmp_path):
     directory = exchange(model, base_directory, tmp_path)
     tokens, positions, segment_ids, types = inputs()
     bound = lora.bind(base, load(directory, base))
-    found = zoo.create(config).bind(bound).hidden(tokens, positions, segment_ids, types)
+    found = registry.create(config).bind(bound).hidden(tokens, positions, segment_ids, types)
     with torch.no_grad():
         expected = model.eval()(
             input_ids=torch.tensor(tokens),
@@ -321,7 +323,8 @@ def batches(head: str | None) -> list[Batch]:
     if head is None:
         sizes = [(2, 5, 2), (2, 8, 3), (2, 3, 4)]
         return [
-            pack.padded([pack.row(one) for one in tiny.examples(sizes, seed)]) for seed in (1, 2, 3)
+            batching.padded([batching.row(one) for one in tiny.examples(sizes, seed)])
+            for seed in (1, 2, 3)
         ]
     made = []
     for seed in (1, 2, 3):
@@ -334,7 +337,7 @@ def batches(head: str | None) -> list[Batch]:
 
 
 def our_losses(config, base, adapters, head: str | None) -> list[float]:
-    model = zoo.create(config)
+    model = registry.create(config)
     objective = losses.GENERATION
     if head is not None:
         objective = Objective(losses.head_scores, {head: Term()})

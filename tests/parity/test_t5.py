@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conversion import to_peft
-from jaxclf import decode, lora, losses
-from jaxclf.data import loader, pack
-from jaxclf.data.pack import ANSWER
-from jaxclf.models import zoo
+from jaxclf.adapters import lora
+from jaxclf.convert import to_peft
+from jaxclf.data import batching, loader
+from jaxclf.data.batching import ANSWER
+from jaxclf.decoding import decode
+from jaxclf.models import registry
 from jaxclf.models.t5 import bucket_table
+from jaxclf.training import losses
 from tests.parity import helpers
 from tests.parity.helpers import assert_close
 from tests.parity.test_decode import NEW, an_end_some_rows_reach
@@ -30,7 +32,7 @@ SIZES = [(0, 4, 1), (3, 20, 4), (3, 64, 9), (3, 7, 2), (3, 31, 5)]
 @functools.cache
 def compiled(config):
     """(parameters, batch) → mean label loss and logits at labels, and the gradient."""
-    model = zoo.create(config)
+    model = registry.create(config)
 
     def loss(params, batch):
         module = model.bind(params)
@@ -73,7 +75,7 @@ def test_padded_rows(name):
     config, documents = CASES[name], t5_examples(SIZES, 2)
     hf = hf_t5(config, seed=1)
     params = t5_tree(helpers.hf_tensors(hf), config)
-    batch = pack.padded([pack.row(example) for example in documents])
+    batch = batching.padded([batching.row(example) for example in documents])
     loss, logits, gradient = ours(config, params, batch)
     hf_loss, hf_logits = theirs(hf, documents, sum(len(each.label) for each in documents))
     assert_close(loss, hf_loss, "loss")
@@ -135,8 +137,8 @@ def test_greedy_equals_generate(name):
     eos_id = an_end_some_rows_reach(expected(None))
     wanted = expected(eos_id)
     assert len(np.unique(wanted)) > 5, "a model that repeats itself tests little"
-    greedy = jax.jit(decode.make_greedy(zoo.create(config), NEW, eos_id))
-    actual = greedy(params, pack.prompts(prompts, rows=len(prompts)))
+    greedy = jax.jit(decode.make_greedy(registry.create(config), NEW, eos_id))
+    actual = greedy(params, batching.prompts(prompts, rows=len(prompts)))
     np.testing.assert_array_equal(actual, wanted)
 
 
@@ -146,7 +148,7 @@ def test_adapters_of_peft_go_there_and_back(tmp_path, monkeypatch):
 
     monkeypatch.setenv("JAXCLF_CACHE", str(tmp_path / "cache"))
     documents = t5_examples(SIZES, 2)
-    batch = pack.padded([pack.row(example) for example in documents])
+    batch = batching.padded([batching.row(example) for example in documents])
     hf = hf_t5(FLAN, seed=1)
     hf.save_pretrained(tmp_path / "base")
     base = t5_tree(helpers.hf_tensors(hf), FLAN)

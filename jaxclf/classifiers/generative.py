@@ -1,0 +1,160 @@
+"""Labels of a decoder: prompts in, answers out, labels read from the answers or chosen in them."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclf.core.types import Params
+from jaxclf.data import batching, loader, prefixes
+from jaxclf.data.prefixes import Shared
+from jaxclf.data.shape_budget import Budget
+from jaxclf.data.tasks import Record, words
+from jaxclf.data.tokenizer import Tokenizer, Tokens, tokenize
+from jaxclf.decoding import decode
+from jaxclf.decoding.label_decoder import Answer, Answerer, Decoding, Prompts
+from jaxclf.decoding.label_scores import CONTENT_FREE
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.distributed import sharding
+from jaxclf.models.registry import Model
+from jaxclf.prompts.builder import Prompt, PromptSource
+
+
+class GenerativeClassifier:
+    """Labels texts by greedy generation, free or among the labels, or by the labels' probabilities.
+
+    Compiled programs are kept, one per prompt shape, and so is what was computed of the prefixes
+    that the last prompts shared, as long as the parameters are the same.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        decoding: Decoding | None = None,
+    ):
+        self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
+        self.decoding = decoding or Decoding()
+        self.greedy = jax.jit(decode.make_greedy(model, recipe.max_new_tokens, tokenizer.eos_id))
+        self.answerer = None
+        if self.decoding.mode != "free":
+            self.answerer = Answerer(model, tokenizer, recipe, self.decoding)
+        self.unread = 0.0  # the most probability that `predict` left unread of any text
+        self.compute_prefix = jax.jit(decode.make_prefix(model))
+        self.budget = Budget()
+        self._computed: tuple[Params, bytes, decode.Prefix] | None = None
+
+    def prefix(self, params: Params, shared: Shared) -> decode.Prefix | None:
+        """The shared prefixes computed with these parameters, once for calls that follow."""
+        if not shared:
+            return None
+        row = batching.prefix_row(shared)
+        name = row.tokens.tobytes() + row.segment_ids.tobytes()
+        if self._computed is None or self._computed[0] is not params or self._computed[1] != name:
+            self._computed = params, name, self.compute_prefix(params, sharding.put_batch(row))
+        return self._computed[2]
+
+    def tokens(self, records: Sequence[Record], prompt: PromptSource | None = None) -> list[Tokens]:
+        """Prompts without answers, with room left for the longest answer."""
+        recipe = self.recipe
+        prompt = prompt or recipe.prompt
+        assert prompt is not None, "a run of a decoder has a prompt"
+        return tokenize(
+            [dataclasses.replace(record, labels={}) for record in records],
+            recipe.tasks,
+            prompt,
+            self.tokenizer,
+            recipe.slot_format,
+            recipe.max_length,
+            reserve=recipe.max_new_tokens,
+            apart=self.model.reads_apart,
+        )
+
+    def prompts(
+        self, params: Params, examples: Sequence[Tokens], batch_size: int
+    ) -> Iterator[Prompts]:
+        """Batches of prompts, each example once, likest lengths together; see `Prompts`."""
+        batch_size = sharding.divisible(batch_size)
+        shared = prefixes.find(examples, min(batch_size, len(examples)))
+        prefix = self.prefix(params, shared)
+        for indices, prompt in loader.prompt_batches(examples, batch_size, shared):
+            yield indices, sharding.put_batch(self.budget.fit(prompt)), prefix
+
+    def outputs(
+        self, params: Params, examples: Sequence[Tokens], batch_size: int
+    ) -> Iterator[list[tuple[int, str, bool]]]:
+        """Batches of (index, generated text, ended), each index once.
+
+        `ended` is False where the limit of new tokens cut the output.
+        """
+        eos_id = self.tokenizer.eos_id
+        for indices, prompt, prefix in self.prompts(params, examples, batch_size):
+            generated = np.asarray(self.greedy(params, prompt, prefix))
+            rows = []
+            for index, ids in zip(indices, generated, strict=False):
+                ended = eos_id in ids
+                ids = ids[: int(np.argmax(ids == eos_id))] if ended else ids
+                rows.append((index, self.tokenizer.decode(ids.tolist()), ended))
+            yield rows
+
+    def predict(
+        self,
+        params: Params,
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        prompt: PromptSource | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Prediction]:
+        """One prediction a record, in the records' order; raises if any were left out."""
+        examples = self.tokens(records, prompt)
+        predictions: dict[int, Prediction] = {}
+        self.unread = 0.0
+        if self.answerer is None:
+            for rows in self.outputs(params, examples, batch_size):
+                for index, text, _ in rows:
+                    predictions[index] = self.recipe.read(records[index], text)
+                progress(len(rows))
+        else:
+            counts = [len(words(record.text)) for record in records]
+            free = self.content_free(prompt)
+            batches = self.prompts(params, self.answerer.followed(examples), batch_size)
+            for found in self.answerer.answers(params, batches, counts, free):
+                for answer in found:
+                    predictions[answer.index] = self.chosen(records[answer.index], answer)
+                progress(len(found))
+        if sorted(predictions) != list(range(len(records))):
+            raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
+        return [predictions[index] for index in range(len(records))]
+
+    def content_free(self, prompt: PromptSource | None = None) -> Tokens | None:
+        """The prompt without a text that probabilities are divided by, if they are.
+
+        It is the recipe's where each text has a prompt of its own.
+        """
+        text = CONTENT_FREE.get(self.decoding.normalise)
+        fixed = prompt if isinstance(prompt, Prompt) else self.recipe.prompt
+        return None if text is None else self.tokens([Record("", text, {})], fixed)[0]
+
+    def facts(self) -> dict[str, Any]:
+        """How labels came out, for the report; `unread`: see `Ranked`, the most of any text."""
+        if self.decoding.mode != "score":
+            return {"mode": self.decoding.mode}
+        return dataclasses.asdict(self.decoding) | {"unread": self.unread}
+
+    def chosen(self, record: Record, answer: Answer) -> Prediction:
+        """The prediction that an answer made of labels is."""
+        assert self.answerer is not None
+        self.unread = max(self.unread, answer.unread)
+        return Prediction(
+            id=record.id,
+            text=record.text,
+            gold=dict(record.labels),
+            predicted=answer.labels,
+            raw=self.answerer.layout.text(answer.labels),
+            scores=answer.scores,
+        )

@@ -1,0 +1,204 @@
+"""Labels by scores: of an encoder's heads, or of an ensemble's combiners."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclf.core.errors import InputError
+from jaxclf.core.types import Params
+from jaxclf.data import loader
+from jaxclf.data.batching import Batch, PromptBatch
+from jaxclf.data.encoder_inputs import Encoded, encode
+from jaxclf.data.loader import Examples
+from jaxclf.data.shape_budget import Budget
+from jaxclf.data.tasks import Label, Record, Task, head_labels, words
+from jaxclf.data.tokenizer import Tokenizer, tokenize
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.distributed import sharding
+from jaxclf.ensemble import attens, features
+from jaxclf.ensemble.attens import Combiner, Pooling
+from jaxclf.models.registry import Model
+from jaxclf.training import losses
+
+# From scores to what is reported of them: probabilities, or the number itself.
+READ = {
+    "class": jax.nn.softmax,
+    "slots": jax.nn.softmax,
+    "multilabel": jax.nn.sigmoid,
+    "regression": lambda scores: scores,
+}
+
+
+class HeadClassifier:
+    """Labels texts by the highest score of each head. Compiled programs are kept, one a shape."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, recipe: Recipe):
+        self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
+
+        def scores(params: Params, batch: Batch) -> losses.Scores:
+            found = losses.head_scores(model.bind(params), batch)
+            read = {task.name: READ[task.kind](found[task.name]) for task in recipe.tasks}
+            return sharding.everywhere(read)
+
+        self.scores = jax.jit(scores)
+        self.budget = Budget()
+
+    def predict(
+        self,
+        params: Params,
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        prompt: Any = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Prediction]:
+        """One prediction a record, in the records' order; an encoder has no `prompt`."""
+        recipe = self.recipe
+        examples = encode(
+            records,
+            recipe.tasks,
+            self.tokenizer,
+            recipe.slot_format,
+            recipe.max_length,
+            gold=False,
+        )
+        predictions: dict[int, Prediction] = {}
+        for indices, batch in loader.score_batches(examples, sharding.divisible(batch_size)):
+            batch = sharding.put_batch(self.budget.fit(batch))
+            scores = jax.device_get(self.scores(params, batch))
+            for row, index in enumerate(indices):
+                of_row = {name: values[row] for name, values in scores.items()}
+                predictions[index] = self.read(records[index], examples[index], of_row)
+            progress(len(indices))
+        if sorted(predictions) != list(range(len(records))):
+            raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
+        return [predictions[index] for index in range(len(records))]
+
+    def read(self, record: Record, example: Encoded, scores: dict[str, np.ndarray]) -> Prediction:
+        """The labels of one text by its scores, `[J, C]` a task."""
+        predicted: dict[str, Label] = {}
+        shown = {}
+        for task in self.recipe.tasks:
+            names = head_labels(task, self.recipe.slot_format)
+            values = scores[task.name]
+            if task.kind == "slots":
+                best = np.argmax(values[: len(example.words)], axis=-1)
+                found = [names[0]] * len(words(record.text))
+                for word, item in zip(example.words, best, strict=True):
+                    found[word] = names[item]
+                predicted[task.name] = tuple(found)
+                continue
+            predicted[task.name] = label_of(task, names, values[0])
+            shown[task.name] = dict(zip(names or ("value",), map(float, values[0]), strict=True))
+        return Prediction(
+            record.id, record.text, dict(record.labels), predicted, scores=shown or None
+        )
+
+
+def inputs(
+    records: Sequence[Record], recipe: Recipe, tokenizer: Tokenizer, *, truncate: bool = True
+) -> Examples:
+    """Texts as the base of an ensemble reads them: bare, or in a decoder's prompt, never answered.
+
+    Raises InputError for a text that is too long where it must not be cut, or a pair in a prompt.
+    """
+    slot_format, length = recipe.slot_format, recipe.max_length
+    if recipe.prompt is None:
+        return encode(
+            records, recipe.tasks, tokenizer, slot_format, length, truncate=truncate, gold=False
+        )
+    if any(record.pair for record in records):
+        raise InputError(
+            "the texts come in pairs, which prompts have no place for; choose an encoder as model"
+        )
+    bare = [dataclasses.replace(record, labels={}) for record in records]
+    return tokenize(
+        bare, recipe.tasks, recipe.prompt, tokenizer, slot_format, length, truncate=truncate
+    )
+
+
+class EnsembleClassifier:
+    """Labels texts by combiners over what a base and its modules see.
+
+    `combiners`: for each task its combiner and the modules that it reads, as their places after
+    the base in the order of the pass. Parameters are {"base": the base's, "modules": stacks of
+    adapters, "combiners": task → the combiner's}.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        recipe: Recipe,
+        pooling: Pooling,
+        combiners: Mapping[str, tuple[Combiner, tuple[int, ...]]],
+    ):
+        self.model, self.tokenizer, self.recipe, self.pooling = model, tokenizer, recipe, pooling
+        compute = features.make_pass(model, pooling)
+
+        def scores(params: Params, batch: Batch | PromptBatch) -> dict[str, Any]:
+            seen = jnp.swapaxes(compute(params["base"], params["modules"], batch), 0, 1)
+            found = {}
+            for task in recipe.tasks:
+                combiner, places = combiners[task.name]
+                rows = seen[:, np.array((0, *places))]
+                values, _ = attens.combine(combiner, params["combiners"][task.name], rows)
+                found[task.name] = READ[task.kind](values)
+            return sharding.everywhere(found)
+
+        self.scores = jax.jit(scores)
+
+    def predict(
+        self,
+        params: Params,
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        prompt: Any = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Prediction]:
+        """One prediction a record, in the records' order; the recipe's prompt is the only one."""
+        examples = inputs(records, self.recipe, self.tokenizer)
+        rows: dict[int, dict[str, np.ndarray]] = {}
+        batch_size = sharding.divisible(batch_size)
+        for indices, batch in features.batches(examples, batch_size, self.pooling):
+            scores = jax.device_get(self.scores(params, sharding.put_batch(batch)))
+            for row, index in enumerate(indices):
+                rows[index] = {name: values[row] for name, values in scores.items()}
+            progress(len(indices))
+        return [
+            whole_text_prediction(record, self.recipe.tasks, rows[index])
+            for index, record in enumerate(records)
+        ]
+
+
+def whole_text_prediction(
+    record: Record, tasks: Sequence[Task], scores: Mapping[str, np.ndarray]
+) -> Prediction:
+    """The labels of one text by what is reported of its scores, `[C]` a task; no slots."""
+    return Prediction(
+        record.id,
+        record.text,
+        {task.name: record.labels.get(task.name) for task in tasks},
+        {task.name: label_of(task, task.labels, scores[task.name]) for task in tasks},
+        scores={
+            task.name: dict(
+                zip(task.labels or ("value",), map(float, scores[task.name]), strict=True)
+            )
+            for task in tasks
+        },
+    )
+
+
+def label_of(task: Task, names: Sequence[str], values: np.ndarray) -> Label:
+    """The label that the reported scores `[C]` of one text stand for; no slots."""
+    if task.kind == "regression":
+        return float(values[0])
+    if task.kind == "multilabel":
+        return tuple(name for name, value in zip(names, values, strict=True) if value > 0.5)
+    return names[int(np.argmax(values))]

@@ -1,0 +1,115 @@
+"""The conversion engine: a table of one row per tensor, used in both directions.
+
+    Row("model.layers.{layer}.mlp.up_proj.weight", "layers/mlp/up/kernel", transpose=True)
+
+says that layer i of our stacked leaf `layers/mlp/up/kernel` is the transpose of
+`model.layers.i.mlp.up_proj.weight`. A `Family` has such a table (see `llama`).
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from jaxclf.core.errors import ArtifactError
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """`{layer}` in the Hugging Face name runs over the leading axis of our leaf."""
+
+    theirs: str
+    ours: str
+    transpose: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How models of one `model_type` are read and written.
+
+    `rows(config)`: the table for a model of these dimensions. `read_config(theirs, source,
+    tensors)`: our dimensions from the content of a config.json beside tensors of these names.
+    `write_config(config, labels)`: the content of a config.json; `labels` name the head's scores.
+
+    `renamed`: pattern and replacement for names that only some files use. `prefix` stands before
+    every name but in files of a model without a head. Patterns of names that carry no parameter
+    (`ignored`) or what we have no place for (`unused`). `tied`: copies that some files hold, name →
+    the tensor they must equal.
+    """
+
+    rows: Callable[[Any], Sequence[Row]]
+    read_config: Callable[[Mapping[str, Any], object, Collection[str]], Any]
+    write_config: Callable[[Any, Sequence[str]], dict[str, Any]]
+    prefix: str = ""
+    renamed: Sequence[tuple[str, str]] = ()
+    ignored: Sequence[str] = ()
+    unused: Sequence[str] = ()
+    tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One Hugging Face tensor and its place in our tree."""
+
+    name: str
+    shape: Shape
+    ours: str
+    layer: int | None
+    transpose: bool
+
+
+def expand(rows: Sequence[Row], leaves: Mapping[str, Shape]) -> list[Tensor]:
+    """The tensors that make up a tree of these leaves, leaf by leaf, layers in order.
+
+    A row whose leaf the tree lacks (an unembedding tied to the embedding) yields none. Raises
+    ValueError for a leaf without a row: the table is incomplete.
+    """
+    tensors = []
+    for row in rows:
+        if row.ours not in leaves:
+            continue
+        shape = leaves[row.ours]
+        layered = "{layer}" in row.theirs
+        for layer in range(shape[0]) if layered else [None]:
+            part = shape[1:] if layered else shape
+            tensors.append(
+                Tensor(
+                    row.theirs.format(layer=layer),
+                    part[::-1] if row.transpose else part,
+                    row.ours,
+                    layer,
+                    row.transpose,
+                )
+            )
+    if forgotten := set(leaves) - {row.ours for row in rows}:
+        raise ValueError(f"the table has no row for {sorted(forgotten)}")
+    return tensors
+
+
+def check(
+    tensors: Iterable[Tensor],
+    found: Mapping[str, Shape],
+    ignored: Sequence[str],
+    source: object,
+    settings: str = "config.json",
+) -> None:
+    """Raise one ArtifactError that lists all missing, unused and wrong-shaped tensors.
+
+    `ignored`: regular expressions of names that are known to be no parameter of ours. `settings`:
+    the file that the shapes follow from.
+    """
+    wanted = {tensor.name: tensor.shape for tensor in tensors}
+    defects = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
+    for name, shape in found.items():
+        if name not in wanted and not matches(name, ignored):
+            defects.append(f"unused: {name} {shape}")
+        elif name in wanted and wanted[name] != shape:
+            defects.append(f"wrong shape: {name} {shape}, expected {wanted[name]} by {settings}")
+    if defects:
+        raise ArtifactError("\n  ".join([f"{source}: the tensors do not fit the model:", *defects]))
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -1,0 +1,131 @@
+"""Records as an encoder reads them: one text or a pair with the family's special tokens.
+
+`wake me at five` with an intent and slots is, for BERT,
+
+    tokens              [CLS] wake me at five [SEP]
+    intent positions      0                          labels: one class
+    slots positions             1    2  3   4        labels: one slot a word, at its first token
+"""
+
+import bisect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from jaxclf.core.errors import InputError
+from jaxclf.data.tasks import Label, Record, Task, head_labels, plain_slots
+from jaxclf.data.tokenizer import Tokenizer
+
+Target = tuple[np.ndarray, np.ndarray]  # positions [J] and labels [J] or [J, C]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example of an encoder.
+
+    `types`: 1 in the second text of a pair, else 0. `targets`: for each task where it is predicted
+    and what (zeros where gold is not wanted). `words`: for each predicted slot the word it is for.
+    `cut`: tokens cut from the end of the text.
+    """
+
+    id: str
+    tokens: Int32[np.ndarray, "T"]
+    types: Int32[np.ndarray, "T"]
+    targets: dict[str, Target]
+    words: tuple[int, ...]
+    cut: int
+
+
+def encode(
+    records: Sequence[Record],
+    tasks: Sequence[Task],
+    tokenizer: Tokenizer,
+    slot_format: str,
+    max_length: int,
+    *,
+    truncate: bool = True,
+    gold: bool = True,
+) -> list[Encoded]:
+    """Encode `records` into at most `max_length` tokens each, with the labels if `gold`.
+
+    The longer text of a pair is cut first. A word that is cut, or that the tokenizer leaves
+    nothing of, has no place. A task whose gold is hidden has none either. Raises InputError where
+    a text is too long and `truncate` is off.
+    """
+    encodings = tokenizer.encode_inputs(
+        [record.text for record in records], [record.pair for record in records], max_length
+    )
+    has_slots = any(task.kind == "slots" for task in tasks)
+    readers = {task.name: _reader(task, slot_format) for task in tasks}
+    found = []
+    for record, (encoding, cut) in zip(records, encodings, strict=True):
+        if cut and not truncate:
+            raise InputError(
+                f"record {record.id} has {len(encoding) + cut:,} tokens; max_length is "
+                f"{max_length:,}. Raise train.max_length or set data.truncate=True."
+            )
+        starts = dict(_word_starts(record.text, encoding)) if has_slots else {}
+        targets = {}
+        for task in tasks:
+            places = list(starts.values()) if task.kind == "slots" else [0]
+            label = record.labels.get(task.name) if gold else None
+            if gold and label is None:
+                places = []
+            labels = readers[task.name](label, list(starts), len(places))
+            targets[task.name] = (np.array(places, np.int32), labels)
+        found.append(
+            Encoded(
+                record.id,
+                np.array(encoding.ids, np.int32),
+                np.array(encoding.type_ids, np.int32),
+                targets,
+                tuple(starts),
+                cut,
+            )
+        )
+    return found
+
+
+def _word_starts(text: str, encoding: Any) -> Iterator[tuple[int, int]]:
+    """(word, its first token) for every word of the first text that has a token."""
+    spans = [match.span() for match in re.finditer(r"\S+", text)]
+    firsts = [start for start, _ in spans]
+    last = -1
+    for token, ((start, end), sequence) in enumerate(
+        zip(encoding.offsets, encoding.sequence_ids, strict=True)
+    ):
+        if sequence != 0:
+            continue
+        while start < end and text[start].isspace():  # byte-level tokens begin with their space
+            start += 1
+        word = bisect.bisect_right(firsts, start) - 1
+        if start < end and word > last:
+            yield word, token
+            last = word
+
+
+def _reader(task: Task, slot_format: str) -> Any:
+    """A function (gold label or None, words with a place, places) → labels, zeros without gold."""
+    index = {label: number for number, label in enumerate(head_labels(task, slot_format))}
+
+    def read(label: Label, words: list[int], places: int) -> np.ndarray:
+        if task.kind == "multilabel":
+            flags = np.zeros((places, len(index)), np.float32)
+            if places and isinstance(label, tuple):
+                flags[0, [index[name] for name in label]] = 1
+            return flags
+        if task.kind == "regression":
+            return np.full(places, 0.0 if label is None else label, np.float32)
+        if label is None:
+            return np.zeros(places, np.int32)
+        if isinstance(label, str):
+            return np.array([index[label]], np.int32)
+        assert isinstance(label, tuple)
+        items = label if slot_format == "bio" else plain_slots(label)
+        return np.array([index[items[word]] for word in words], np.int32)
+
+    return read

@@ -1,0 +1,423 @@
+"""A run of the attention ensemble: adapters, then features, then combiners, whatever is missing.
+
+    WORKDIR/adapters/MODULE    a run of its own for every module (or `attens.adapters`/MODULE)
+    WORKDIR/features/TARGET    what base and modules see in the target's texts
+    WORKDIR/combiners/NAME     what was trained on that
+    WORKDIR/report.html …      of all targets
+
+Each part goes on where it was stopped, and none is made twice. Source: Beiranvand et al. 2025.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclf import report
+from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint.checkpoints import Checkpoints, ModelSource, Which
+from jaxclf.classifiers.heads import READ, EnsembleClassifier, inputs, whole_text_prediction
+from jaxclf.classifiers.opening import (
+    FindModel,
+    Opened,
+    find_base,
+    find_model,
+    open_run,
+    prompt_source,
+)
+from jaxclf.config import loading
+from jaxclf.core import logs
+from jaxclf.core.errors import InputError, Preempted, StorageError
+from jaxclf.data.tasks import Record, Task
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.distributed import sharding
+from jaxclf.distributed.preemption import Interrupts
+from jaxclf.ensemble import attens, features, fitting
+from jaxclf.ensemble.attens import Combiner
+from jaxclf.ensemble.features import Seen
+from jaxclf.ensemble.fitting import Data, Head
+from jaxclf.ensemble.modules import (
+    FromPeft,
+    Modules,
+    has_gold,
+    load_data,
+    own_base,
+    scored_split,
+    short,
+)
+from jaxclf.metrics import calibration, metrics
+from jaxclf.models import registry
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.registry import ModelConfig
+from jaxclf.runs.training import claim
+from jaxclf.training.losses import Term
+
+
+def train_ensemble(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None = None,
+    from_peft: FromPeft | None = None,
+) -> dict[str, Any]:
+    """Run or resume the ensemble in `workdir`; returns the report.
+
+    `base`: the converted checkpoint that `config.model.checkpoint` names, if it names one.
+    `from_peft` converts adapters of the peft library. Raises what `training.train` raises.
+    """
+    if jax.process_count() > 1:
+        raise InputError(
+            "an ensemble runs in one process, on all of its devices; train large adapters with "
+            "--distributed one by one, and name their folder in attens.adapters"
+        )
+    claim(workdir, config)
+    with Interrupts():
+        modules = Modules(config, workdir, base or own_base(config, workdir), from_peft)
+        targets = [
+            _Target(config, name, modules.dimensions)
+            for name in config.attens.targets or (config.data.name,)
+        ]
+        tasks = tuple(task for target in targets for task in target.tasks)
+        dataclasses.replace(targets[0].recipe, tasks=tasks).save(workdir / "task.json")
+    names = [target.name for target in targets]
+    modules.train_missing(names)
+    with Interrupts() as interrupts, sharding.use(config.mesh):
+        seen = modules.open(modules.wanted(names))
+        interrupts.hold()
+        parts = [_Part(modules, target, seen, interrupts).finish() for target in targets]
+        return _write(modules, parts)
+
+
+def is_ensemble(path: str | Path) -> bool:
+    """Whether the folder is that of a run of an ensemble."""
+    path = Path(path) / "config.json"
+    return path.is_file() and bool(loading.read(path).get("attens", {}).get("modules"))
+
+
+def open_ensemble(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    find: FindModel = find_model,
+    from_peft: FromPeft | None = None,
+) -> Opened:
+    """Load a finished run, ready to label texts for all of its targets.
+
+    Arguments as of `classify.open_run`. Raises ArtifactError where a part is missing or damaged,
+    InputError where the run did not finish, or has several prompts.
+    """
+    path = Path(path)
+    config = loading.read(path / "config.json")
+    with config.unlocked():
+        loading.override(config, overrides)
+    recipe = Recipe.load(path / "task.json")
+    if not (path / report.REPORT).is_file():
+        raise InputError(f"{path}: the ensemble is not finished; run the command of training again")
+    if recipe.prompt is not None and len(config.attens.targets) > 1:
+        raise InputError(
+            f"{path}: each target of a decoder has a prompt of its own; train one each"
+        )
+    facts = report.read(path)["attens"]
+    base = find_base(config, path, find)
+    modules = Modules(config, path, base, from_peft)
+    wanted = {name for task in recipe.tasks for name in facts[task.name]["modules"]}
+    with sharding.use(config.mesh) as mesh:
+        seen = modules.open(sorted(wanted))
+        names, stacks = features.grouped(seen.adapters)
+        combiners, trained = {}, {}
+        for task in recipe.tasks:
+            chosen = facts[task.name]["modules"]
+            combiner = _combiner(config, modules.dimensions.hidden_size, task)
+            combiners[task.name] = combiner, tuple(1 + names.index(name) for name in chosen)
+            abstract = jax.eval_shape(partial(attens.init, combiner), jax.random.key(0))
+            folder = path / "combiners" / f"{task.name}-{len(chosen)}"
+            with Checkpoints(folder, 1, "") as checkpoints:
+                restored = checkpoints.restore_params("last", abstract)
+                trained[task.name] = jax.device_put(restored, sharding.whole())
+    classifier = EnsembleClassifier(
+        seen.model, modules.tokenizer, recipe, modules.pooling, combiners
+    )
+    params = {"base": seen.params, "modules": stacks, "combiners": trained}
+    source = dataclasses.replace(
+        base, manifest=tree_store.describe(trained), run_dir=path, step=config.attens.epochs
+    )
+    return Opened(classifier, params, config, source, mesh)
+
+
+def open_any(
+    path: str | Path,
+    step: Which,
+    overrides: Sequence[str] = (),
+    find: FindModel = find_model,
+    from_peft: FromPeft | None = None,
+) -> Opened:
+    """An ensemble or any other run, as the commands open it; an ensemble has no other steps."""
+    if is_ensemble(path):
+        return open_ensemble(path, overrides, find, from_peft)
+    return open_run(Path(path), step, overrides, find)
+
+
+def _combiner(config: ConfigDict, size: int, task: Task) -> Combiner:
+    fields = config.attens
+    classes = max(1, len(task.labels))
+    return Combiner(
+        size, classes, fields.heads, fields.over, fields.combine, fields.norms, fields.across
+    )
+
+
+# Targets ------------------------------------------------------------------------------------------
+
+
+class _Target:
+    """A data set whose tasks the modules are combined for."""
+
+    def __init__(self, config: ConfigDict, name: str, dimensions: ModelConfig):
+        self.name = name
+        self.dataset = load_data(config, name)
+        self.tasks = self.dataset.tasks
+        for task in self.tasks:
+            if task.kind not in ("class", "regression"):
+                raise InputError(
+                    f"task {task.name} is of kind {task.kind}; an ensemble combines vectors of "
+                    "whole texts, for classes and numbers. Choose another data.task"
+                )
+        self.split = scored_split(self.dataset, config.eval.split)
+        is_encoder = isinstance(dimensions, EncoderConfig)
+        self.recipe = Recipe(
+            tasks=self.tasks,
+            prompt=None if is_encoder else prompt_source(config, self.dataset)[0],
+            slot_format=config.prompt.slots,
+            max_length=config.train.max_length,
+            max_new_tokens=0,
+            seed=config.seed,
+        )
+
+    def records(self, split: str) -> list[Record]:
+        """Those with all labels."""
+        return [each for each in self.dataset.splits[split] if has_gold(each, self.tasks)]
+
+
+class _Part:
+    """All that is done for one target."""
+
+    def __init__(self, modules: Modules, target: _Target, seen: Seen, interrupts: Interrupts):
+        self.run, self.target, self.seen, self.interrupts = modules, target, seen, interrupts
+        self.metrics: dict[str, dict[str, float]] = {}
+        self.facts: dict[str, dict[str, Any]] = {}
+        self.calibration: dict[str, dict[str, Any]] = {}
+        self.predictions: list[Prediction] = []
+        self.combiners: dict[str, Any] = {}  # task → parameters of the one that answers
+        self.history: list[dict[str, Any]] = []
+
+    def finish(self) -> "_Part":
+        """Features, then every task's combiners, their scores and what they attend to."""
+        target = self.target
+        vectors = {split: self.vectors(split) for split in ("train", target.split)}
+        records = target.records(target.split)
+        scores = {}
+        for task in target.tasks:
+            scores[task.name] = self.combine(task, vectors)
+        self.predictions = _predictions(records, target.tasks, scores)
+        self.metrics = metrics.compute(self.predictions, target.tasks)
+        wanted = self.run.config.eval.wanted_accuracy
+        self.calibration = calibration.measure(self.predictions, target.tasks, {}, wanted)
+        if "joint" in self.metrics and len(self.run.config.attens.targets) > 1:
+            self.metrics[f"{short(target.name)} joint"] = self.metrics.pop("joint")
+        return self
+
+    def vectors(self, split: str) -> dict[str, np.ndarray]:
+        """What base and modules see in a split's texts, from disk as far as it is there."""
+        run, target = self.run, self.target
+        folder = run.workdir / "features" / short(target.name) / split
+        records = target.records(split)
+        truncate = run.config.data.truncate
+        examples = inputs(records, target.recipe, run.tokenizer, truncate=truncate)
+        names = [features.BASE, *self.seen.adapters]
+        size = run.dimensions.hidden_size
+        if need := features.need(folder, examples, names, size):
+            free = shutil.disk_usage(run.workdir).free
+            what = (
+                f"features of {short(target.name)} {split}: {len(examples):,} texts, "
+                f"{len(names)} vectors of {size} numbers each: {need / 2**20:,.1f} MiB on disk, of "
+                f"{free / 2**20:,.1f} free"
+            )
+            if need > free:
+                raise StorageError(f"{what}. Free some, or lower data.train_limit or attens.k")
+            print(what, flush=True)
+        with logs.count(f"features of {short(target.name)} {split}", len(examples)) as advance:
+
+            def progress(count: int) -> None:
+                advance(count)
+                if self.interrupts.requested:
+                    raise Preempted(
+                        "stopped by SIGTERM while computing features, which are kept. The same "
+                        "command goes on with them"
+                    )
+
+            return features.load(
+                folder,
+                self.seen,
+                examples,
+                sharding.divisible(run.config.eval.batch_size),
+                run.pooling,
+                progress,
+            )
+
+    def combine(self, task: Task, vectors: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
+        """Train and score what is asked for one task; the scores [N, C] of the ensemble."""
+        run, fields, target = self.run, self.run.config.attens, self.target
+        combiner = _combiner(run.config, run.dimensions.hidden_size, task)
+        head = fitting.combiner_head(combiner)
+        facts: dict[str, Any] = {"split": target.split, "methods": {}, "by_k": {}}
+        found = np.zeros(0)
+        for k in dict.fromkeys((fields.k, *fields.sweep)):
+            modules = run.chosen(target.name, k)
+            data = {
+                split: self.data(task, split, [arrays[name] for name in (features.BASE, *modules)])
+                for split, arrays in vectors.items()
+            }
+            name = f"{task.name}-{len(modules)}"
+            params = self.fit(name, task, head, data["train"])
+            function = _with_attention(combiner, params)
+            results = fitting.apply(function, data[target.split], run.config.eval.batch_size)
+            scores, attention = results
+            values = self.score(task, scores)
+            facts["by_k"][str(len(modules))] = values
+            if k == fields.k:
+                found = scores
+                facts["methods"]["AttEns"] = values
+                facts["modules"] = modules
+                if fields.across == "modules":
+                    facts["attention"] = np.round(attention.mean(axis=0), 6).tolist()
+                self.combiners[task.name] = params
+                self.read_history(task, name)
+        if fields.baselines:
+            facts["methods"] = self.baselines(task, vectors) | facts["methods"]
+        self.facts[task.name] = facts
+        return found
+
+    def baselines(
+        self, task: Task, vectors: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> dict[str, dict[str, float]]:
+        """The untrained head, one layer on the frozen base, and the target's own adapter's run."""
+        run, target = self.run, self.target
+        head = fitting.layer_head(run.dimensions.hidden_size, max(1, len(task.labels)))
+        data = {
+            split: self.data(task, split, [arrays[features.BASE]])
+            for split, arrays in vectors.items()
+        }
+        start = jax.jit(head.init)(jax.random.key(run.config.seed))
+        trained = self.fit(f"{task.name}-ffn", task, head, data["train"])
+        found = {}
+        for name, params in (("Model", start), ("FFN", trained)):
+            results = fitting.apply(
+                lambda rows, params=params: head.scores(params, rows),
+                data[target.split],
+                run.config.eval.batch_size,
+            )
+            found[name] = self.score(task, results)
+        own = run.folder / short(target.name)
+        if (own / report.REPORT).is_file():
+            found["FT_LoRA"] = report.read(own)["eval"][task.name]
+        return found
+
+    def fit(self, name: str, task: Task, head: Head, data: Data) -> Any:
+        run = self.run
+        print(f"training {name} on {len(data):,} texts", flush=True)
+        directory = run.workdir / "combiners" / name
+        return fitting.fit(
+            head, Term(task.kind), data, run.config, run.config.seed, directory, self.interrupts
+        )
+
+    def data(self, task: Task, split: str, arrays: Sequence[np.ndarray]) -> Data:
+        gold = [record.labels[task.name] for record in self.target.records(split)]
+        if task.kind == "regression":
+            return Data(arrays, np.array(gold, np.float32))
+        index = {label: number for number, label in enumerate(task.labels)}
+        return Data(arrays, np.array([index[str(label)] for label in gold], np.int32))
+
+    def score(self, task: Task, scores: np.ndarray) -> dict[str, float]:
+        records = self.target.records(self.target.split)
+        predictions = _predictions(records, (task,), {task.name: scores})
+        return metrics.compute(predictions, (task,))[task.name]
+
+    def read_history(self, task: Task, name: str) -> None:
+        """The losses of a combiner, by its task where there are several."""
+        rows = logs.read_metrics(self.run.workdir / "combiners" / name)
+        several = len(self.run.config.attens.targets) > 1 or len(self.target.tasks) > 1
+        ending = f" {task.name}" if several else ""
+        self.history += [
+            {"step": row["step"], f"train/loss{ending}": row["train/loss"]} for row in rows
+        ]
+
+
+def _with_attention(combiner: Combiner, params: Any) -> Callable[[Any], tuple[Any, Any]]:
+    """Features → scores and, where modules attend to modules, the mean over heads `[B, A, A]`."""
+
+    def function(rows: Any):
+        scores, weights = attens.combine(combiner, params, rows)
+        within = combiner.across == "modules"
+        return scores, weights.mean(axis=1) if within else scores
+
+    return function
+
+
+def _predictions(
+    records: Sequence[Record], tasks: Sequence[Task], scores: Mapping[str, np.ndarray]
+) -> list[Prediction]:
+    """One a record, by the highest score of every task."""
+    values = {task.name: np.asarray(READ[task.kind](scores[task.name])) for task in tasks}
+    return [
+        whole_text_prediction(record, tasks, {name: each[row] for name, each in values.items()})
+        for row, record in enumerate(records)
+    ]
+
+
+def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
+    """The report of all targets, and their predictions, in the folder of the run."""
+    tasks = tuple(task for part in parts for task in part.target.tasks)
+    sets = {part.target.name: part.target.dataset for part in parts}
+    combiners = {name: params for part in parts for name, params in part.combiners.items()}
+    total = sum(leaf.size for leaf in jax.tree.leaves(combiners))
+    result = {
+        "config": modules.config.to_dict(),
+        "data": {
+            "name": ", ".join(sets),
+            "records": {
+                name: {split: len(found) for split, found in each.splits.items()}
+                for name, each in sets.items()
+            },
+            "fingerprint": ", ".join(each.fingerprint for each in sets.values()),
+            "tasks": report.describe_tasks(tasks),
+        },
+        "model": {
+            "name": modules.config.model.name,
+            "family": registry.family_of(modules.dimensions),
+            "checkpoint": modules.config.model.checkpoint,
+            "dimensions": dataclasses.asdict(modules.dimensions),
+            "modules": [*map(short, modules.names)],
+            "trained_parameters_of_the_combiners": total,
+            "tokenizer": modules.tokenizer.fingerprint,
+        },
+        "train": {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
+        "eval": {name: values for part in parts for name, values in part.metrics.items()},
+        "eval_split": " and ".join(dict.fromkeys(part.target.split for part in parts)),
+        "calibration": {
+            name: figures for part in parts for name, figures in part.calibration.items()
+        },
+        "attens": {name: facts for part in parts for name, facts in part.facts.items()},
+        "versions": report.versions(),
+    }
+    predictions = [each for part in parts for each in part.predictions]
+    history = [row for part in parts for row in part.history]
+    checkpoint = tree_store.fingerprint(tree_store.describe(combiners))
+    report.write(modules.workdir, result, predictions, tasks, history, checkpoint)
+    print(report.table(result))
+    print(report.methods_table(result["attens"], tasks))
+    print(f"report: {modules.workdir / 'report.html'}")
+    return result

@@ -1,0 +1,345 @@
+"""The plan of a config: what fits, what it takes and how long, as a table and as JSON."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxclf.core.errors import InputError
+from jaxclf.distributed import sharding
+from jaxclf.models import registry
+from jaxclf.planning import collectives, estimate, gpus, hardware, programs, workload
+from jaxclf.planning.collectives import Crossing
+from jaxclf.planning.estimate import Choice, Job, Need, Sizes
+from jaxclf.planning.hardware import GIB, Topology
+from jaxclf.planning.programs import Program
+from jaxclf.planning.workload import Workload
+
+_COMPILED = 4  # choices that a search compiles at most before it gives up
+_FRACTION = 0.75  # of a GPU's memory that JAX takes unless it is told otherwise
+_TITLES = {
+    "train_step": "train step",
+    "decoding": "decoding a batch",
+    "reading": "reading a batch of prompts",
+    "scoring": "scoring labels of a batch",
+    "prediction": "predicting a batch",
+    "features": "features of a batch",
+    "combiner": "64 steps of the combiner",
+}
+# What is kept beside a program that is not training's, but needs no room in it.
+_BESIDE = ("decoding", "reading", "scoring", "prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Rows of the table and the same as data."""
+
+    fits: bool
+    lines: tuple[str, ...]
+    data: dict[str, Any]
+
+    def table(self) -> str:
+        return "\n".join(self.lines)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(self.data, indent=1) + "\n")
+
+
+def read_mesh(text: str, topology: Topology) -> Sizes:
+    """`fsdp=8,tensor=4` with 1 for other axes; one may be -1. Raises InputError."""
+    sizes: Sizes = dict.fromkeys(sharding.AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.strip().partition("=")
+        if axis not in sizes or not size.removeprefix("-").isdecimal():
+            raise InputError(
+                f"--mesh {text}: expected AXIS=SIZE with commas between; axes are "
+                f"{', '.join(sharding.AXES)}"
+            )
+        sizes[axis] = int(size)
+    return sharding.complete(sizes, topology.count)
+
+
+def read(config: ConfigDict, *, say: Callable[[str], None] = print) -> Workload:
+    """What the config's programs read; what is not on this machine is said and stood in for."""
+    found = workload.read(config, registry.find(config.model.name))
+    for note in found.notes:
+        say(f"an estimate: {note}")
+    return found
+
+
+def plan(
+    config: ConfigDict,
+    topology: Topology,
+    sizes: Sizes | None,
+    found: Workload | None,
+    *,
+    decoding: bool = True,
+    say: Callable[[str], None] = print,
+) -> Plan:
+    """The plan on one slice, with this mesh or the fastest that fits."""
+    job = Job(config, topology, workload=found)
+    if not job.compiles:
+        say(
+            f"without the compiler for GPUs bytes are an estimate, and kernels are those of a CPU: "
+            f"{gpus.EXTRA} brings it"
+        )
+    if sizes is not None:
+        accumulate = config.train.accumulate
+        say(f"compiling for {topology.name}, {_mesh_name(sizes)} …")
+        return _one(job, sizes, accumulate, decoding)
+    ranked = estimate.fitting(job)
+    shown = [_choice_line(choice) for choice in ranked[:8]]
+    if not ranked:
+        everything = estimate.choices(job)
+        least = min(everything, key=lambda choice: choice.need.total, default=None)
+        return _nothing(job, least)
+    say("\n".join(["meshes by estimated time of a step:", *shown]))
+    best = None
+    for choice in ranked[:_COMPILED]:
+        say(f"compiling {_mesh_name(choice.sizes)}, {choice.accumulate} micro-batch(es) …")
+        try:
+            best = _one(job, choice.sizes, choice.accumulate, decoding)
+        except InputError as error:  # such as heads that a kernel cannot divide
+            say(f"  {error}")
+            continue
+        if best.fits:
+            break
+    if best is None:
+        return _nothing(job, ranked[0])
+    ranking = [_choice_data(choice) for choice in ranked]
+    return dataclasses.replace(best, data=best.data | {"ranking": ranking})
+
+
+def smallest(
+    config: ConfigDict, load: Workload | None, *, say: Callable[[str], None] = print
+) -> Plan:
+    """The smallest slice of each TPU generation on which the train step compiles and fits."""
+    lines, data, any_fits = [], {}, False
+    for name in hardware.TPUS:
+        found = None
+        for shape in hardware.CHIPS[name].sizes:
+            topology = hardware.topology(f"{name}:{shape}")
+            job = Job(config, topology, workload=load)
+            # The leanest decides: by arithmetic, then by the compiler.
+            choice = estimate.leanest(job)
+            if choice is None or choice.need.total > topology.chip.usable:
+                continue
+            say(f"compiling for {topology.name}, {_mesh_name(choice.sizes)} …")
+            found = _one(job, choice.sizes, choice.accumulate, False)
+            if found.fits:
+                break
+        if found is None or not found.fits:
+            lines.append(f"{name}: no slice of up to {hardware.CHIPS[name].sizes[-1]} has room")
+            data[name] = None
+            continue
+        any_fits = True
+        entry = found.data
+        lines.append(
+            f"{name}: {entry['topology']} ({entry['chips']} chips), mesh {entry['mesh_name']}, "
+            f"{entry['accumulate']} micro-batch(es), reserved "
+            f"{entry['train_step']['reserved_gib']:.1f} of {entry['memory_gib']:.0f} GiB a chip"
+        )
+        data[name] = entry
+    return Plan(any_fits, tuple(lines), {"smallest": data})
+
+
+def _one(job: Job, sizes: Sizes, accumulate: int, decoding: bool) -> Plan:
+    """All programs of a run on one mesh; raises InputError where it cannot be divided so."""
+    chip, estimated, train = job.topology.chip, not job.compiles, job.config.train
+    need, rows = job.need(sizes, accumulate), job.rows(accumulate)
+    mean = None if job.workload is None else job.workload.mean(job.config)
+    data: dict[str, Any] = {
+        "topology": job.topology.name,
+        "chips": job.topology.count,
+        "nodes": job.topology.nodes,
+        "memory_gib": chip.memory / GIB,
+        "usable_gib": chip.usable / GIB,
+        "mesh": sizes,
+        "mesh_name": _mesh_name(sizes),
+        "accumulate": accumulate,
+        "model": job.config.model.name,
+        "attention": job.fields.model.attention,
+        "tokens_of_a_row": rows.length,
+        "tokens_of_shared_prefixes": rows.prefix,
+        "mean_tokens": mean,
+        "rows_of_a_step": train.batch_size,
+        "label_tokens": rows.labels,
+        "notes": [] if job.workload is None else [*job.workload.notes],
+        "estimated": estimated,
+        "estimate_gib": {name: value / GIB for name, value in dataclasses.asdict(need).items()},
+    }
+    lines = [*_head(job, sizes, accumulate, mean), *_kept(need)]
+    fits = True
+    for name, compiled in programs.of(job, sizes, accumulate).items():
+        if name != "train_step" and not decoding:
+            continue
+        try:
+            program = compiled()
+        except MemoryError as error:
+            data[name], fits = {"error": str(error)}, False
+            lines.append(f"{_TITLES[name]}: does not fit ({error})")
+            continue
+        numbers = _numbers(program, job, sizes, need.optimizer if name in _BESIDE else 0)
+        if estimated:
+            numbers["reserved_gib"] = need.total / GIB
+            numbers["peak_gib"] = None
+        data[name] = numbers
+        # XLA:TPU lays a program out in what it reserves; XLA:GPU takes memory as it needs it.
+        taken = "reserved_gib" if job.topology.is_tpu or estimated else "peak_gib"
+        fits &= numbers[taken] <= chip.usable / GIB
+        lines += _lines(name, numbers, job)
+        if not job.topology.is_tpu and numbers[taken] > _FRACTION * chip.memory / GIB:
+            lines.append(
+                f"  JAX takes {_FRACTION:.0%} of a GPU's memory by itself: set "
+                "XLA_PYTHON_CLIENT_MEM_FRACTION=0.97 for the run"
+            )
+    data["fits"] = fits
+    lines.append(
+        "fits"
+        if fits
+        else f"does not fit into {chip.usable / GIB:.1f} GiB: take more chips, more tensor or "
+        "sequence, or more micro-batches (train.accumulate); or tune fewer parameters (:lora, "
+        ":qlora)"
+    )
+    return Plan(fits, tuple(lines), data)
+
+
+def _head(job: Job, sizes: Sizes, accumulate: int, mean: float | None) -> list[str]:
+    """What is planned, and what was assumed of its data."""
+    topology, chip, rows = job.topology, job.topology.chip, job.rows(accumulate)
+    nodes = f" in {topology.nodes:,} nodes" if topology.nodes > 1 else ""
+    shared = f", after shared prefixes of {rows.prefix:,} tokens" if rows.prefix else ""
+    lines = [
+        f"{job.config.model.name} on {topology.name}: {topology.count:,} chips{nodes} of "
+        f"{chip.memory / GIB:.0f} GiB; mesh {_mesh_name(sizes)}; {job.config.train.batch_size:,} "
+        f"rows of {rows.length:,} tokens a step in {accumulate} micro-batch(es){shared}; attention "
+        f"by {job.fields.model.attention}",
+    ]
+    if mean is not None and not job.config.train.pack:
+        lines.append(
+            f"  rows are those of the longest texts; the mean has {mean:,.0f} tokens, so that most "
+            "steps are shorter"
+        )
+    if job.workload is not None:
+        lines += [f"  an estimate: {note}" for note in job.workload.notes]
+    return lines
+
+
+def _kept(need: Need) -> list[str]:
+    return [
+        f"  parameters   {need.parameters / GIB:8.2f} GiB a chip",
+        f"  optimizer    {need.optimizer / GIB:8.2f}",
+        f"  by arithmetic a step takes {need.total / GIB:.2f}",
+    ]
+
+
+def _numbers(program: Program, job: Job, sizes: Sizes, beside: int) -> dict[str, Any]:
+    chip, found = job.topology.chip, program.traffic
+    crossing: dict[str, Crossing] = {}
+    for each in found.exchanges:
+        axes = collectives.axes(each.groups, sizes)
+        if axes:  # else a device talks to itself
+            sent = collectives.crossing(each, job.topology.per_node)
+            crossing[axes] = crossing.get(axes, Crossing()) + sent
+    inside = sum(each.inside for each in crossing.values())
+    network = sum(each.network for each in crossing.values())
+    seconds = {
+        "compute": program.flops / chip.flops,
+        "memory": found.memory / chip.bandwidth,
+        "links": inside / chip.links,
+        "network": network / chip.network if network else 0.0,
+    }
+    links = seconds["links"] + seconds["network"]
+    return {
+        "peak_gib": (program.peak + beside) / GIB,
+        "reserved_gib": (program.reserved + beside) / GIB,
+        "activations_and_gradients_gib": (program.peak - program.arguments) / GIB,
+        "tflop": program.flops / 1e12,
+        "memory_traffic_gib": found.memory / GIB,
+        "collectives_gib": {name: size / GIB for name, size in found.collectives.items()},
+        "collectives_count": found.counts,
+        "collectives_asynchronous": found.asynchronous,
+        "crossing_gib": {
+            axes: {"links": each.inside / GIB, "network": each.network / GIB}
+            for axes, each in crossing.items()
+        },
+        "kernels": found.kernels,
+        "seconds": seconds,
+        "seconds_overlapped": max(seconds.values()),
+        "seconds_in_turn": max(seconds["compute"], seconds["memory"]) + links,
+        "compile_seconds": program.compile_seconds,
+    }
+
+
+def _lines(name: str, numbers: dict[str, Any], job: Job) -> list[str]:
+    counts, beside = numbers["collectives_count"], numbers["collectives_asynchronous"]
+    sent = ", ".join(
+        f"{kind} {size:.1f} GiB in {counts[kind]:,.0f} ({beside[kind]:,.0f} asynchronous)"
+        for kind, size in numbers["collectives_gib"].items()
+    )
+    memory = (
+        f"peak {numbers['peak_gib']:.2f} GiB, reserved {numbers['reserved_gib']:.2f}"
+        if job.compiles
+        else f"{numbers['reserved_gib']:.2f} GiB (an estimate)"
+    )
+    seconds = numbers["seconds"]
+    lines = [
+        f"{_TITLES[name]} (compiled in {numbers['compile_seconds']:.0f} s)",
+        f"  memory       {memory}",
+        f"  compute      {numbers['tflop']:,.0f} TFLOP a chip: {seconds['compute']:.2f} s at peak",
+        f"  memory moved {numbers['memory_traffic_gib']:,.0f} GiB: {seconds['memory']:.2f} s",
+        f"  collectives  {sent or 'none'}",
+    ]
+    several, link = job.topology.nodes > 1, "links" if job.topology.is_tpu else "NVLink"
+    for axes, size in numbers["crossing_gib"].items():
+        network = f", {size['network']:.1f} GiB the network" if several else ""
+        lines.append(f"  over {axes}: {size['links']:.1f} GiB cross {link}{network}")
+    if numbers["crossing_gib"]:
+        network = f", network {seconds['network']:.2f} s" if several else ""
+        lines.append(f"  {link:12} {seconds['links']:.2f} s{network}")
+    if numbers["kernels"] and job.compiles:
+        kernels = ", ".join(f"{name} {count:,.0f}" for name, count in numbers["kernels"].items())
+        lines.append(f"  kernels      {kernels}")
+    lines.append(
+        f"  it takes {numbers['seconds_overlapped']:.2f} s if all overlaps, "
+        f"{numbers['seconds_in_turn']:.2f} s if the links wait, at the published peaks"
+    )
+    return lines
+
+
+def _nothing(job: Job, least: Choice | None) -> Plan:
+    chip = job.topology.chip
+    reason = (
+        f"no mesh of {job.topology.count:,} chips divides {job.config.train.batch_size:,} rows"
+        if least is None
+        else f"the leanest mesh, {_mesh_name(least.sizes)} with {least.accumulate} micro-batch(es),"
+        f" needs about {least.need.total / GIB:.1f} of {chip.usable / GIB:.0f} GiB a chip"
+    )
+    line = (
+        f"{job.config.model.name} does not fit on {job.topology.name}: {reason}. Take more chips, "
+        "or tune fewer parameters (:lora, :qlora); --topology auto finds the smallest slice"
+    )
+    return Plan(False, (line,), {"topology": job.topology.name, "fits": False, "reason": reason})
+
+
+def _choice_line(choice: Choice) -> str:
+    return (
+        f"  {_mesh_name(choice.sizes):32} {choice.accumulate} micro-batch(es)  "
+        f"{choice.need.total / GIB:6.1f} GiB  {choice.seconds:7.2f} s"
+    )
+
+
+def _choice_data(choice: Choice) -> dict[str, Any]:
+    return {
+        "mesh": choice.sizes,
+        "accumulate": choice.accumulate,
+        "estimated_gib": choice.need.total / GIB,
+        "estimated_seconds": choice.seconds,
+    }
+
+
+def _mesh_name(sizes: Sizes) -> str:
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one chip"

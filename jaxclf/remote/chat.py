@@ -1,0 +1,250 @@
+"""Labels by a model behind the chat-completions interface: OpenAI's, vLLM's, or another server's.
+
+Nothing is tuned: each text's prompt goes out as messages, and labels are read from the answer as
+from a decoder's. An answer is in WORKDIR/answers.jsonl before it is used (see `ledger`), so that a
+stopped run goes on without asking anything twice. The key stays in the environment.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxclf.core.errors import InputError
+from jaxclf.data.tasks import Record, SlotFormat, Task
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.prompts import builder
+from jaxclf.prompts.builder import PromptSource
+from jaxclf.remote import answer_log
+from jaxclf.remote.answer_log import Answer, Ledger
+from jaxclf.remote.endpoint import Endpoint
+
+FILE = "answers.jsonl"
+CHARACTERS_PER_TOKEN = 4  # of English, for estimates: these need no tokenizer then
+
+Questions = Mapping[str, Mapping[str, Any]]
+"""What is asked, as the server takes it, by its fingerprint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a run would still send.
+
+    stored: answers that are there already. completion_tokens: the most that may come. cost: in the
+    prices' currency; None where there are none.
+    """
+
+    requests: int
+    stored: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+
+    def __str__(self) -> str:
+        cost = "unknown without api.input_price and api.output_price"
+        if self.cost is not None:
+            cost = f"about {self.cost:,.2f}"
+        return (
+            f"{self.requests:,} requests to send, {self.stored:,} answers stored; "
+            f"{self.prompt_tokens:,} tokens in (an estimate: {CHARACTERS_PER_TOKEN} characters "
+            f"each) and at most {self.completion_tokens:,} out; cost {cost}"
+        )
+
+
+class Account:
+    """What a run asks of the server that `api`, the config's group, names, and what that takes."""
+
+    def __init__(self, api: ConfigDict, workdir: Path):
+        self.api, self.path = api, workdir / FILE
+        self.endpoint = Endpoint(api)
+        self.cut: set[str] = set()  # ids of records whose text was cut
+        self._used: dict[str, Answer] = {}
+        self._paid: set[str] = set()  # of these: asked by this process
+        self._announced: set[str] = set()
+
+    def announce(self, questions: Questions) -> Estimate:
+        """Print what asking these takes; raises InputError where `api.max_cost` is less."""
+        with Ledger(self.path) as answers:
+            return self._announce(answers, questions)
+
+    def answers(
+        self, questions: Questions, done: Callable[[str], None] = lambda key: None
+    ) -> dict[str, Answer]:
+        """The answer to each; `done` is told when it is there.
+
+        Raises InputError where the server refuses, another process asks for the same run or
+        `announce` does, StorageError where no answer comes; all that had come is stored then.
+        """
+        with Ledger(self.path) as answers:
+            missing = {key: asked for key, asked in questions.items() if key not in answers}
+            if missing.keys() - self._announced:
+                self._announce(answers, questions)
+            for key in questions.keys() - missing.keys():
+                done(key)
+            if missing:
+                self._ask(answers, missing, done)
+            found = {key: answers[key] for key in questions}
+        self._used |= found
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """What the answers took, for the report.
+
+        Tokens and cost are of all answers used, whenever they were asked for; `requests` and
+        `retries` are those of this process.
+        """
+        used = self._used.values()
+        tokens = _tokens(used)
+        return {
+            "model": self.api.model,
+            "served": ", ".join(sorted({answer.model for answer in used} - {""})),
+            "base_url": self.endpoint.url,
+            "requests": self.endpoint.requests,
+            "retries": self.endpoint.retries,
+            "answers": len(used),
+            "unfinished": sum(answer.finish == "length" for answer in used),
+            "cut_texts": len(self.cut),
+            "prompt_tokens": tokens[0],
+            "completion_tokens": tokens[1],
+            "cost": self._cost(*tokens),
+        }
+
+    def _announce(self, answers: Ledger, questions: Questions) -> Estimate:
+        self._announced |= questions.keys()
+        missing = [asked for key, asked in questions.items() if key not in answers]
+        sizes = [sum(len(part["content"]) for part in asked["messages"]) for asked in missing]
+        tokens_in = sum(math.ceil(size / CHARACTERS_PER_TOKEN) for size in sizes)
+        tokens_out = sum(asked["max_tokens"] for asked in missing)
+        cost = self._cost(tokens_in, tokens_out)
+        estimate = Estimate(
+            len(missing), len(questions) - len(missing), tokens_in, tokens_out, cost
+        )
+        print(f"{self.api.model}: {estimate}", flush=True)
+        limit = self.api.max_cost
+        before = self._cost(*_tokens(self._used[key] for key in self._paid & self._used.keys()))
+        if limit and (before or 0.0) + (cost or 0.0) > limit:
+            raise InputError(
+                f"these requests are estimated at {cost:,.2f}, after {before:,.2f} in this run; "
+                f"api.max_cost is {limit:,.2f}. Raise it, or ask about fewer records (data.limit)"
+            )
+        return estimate
+
+    def _cost(self, tokens_in: int, tokens_out: int) -> float | None:
+        """By the prices per million tokens; None where there are none."""
+        prices = self.api.input_price, self.api.output_price
+        if not any(prices):
+            return None
+        return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
+
+    def _ask(self, answers: Ledger, missing: Questions, done: Callable[[str], None]) -> None:
+        """Add the missing answers; on an error those that are under way, and then raise it."""
+
+        def ask(key: str) -> str:
+            answers.add(key, self.endpoint.ask(missing[key]))
+            self._paid.add(key)
+            return key
+
+        with self.endpoint.opened(), ThreadPoolExecutor(self.api.concurrency) as pool:
+            futures = [pool.submit(ask, key) for key in missing]
+            try:
+                for future in as_completed(futures):
+                    done(future.result())
+            except BaseException:
+                self.endpoint.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _tokens(answers: Iterable[Answer]) -> tuple[int, int]:
+    """Tokens of prompts and of completions, summed."""
+    answers = list(answers)
+    return (
+        sum(answer.prompt_tokens for answer in answers),
+        sum(answer.completion_tokens for answer in answers),
+    )
+
+
+class ChatClassifier:
+    """Labels texts by asking a server, many at once and each prompt once.
+
+    The recipe's `max_new_tokens` are the server's own tokens: see `longest_answer`.
+    """
+
+    def __init__(self, recipe: Recipe, account: Account):
+        self.recipe, self.account = recipe, account
+
+    def questions(
+        self, records: Sequence[Record], prompt: PromptSource | None = None
+    ) -> list[tuple[str, Mapping[str, Any]]]:
+        """For each record what is asked about it, under its fingerprint."""
+        prompt = prompt or self.recipe.prompt
+        assert prompt is not None, "a run of a chat model has a prompt"
+        api = self.account.api
+        found = []
+        for index, record in enumerate(records):
+            text = record.text
+            if 0 < api.max_characters < len(text):
+                self.account.cut.add(record.id)
+                text = text[: api.max_characters]
+            chosen = prompt(index, record) if callable(prompt) else prompt
+            asked = {
+                "model": api.model,
+                "messages": chosen.messages(text),
+                "temperature": 0,
+                "seed": self.recipe.seed,
+                "max_tokens": self.recipe.max_new_tokens,
+            }
+            # A model of this name elsewhere may be another one.
+            key = answer_log.fingerprint(base_url=self.account.endpoint.url, **asked)
+            found.append((key, asked))
+        return found
+
+    def predict(
+        self,
+        params: object,
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        prompt: PromptSource | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Prediction]:
+        """One prediction a record, in the records' order; raises what `Account.answers` does.
+
+        `params` and `batch_size` are those of a decoder, and not used.
+        """
+        questions = self.questions(records, prompt)
+        counts = Counter(key for key, _ in questions)
+        answers = self.account.answers(dict(questions), lambda key: progress(counts[key]))
+        return [
+            self.recipe.read(record, answers[key].text)
+            for record, (key, _) in zip(records, questions, strict=True)
+        ]
+
+
+def longest_answer(
+    tasks: Sequence[Task], train_records: Sequence[Record], slot_format: SlotFormat
+) -> int:
+    """Tokens that the longest answer may take, whatever tokens the server has.
+
+    Classes are all known beforehand; of slots the training split's longest answer gets a quarter
+    more room. Two characters are taken as a token: names such as comp.sys.ibm.pc.hardware have
+    short ones, and what is given too much costs nothing.
+    """
+    answers = [
+        builder.answer(record, tasks, slot_format)
+        for record in train_records
+        if builder.has_gold(record, tasks)
+    ]
+    longest = max(map(len, answers), default=0)
+    if any(task.kind == "slots" for task in tasks):
+        longest = math.ceil(1.25 * longest)
+    else:
+        worst = Record("", "", {task.name: max(task.labels, key=len) for task in tasks})
+        longest = max(longest, len(builder.answer(worst, tasks, slot_format)))
+    return math.ceil(longest / 2) + 8  # of which some end the answer

@@ -1,0 +1,73 @@
+"""Scoring a trained run again."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxclf import report
+from jaxclf.checkpoint import tree_store
+from jaxclf.classifiers.opening import Opened, decoding_facts, prompt_source
+from jaxclf.core import logs
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.data import datasets
+from jaxclf.metrics import calibration, metrics
+
+
+def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
+    """Score `split` (default: the run's) and write report and predictions into `output`.
+
+    Same checkpoint, data and batch size give the same numbers as the run's own report. Raises
+    InputError where the data have other labels than the run or no such split.
+    """
+    config, recipe = opened.config, opened.classifier.recipe
+    split = split or config.eval.split
+    dataset = datasets.load(config.data, config.seed)
+    if dataset.tasks != recipe.tasks:
+        raise InputError(
+            f"data set {dataset.name} has other tasks or labels than the run was trained on"
+        )
+    if not dataset.splits.get(split):
+        raise InputError(
+            f"data set {dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}"
+        )
+    records = dataset.splits[split]
+    output.mkdir(parents=True, exist_ok=True)
+    with logs.count(f"{split} evaluation", len(records)) as advance, jax.set_mesh(opened.mesh):
+        predictions = opened.classifier.predict(
+            opened.params,
+            records,
+            config.eval.batch_size,
+            prompt=prompt_source(config, dataset)[1] if recipe.prompt else None,
+            progress=advance,
+        )
+    result = _run_report(opened) | decoding_facts(opened.classifier)
+    result["eval"] = metrics.compute(predictions, recipe.tasks, recipe.slot_format)
+    result["eval_split"] = split
+    wanted = config.eval.get("wanted_accuracy", 0.0)  # older runs do not have it
+    result["calibration"] = calibration.measure(
+        predictions, recipe.tasks, opened.temperatures, wanted
+    )
+    predictions = calibration.tempered(predictions, opened.temperatures)
+    result.pop("attens", None)  # of the run's own evaluation
+    facts = {"fingerprint": dataset.fingerprint, "tasks": report.describe_tasks(dataset.tasks)}
+    result["data"] = {"name": dataset.name, **result["data"], **facts}
+    checkpoint = tree_store.fingerprint(opened.source.manifest)
+    report.write(output, result, predictions, recipe.tasks, [], checkpoint)
+    print(report.table(result))
+    print(f"report: {output / 'report.html'}")
+    return result
+
+
+def _run_report(opened: Opened) -> dict[str, Any]:
+    """The run's own report with this evaluation's versions, or as much as is known without it."""
+    source = opened.source
+    if source.run_dir is not None and (source.run_dir / report.REPORT).is_file():
+        result = report.read(source.run_dir)
+        try:
+            result["train"]["evaluated_step"] = source.step
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{source.run_dir}: no report of ours: {error!r}") from error
+    else:
+        result = {"data": {}, "model": {}, "train": {"evaluated_step": source.step}}
+    return result | {"config": opened.config.to_dict(), "versions": report.versions()}

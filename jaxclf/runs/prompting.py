@@ -1,0 +1,255 @@
+"""What a model answers without training: one or more prompts, each to the same texts, and a report.
+
+    variants(config)   →  style labels, examples 0, order 0
+                          style labels, examples 0, order 1 …
+
+The first variant's predictions and figures stand where those of a tuned run stand; `spread` in
+report.json has those of all, since the answers of a model that is not tuned depend on how it is
+asked as much as on what.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclf import report
+from jaxclf.checkpoint import tree_store
+from jaxclf.classifiers.opening import FindModel, decoding_facts, make_classifier, prompt_source
+from jaxclf.core import logs
+from jaxclf.core.errors import InputError
+from jaxclf.core.types import Params
+from jaxclf.data import datasets
+from jaxclf.data.datasets import Dataset
+from jaxclf.data.tasks import Record
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.distributed import sharding
+from jaxclf.metrics import calibration, metrics
+from jaxclf.prompts.builder import Prompt, PromptSource
+from jaxclf.remote.chat import Account, ChatClassifier
+from jaxclf.runs import transfer
+from jaxclf.runs.setup import prepare, recipe_of
+from jaxclf.runs.training import claim, data_facts, device, model_facts
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """What labels texts by prompts: a decoder of ours, or one that a server runs."""
+
+    def predict(
+        self,
+        params: Any,
+        records: Sequence[Record],
+        batch_size: int,
+        *,
+        prompt: PromptSource | None = None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[Prediction]:
+        """One prediction a record, in the records' order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that can be asked about a data set.
+
+    answers: makes, for a config that names one style and the fixed prompt of it, what answers
+    prompts of that style. params: what `predict` gets; nothing where it needs none. model: the
+    report's part of that name. account: what a server is asked, where one answers. checkpoint: the
+    fingerprint of the parameters, where they are ours.
+    """
+
+    dataset: Dataset
+    answers: Callable[[ConfigDict, Prompt], Answers]
+    params: Params = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    account: Account | None = None
+    checkpoint: str = ""
+
+
+Open = Callable[[ConfigDict, Path], Asked]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of asking: the template, the number of the set of examples, that of their order."""
+
+    style: str
+    draw: int = 0
+    order: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.style}, examples {self.draw}, order {self.order}"
+
+
+def variants(config: ConfigDict) -> list[Variant]:
+    """All ways of asking that the config compares, one style after the other."""
+    prompt = config.prompt
+    style = "file" if prompt.file else prompt.template
+    ways = itertools.product(prompt.styles or (style,), range(prompt.seeds), range(prompt.orders))
+    return [Variant(*way) for way in ways]
+
+
+def decoder(find: FindModel) -> Open:
+    """Opens the decoder that a config names; `find(checkpoint, quantise)` gives its checkpoint."""
+
+    def opened(config: ConfigDict, workdir: Path) -> Asked:
+        base = None
+        if config.model.checkpoint:
+            base = find(config.model.checkpoint, config.model.quantise)
+        setup = prepare(config, workdir, base)
+        plan = transfer.plan(setup.model, base, config.model.heads, setup.recipe)
+        params = transfer.load(setup.model, base, plan, jax.random.key(config.seed))
+
+        def answers(styled: ConfigDict, prompt: Prompt) -> Answers:
+            recipe = recipe_of(styled, setup.dataset, prompt, setup.tokenizer)
+            return make_classifier(setup.model, setup.tokenizer, recipe, styled)
+
+        manifest = tree_store.describe(params) if base is None else base.manifest
+        return Asked(
+            setup.dataset,
+            answers,
+            params,
+            model_facts(config, setup, plan, 0),
+            checkpoint=tree_store.fingerprint(manifest),
+        )
+
+    return opened
+
+
+def served(config: ConfigDict, workdir: Path) -> Asked:
+    """Opens the model that `config.api` names; its server is asked nothing yet."""
+    dataset, account = datasets.load(config.data, config.seed), Account(config.api, workdir)
+
+    def answers(styled: ConfigDict, prompt: Prompt) -> Answers:
+        return ChatClassifier(recipe_of(styled, dataset, prompt, None), account)
+
+    model = {"name": config.api.model, "family": "server"}
+    return Asked(dataset, answers, model=model, account=account)
+
+
+def run(
+    config: ConfigDict, workdir: Path, open_model: Open, dry_run: bool = False
+) -> dict[str, Any]:
+    """Ask every variant of the prompt about `eval.split` and write the report into `workdir`.
+
+    `dry_run`: only print what a server would be asked, and return nothing.
+    Raises InputError for a config that trains, a split that is not there, or a workdir of another
+    run; besides, what `open_model` raises.
+    """
+    if config.tune != "none":
+        raise InputError(
+            f"tune is {config.tune!r}; a prompted model is not tuned. Use the variant no_tuning "
+            "(NAME.py:no_tuning), or python -m jaxclf.train"
+        )
+    with sharding.use(config.mesh):
+        claim(workdir, config)
+        ways = variants(config)
+        asked = open_model(_styled(config, ways[0].style), workdir)
+        split, tasks = config.eval.split, asked.dataset.tasks
+        records = asked.dataset.splits.get(split, [])
+        if not records:
+            raise InputError(
+                f"data set {asked.dataset.name} has no split {split!r}; it has "
+                f"{', '.join(asked.dataset.splits)}"
+            )
+        if asked.account is not None:
+            _announce(config, asked, records)
+        if dry_run:
+            return {}
+        answered = [
+            each
+            for style, ways in itertools.groupby(ways, lambda way: way.style)
+            for each in _ask(_styled(config, style), asked, records, list(ways))
+        ]
+    figures = [metrics.compute(each.predictions, tasks, config.prompt.slots) for each in answered]
+    first, wanted = answered[0], config.eval.wanted_accuracy
+    result = {
+        "config": config.to_dict(),
+        "data": data_facts(asked.dataset),
+        "model": dict(asked.model),
+        "train": {"steps": 0} | ({} if asked.account else {"device": device()}),
+        "versions": report.versions(),
+        "eval": figures[0],
+        "eval_split": split,
+        "calibration": calibration.measure(first.predictions, tasks, {}, wanted),
+        "spread": spread(figures),
+        "variants": [asdict(each.variant) | {"seconds": each.seconds} for each in answered],
+        **first.facts,
+    }
+    if asked.account is not None:
+        result["api"] = asked.account.facts()
+    report.write(workdir, result, first.predictions, tasks, [], asked.checkpoint)
+    print(report.table(result))
+    print(f"report: {workdir / 'report.html'}")
+    return result
+
+
+def _announce(config: ConfigDict, asked: Asked, records: Sequence[Record]) -> None:
+    """Say what all variants together take, before the first is asked."""
+    assert asked.account is not None
+    questions = {}
+    for variant in variants(config):
+        styled = _styled(config, variant.style)
+        fixed, prompt = prompt_source(styled, asked.dataset, variant.draw, variant.order)
+        answers = asked.answers(styled, fixed)
+        assert isinstance(answers, ChatClassifier)
+        questions |= answers.questions(records, prompt)
+    asked.account.announce(questions)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A variant's answers, and what the report says of how they came about."""
+
+    variant: Variant
+    predictions: list[Prediction]
+    facts: Mapping[str, Any]
+    seconds: float
+
+
+def _styled(config: ConfigDict, style: str) -> ConfigDict:
+    """The config of this style alone."""
+    styled = config.copy_and_resolve_references()
+    if style != "file":
+        styled.prompt.template = style
+    return styled
+
+
+def _ask(
+    config: ConfigDict, asked: Asked, records: Sequence[Record], ways: Sequence[Variant]
+) -> Iterator[_Answered]:
+    """The answers to variants of one style, in their order."""
+    answers = None
+    for variant in ways:
+        start = time.monotonic()
+        fixed, prompt = prompt_source(config, asked.dataset, variant.draw, variant.order)
+        answers = answers or asked.answers(config, fixed)
+        with logs.count(f"evaluation of {variant}", len(records)) as advance:
+            predictions = answers.predict(
+                asked.params, records, config.eval.batch_size, prompt=prompt, progress=advance
+            )
+        seconds = round(time.monotonic() - start, 3)
+        yield _Answered(variant, predictions, decoding_facts(answers), seconds)
+
+
+def spread(
+    figures: Sequence[Mapping[str, Mapping[str, float]]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Task → metric → mean, std (of a sample; 0 of one), min, max and the values by variant."""
+
+    def over(values: Sequence[float]) -> dict[str, Any]:
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        mean = float(np.mean(values))
+        return {"mean": mean, "std": std, "min": min(values), "max": max(values), "values": values}
+
+    return {
+        task: {name: over([each[task][name] for each in figures]) for name in values}
+        for task, values in figures[0].items()
+    }

@@ -1,0 +1,349 @@
+"""What a run fixes before its first step: data, tokenizer, examples, model and objective."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ml_collections import ConfigDict
+
+from jaxclf.checkpoint.checkpoints import ModelSource, read_model, write_model
+from jaxclf.classifiers.opening import create_model, prompt_source
+from jaxclf.core.errors import InputError
+from jaxclf.data import datasets, prefixes
+from jaxclf.data.batching import ANSWER
+from jaxclf.data.datasets import Dataset
+from jaxclf.data.encoder_inputs import encode
+from jaxclf.data.loader import Examples
+from jaxclf.data.prefixes import NONE, Shared
+from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
+from jaxclf.data.tokenizer import Tokenizer, Tokens, tokenize
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.distributed import processes
+from jaxclf.models import registry
+from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.heads import HeadConfig
+from jaxclf.models.registry import Model, ModelConfig
+from jaxclf.models.t5 import T5Config
+from jaxclf.prompts import builder
+from jaxclf.prompts.builder import Prompt, PromptSource
+from jaxclf.remote import chat
+from jaxclf.training import losses
+from jaxclf.training.losses import Objective, Term
+from jaxclf.training.objectives import head_objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that is fixed before the first step."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer
+    model: Model
+    recipe: Recipe
+    prompt: PromptSource | None  # the recipe's, or a function that draws fresh examples
+    examples: Examples  # the training split
+    objective: Objective
+    shared: Shared = dataclasses.field(
+        default_factory=Shared
+    )  # prompt prefixes that these have in common
+
+
+def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setup:
+    """Read the data, then the tokenizer, prompt and model that fit it; nothing is allocated."""
+    dataset = datasets.load(config.data, config.seed)
+    if not dataset.splits.get("train"):
+        raise InputError(f"data set {dataset.name} has no training records")
+    dimensions = _dimensions(config, base)
+    if isinstance(dimensions, EncoderConfig):
+        setup = _encoder(config, workdir, base, dataset, dimensions)
+    else:
+        setup = _decoder(config, workdir, base, dataset, dimensions)
+    if not processes.is_first():
+        return setup
+    setup.recipe.save(workdir / "task.json")
+    model = setup.model.config
+    write_model(workdir / "model.json", model, config.model.param_dtype, config.model.quantise)
+    return setup
+
+
+def _dimensions(config: ConfigDict, base: ModelSource | None) -> ModelConfig:
+    """The checkpoint's dimensions, checked against the named model, or the zoo's."""
+    if base is None:
+        return registry.find(config.model.name)
+    dimensions, _ = read_model(base.model_json)
+    if config.model.name:
+        _check_same(dimensions, registry.find(config.model.name), config)
+    return dimensions
+
+
+def _decoder(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None,
+    dataset: Dataset,
+    dimensions: LlamaConfig | T5Config,
+) -> Setup:
+    """Classification as generation."""
+    _refuse_for_decoders(config, dataset)
+    train_records = dataset.splits["train"]
+    prompt, source = prompt_source(config, dataset)
+    answers = (
+        prompt.lead + builder.answer(record, dataset.tasks, config.prompt.slots, prompt.lettered)
+        for record in train_records
+        if builder.has_gold(record, dataset.tasks)
+    )
+    pieces = (piece.text for piece in (*prompt.before, *prompt.after))
+    tokenizer = _tokenizer(config, workdir, base, dataset, [*pieces], answers)
+    recipe = recipe_of(config, dataset, prompt, tokenizer)
+    if config.tune == "none":  # train records are examples in prompts at most
+        train_records = []
+    examples = tokenize(
+        train_records,
+        dataset.tasks,
+        source,
+        tokenizer,
+        config.prompt.slots,
+        config.train.max_length,
+        truncate=config.data.truncate,
+        apart=isinstance(dimensions, T5Config),
+    )
+    model = create_model(config, with_vocabulary(dimensions, tokenizer, base))
+    objective = dataclasses.replace(
+        losses.GENERATION, terms={ANSWER: Term(label_smoothing=config.loss.label_smoothing)}
+    )
+    shared = shared_prefixes(config, examples)
+    return Setup(dataset, tokenizer, model, recipe, source, examples, objective, shared)
+
+
+def recipe_of(
+    config: ConfigDict, dataset: Dataset, prompt: Prompt, tokenizer: Tokenizer | None
+) -> Recipe:
+    """What a model is asked by this prompt, with room for an answer and thoughts before it.
+
+    A server's tokenizer is not known: None.
+    """
+    slot_format, new_tokens = config.prompt.slots, config.eval.max_new_tokens
+    if not new_tokens and tokenizer is not None:
+        new_tokens = longest_answer(dataset, tokenizer, slot_format, prompt)
+    elif not new_tokens:
+        train_records = dataset.splits.get("train", [])
+        new_tokens = chat.longest_answer(dataset.tasks, train_records, slot_format)
+    return Recipe(
+        tasks=dataset.tasks,
+        prompt=prompt,
+        slot_format=slot_format,
+        max_length=config.train.max_length,
+        max_new_tokens=new_tokens + (config.prompt.think_tokens if prompt.cue else 0),
+        fallback=config.eval.fallback,
+        seed=config.seed,
+        first_line=config.eval.first_line,
+    )
+
+
+def shared_prefixes(config: ConfigDict, examples: Sequence[Tokens]) -> Shared:
+    """The prefixes that the examples of a micro-batch will share."""
+    train = config.train
+    if not train.share_prefix or not examples:
+        return NONE
+    per_batch = train.batch_size / train.accumulate
+    if train.pack:
+        own = sum(len(example.text) + len(example.label) for example in examples)
+        per_batch *= (train.row_length or train.max_length) * len(examples) / own
+    return prefixes.find(examples, per_batch)
+
+
+def _encoder(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None,
+    dataset: Dataset,
+    dimensions: EncoderConfig,
+) -> Setup:
+    """Classification by heads, one a task."""
+    if config.train.max_length > dimensions.max_position:
+        raise InputError(
+            f"train.max_length is {config.train.max_length:,}; {config.model.name or 'the model'} "
+            f"has {dimensions.max_position:,} positions. Lower it: longer texts are cut"
+        )
+    if config.prompt.shots:
+        raise InputError("prompt.shots is for decoders; an encoder reads the text alone")
+    if config.tune == "none":
+        raise InputError(
+            f"tune is 'none', but {config.model.name} is an encoder, whose heads know nothing "
+            "without training. Choose a decoder"
+        )
+    tokenizer = _tokenizer(config, workdir, base, dataset, [], [])
+    examples = encode(
+        dataset.splits["train"],
+        dataset.tasks,
+        tokenizer,
+        config.prompt.slots,
+        config.train.max_length,
+        truncate=config.data.truncate,
+    )
+    dimensions = with_vocabulary(dimensions, tokenizer, base)
+    dimensions = with_heads(dimensions, dataset.tasks, config.prompt.slots)
+    recipe = Recipe(
+        tasks=dataset.tasks,
+        prompt=None,
+        slot_format=config.prompt.slots,
+        max_length=config.train.max_length,
+        max_new_tokens=0,
+        seed=config.seed,
+    )
+    objective = head_objective(config.loss, dataset.tasks, examples, config.prompt.slots)
+    model = create_model(config, dimensions)
+    return Setup(dataset, tokenizer, model, recipe, None, examples, objective)
+
+
+def with_heads(
+    dimensions: EncoderConfig, tasks: Sequence[Task], slot_format: SlotFormat
+) -> EncoderConfig:
+    """The encoder with one head a task, and the pooler if BERT's sequence heads need it."""
+    heads = tuple(
+        HeadConfig(
+            task.name,
+            "token" if task.kind == "slots" else "sequence",
+            max(1, len(head_labels(task, slot_format))),
+        )
+        for task in tasks
+    )
+    pools = dimensions.family == "bert" and any(head.kind == "sequence" for head in heads)
+    return dataclasses.replace(dimensions, heads=heads, pooler=pools)
+
+
+def _refuse_for_decoders(config: ConfigDict, dataset: Dataset) -> None:
+    """Raise InputError for what only heads can do."""
+    for task in dataset.tasks:
+        if task.kind not in ("class", "slots"):
+            raise InputError(
+                f"task {task.name} is of kind {task.kind}, for which {config.model.name} has no "
+                "form of answer; choose an encoder, such as model.name=roberta_base"
+            )
+    if any(record.pair for found in dataset.splits.values() for record in found):
+        raise InputError(
+            "data.pair names a second text, which prompts have no place for; choose an encoder, "
+            "or put both texts into one column"
+        )
+    if config.loss.balanced or config.loss.class_weights or config.loss.task_weights:
+        raise InputError(
+            "loss.balanced, loss.class_weights and loss.task_weights are for encoders: a generated "
+            "answer has one loss over its tokens"
+        )
+
+
+def _tokenizer(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None,
+    dataset: Dataset,
+    pieces: Sequence[str],
+    answers: Iterable[str],
+) -> Tokenizer:
+    """The run's own if it resumes, else the named one, the checkpoint's, or one trained now.
+
+    A tokenizer trained now learns from `pieces` of the prompt, the texts and the `answers`.
+    """
+    own = workdir / "tokenizer"
+    if own.is_dir():
+        return Tokenizer.load(own)
+    if config.tokenizer.path:
+        tokenizer = Tokenizer.load(config.tokenizer.path)
+    elif base is not None:
+        tokenizer = Tokenizer.load(base.tokenizer_dir)
+    else:
+        train_records = dataset.splits["train"]
+        texts = [text for record in train_records for text in (record.text, record.pair) if text]
+        texts = [*pieces, *texts, *answers]
+        tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
+    partial = workdir / "tokenizer.partial"
+    tokenizer.save(partial)
+    partial.rename(own)
+    return tokenizer
+
+
+def longest_answer(dataset: Dataset, tokenizer: Tokenizer, slot_format: str, prompt: Prompt) -> int:
+    """Tokens of the longest answer with its end of sequence, as far as it can be known.
+
+    Classes are all known beforehand. A slots answer grows with its text, so the training split's
+    longest gets a quarter more room.
+    """
+    tasks = dataset.tasks
+
+    def answer(record: Record) -> str:
+        return prompt.lead + builder.answer(record, tasks, slot_format, prompt.lettered)
+
+    known = {answer(r) for r in dataset.splits["train"] if builder.has_gold(r, tasks)}
+    encoded = tokenizer.encode_batch(sorted(known), is_data=True)
+    longest = max((len(ids) + 1 for ids in encoded), default=0)
+    if any(task.kind == "slots" for task in tasks):
+        return math.ceil(1.25 * longest)
+
+    def tokens_of(label: str) -> int:
+        return len(tokenizer.encode(label, is_data=True))
+
+    worst = Record("", "", {task.name: max(task.labels, key=tokens_of) for task in tasks})
+    return max(longest, len(tokenizer.encode(answer(worst), is_data=True)) + 1)
+
+
+Dimensions = TypeVar("Dimensions", bound=ModelConfig)
+
+
+def with_vocabulary(
+    dimensions: Dimensions, tokenizer: Tokenizer, base: ModelSource | None
+) -> Dimensions:
+    """Dimensions that fit the tokenizer; raises InputError if the base has another vocabulary."""
+    if base is None:
+        # A multiple of 64 keeps matmuls aligned and splits over devices.
+        vocab_size = math.ceil(tokenizer.vocab_size / 64) * 64
+        dimensions = dataclasses.replace(dimensions, vocab_size=vocab_size)
+        if isinstance(dimensions, EncoderConfig) and dimensions.family == "roberta":
+            # Where transformers begins to count, so that an export means the same there.
+            dimensions = dataclasses.replace(dimensions, position_offset=tokenizer.pad_id + 1)
+        if isinstance(dimensions, T5Config):  # as in the released models
+            dimensions = dataclasses.replace(dimensions, start_id=tokenizer.pad_id)
+        return dimensions
+    if tokenizer.vocab_size > dimensions.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, the checkpoint's embedding "
+            f"{dimensions.vocab_size:,} rows; they do not belong together"
+        )
+    return dimensions
+
+
+def _check_same(found: ModelConfig, named: ModelConfig, config: ConfigDict) -> None:
+    """Raise InputError where a checkpoint is not the model that the config names."""
+    if registry.family_of(found) != registry.family_of(named):
+        raise InputError(
+            f"model.checkpoint {config.model.checkpoint} is of family {registry.family_of(found)}, "
+            f"model.name {config.model.name} of {registry.family_of(named)}. Name the model it is, or "
+            "set model.name to ''"
+        )
+    differences = [
+        f"{field.name} is {getattr(found, field.name)}, not {getattr(named, field.name)}"
+        for field in dataclasses.fields(named)
+        if getattr(found, field.name) != getattr(named, field.name)
+        and field.name not in _NOT_DIMENSIONS
+    ]
+    if differences:
+        raise InputError(
+            f"model.checkpoint {config.model.checkpoint} is not {config.model.name}: "
+            f"{'; '.join(differences)}. Name the model it is, or set model.name to ''"
+        )
+
+
+# What two checkpoints of one model may differ in.
+_NOT_DIMENSIONS = (
+    "initializer_std",
+    "initializer_factor",
+    "max_position",
+    "dropout",
+    "attention_dropout",
+    "head_dropout",
+    "pooler",
+    "heads",
+    "prefix",
+)

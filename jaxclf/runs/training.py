@@ -1,0 +1,568 @@
+"""Fine-tuning from config to report: set up, step, evaluate on dev, save, score the test split."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxclf import report
+from jaxclf.adapters import tuning
+from jaxclf.adapters.tuning import Adapted
+from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint.checkpoints import (
+    AdapterInfo,
+    Checkpoints,
+    ModelSource,
+    check_base,
+    read_adapters,
+    resolve,
+    write_adapters,
+    write_base,
+)
+from jaxclf.classifiers.opening import decoding_facts, make_classifier
+from jaxclf.config import loading
+from jaxclf.config.schema import did_you_mean, leaves
+from jaxclf.core.errors import InputError, NonFiniteError, Preempted
+from jaxclf.core.logs import Logger, read_metrics
+from jaxclf.core.types import Params
+from jaxclf.data import batching, datasets, loader
+from jaxclf.data.datasets import Dataset
+from jaxclf.data.loader import Examples
+from jaxclf.data.prefixes import NONE, Shared
+from jaxclf.data.shape_budget import Budget
+from jaxclf.data.tasks import Record, Task
+from jaxclf.decoding.parsing import Prediction
+from jaxclf.distributed import processes, sharding
+from jaxclf.distributed.preemption import Interrupts
+from jaxclf.metrics import calibration, metrics
+from jaxclf.runs import transfer
+from jaxclf.runs.setup import Setup, prepare
+from jaxclf.training import optim
+from jaxclf.training.train_step import Metrics, TrainState, init_state, make_train_step
+
+# What a resumed run may change: it alters what is shown or kept, or for how long a run goes on,
+# but no step already taken.
+_FREE_FIELDS = (
+    *("api.concurrency", "api.key_env", "api.retries", "api.timeout"),
+    *("api.input_price", "api.output_price", "api.max_cost"),
+    "eval.",
+    "mesh.",
+    "model.attention",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.log_every",
+    "train.max_shapes",
+    "train.steps",
+    "train.epochs",
+)
+_CONSTANT_STEPS = ("constant",)  # schedules that do not depend on train.steps
+
+
+def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) -> dict[str, Any]:
+    """Run or resume the experiment in `workdir`; returns the report.
+
+    `base`: the converted checkpoint that `config.model.checkpoint` names, if it names one.
+    Raises InputError for a config or data that cannot be trained on, or a workdir of another run;
+    NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
+    stays good in each case.
+    """
+    tuning.check_trains(config)
+    with Interrupts() as interrupts, sharding.use(config.mesh):
+        with processes.first_then_others("prepare"):
+            claim(workdir, config)
+            _check_rows(config)
+            setup = prepare(config, workdir, base)
+        config = with_steps(config, setup.examples, setup.shared)
+        _check_best_metric(config, setup.dataset.tasks)
+        main = config.train.best_metric or "score"
+        with Checkpoints(workdir, config.train.keep, main) as checkpoints:
+            run = _Run(config, workdir, setup, checkpoints, interrupts)
+            run.start(base)
+            interrupts.hold()
+            with (
+                processes.own_folder(workdir) as folder,
+                Logger(folder, config.train.steps, run.step, every=config.train.log_every) as log,
+            ):
+                run.fit(log)
+                return run.finish(log)
+
+
+def _check_rows(config: ConfigDict) -> None:
+    """Raise InputError where the rows of a step cannot be divided over the mesh."""
+    train, parts = config.train, sharding.rows()
+    if train.batch_size % (parts * train.accumulate):
+        raise InputError(
+            f"train.batch_size is {train.batch_size:,}; expected a multiple of {parts:,} (mesh.data"
+            " times mesh.fsdp: the devices that share a step's rows) times train.accumulate, "
+            f"{train.accumulate:,}. Raise it, or lower mesh.fsdp and raise mesh.tensor"
+        )
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Make `workdir` this run's, or check that it already is."""
+    path = workdir / "config.json"
+    if path.is_file():
+        before = dict(leaves(loading.read(path)))
+        free = _FREE_FIELDS
+        if config.train.schedule not in _CONSTANT_STEPS:
+            free = tuple(name for name in free if name not in ("train.steps", "train.epochs"))
+        changed = [
+            f"{name}: {before.get(name)!r} there, {value!r} now"
+            for name, value in leaves(config)
+            if before.get(name) != value and not name.startswith(free)
+        ]
+        if changed:
+            raise InputError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}). Choose another "
+                "--workdir, or the same config to resume it"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    if processes.is_first():
+        loading.write(config, path)
+
+
+def with_steps(config: ConfigDict, examples: Examples, shared: Shared = NONE) -> ConfigDict:
+    """The config with `train.steps` for as many `train.epochs`, where these are set.
+
+    Of packed rows the steps are about as many: those that hold all tokens, less the `shared`
+    prefixes, if the rows are full.
+    """
+    train = config.train
+    if not train.epochs:
+        return config
+    share = len(examples) / train.batch_size
+    if train.pack:
+        rows = (batching.row(example, shared) for example in examples)
+        tokens = sum(len(row["tokens"]) for row in rows)
+        share = tokens / ((train.row_length or train.max_length) * train.batch_size)
+    counted = config.copy_and_resolve_references()
+    with counted.unlocked():
+        counted.train.steps = math.ceil(train.epochs * share)
+    return counted
+
+
+class _Run:
+    """The loop's state between its parts: start, fit, finish."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        setup: Setup,
+        checkpoints: Checkpoints,
+        interrupts: Interrupts,
+    ):
+        self.config, self.workdir, self.setup = config, workdir, setup
+        self.checkpoints, self.interrupts = checkpoints, interrupts
+        self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe, config)
+        used = config.train.vocabulary == "used"
+        tokens = loader.used_tokens(setup.examples) if used else None
+        self.tuning = tuning.choose(config, setup.model.abstract, tokens)
+        self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
+        self.step_function = make_train_step(
+            setup.model,
+            self.tuning,
+            self.optimizer,
+            optim.schedule(config.train),
+            setup.objective,
+            may_skip=config.train.max_skipped > 0,
+            prng=config.train.prng,
+        )
+        self.batches = loader.train_batches(
+            setup.examples,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            row_length=(config.train.row_length or config.train.max_length)
+            if config.train.pack
+            else 0,
+            like_lengths=config.train.bucket,
+            shared=setup.shared,
+            groups=config.train.accumulate,
+        )
+        self.budget = Budget(config.train.max_shapes)
+        # Of steps, since this process started.
+        self.seconds = self.examples = self.tokens = self.saved_tokens = 0.0
+        self.loss: float | None = None  # the last one read
+
+    # -- parameters and state
+
+    def start(self, base: ModelSource | None) -> None:
+        """Parameters and optimizer from the run's last checkpoint, the base, or a random start."""
+        model, key = self.setup.model, jax.random.key(self.config.seed)
+        tuned, latest = self.tuning, self.checkpoints.latest_step()
+        if isinstance(tuned, Adapted):
+            base = self.frozen_base(base, key)
+        self.plan = transfer.plan(model, base, self.config.model.heads, self.setup.recipe)
+        params = None
+        if latest is None or isinstance(tuned, Adapted):
+            params = transfer.load(model, base, self.plan, key)
+        if latest is None:
+            assert params is not None
+            trained, self.frozen = sharding.put(tuned.start(params, key))
+            self.state = sharding.born(lambda t, k: init_state(t, self.optimizer, k), trained, key)
+            self.step = 0
+            self.compile()
+            return
+        stored = sharding.abstract(tuned.abstract(model.abstract))
+        abstract = jax.eval_shape(
+            lambda stored, params: init_state(tuned.resume(stored, params)[0], self.optimizer, key),
+            stored,
+            params,
+        )
+        state = sharding.abstract(abstract._replace(trained=None))
+        restored = self.checkpoints.restore(latest, stored, state)
+        trained, self.frozen = sharding.put(tuned.resume(restored.params, params))
+        self.state: TrainState = restored.state._replace(trained=trained)
+        self.batches.set_state(restored.iterator_state)
+        self.step = latest
+        self.compile()
+
+    def compile(self) -> None:
+        """The step as one program, whose results lie where its arguments lay."""
+        results = sharding.shardings(self.state), sharding.whole()
+        self.train_step = jax.jit(self.step_function, donate_argnums=0, out_shardings=results)
+
+    def frozen_base(self, base: ModelSource | None, key) -> ModelSource:
+        """The base of the adapters, checked against the run's adapters.json, which it writes once.
+
+        A base that starts at random has no other place to be found again: the run keeps it.
+        """
+        if base is None:
+            own = self.workdir / "base"
+            if not own.is_dir():
+                self.write_base(own, key)
+            base = resolve(own)
+        path = self.workdir / "adapters.json"
+        if path.is_file():
+            check_base(read_adapters(path), base, self.workdir)
+        else:
+            assert isinstance(self.tuning, Adapted)
+            fingerprint = tree_store.fingerprint(base.manifest)
+            info = AdapterInfo(self.tuning.spec, self.config.model.checkpoint, fingerprint)
+            if processes.is_first():
+                write_adapters(path, info)
+        return base
+
+    def write_base(self, directory: Path, key) -> None:
+        model, fields = self.setup.model, self.config.model
+        if jax.process_count() > 1:
+            raise InputError(
+                "adapters of several processes need a base on disk: set model.checkpoint"
+            )
+        params = sharding.born(model.init, key)
+        write_base(directory, params, model.config, fields.param_dtype, fields.quantise)
+
+    def params(self) -> Params:
+        """The parameters that label: the whole tree as it is now, adapters bound to it."""
+        return self.tuning.join(self.state.trained, self.frozen)
+
+    def save(self, scores: dict[str, float]) -> None:
+        """Save the state after the current step."""
+        self.checkpoints.save(
+            self.step,
+            self.tuning.stored(self.state.trained, self.frozen),
+            self.state._replace(trained=None),
+            self.batches.get_state(),
+            scores,
+        )
+
+    # -- the loop
+
+    def fit(self, logger: Logger) -> None:
+        """Step until `train.steps`, with evaluations and checkpoints at their intervals."""
+        train = self.config.train
+        if self.step:
+            logger.say(f"resumed at step {self.step:,}")
+        self.say_what_was_loaded(logger)
+        self.warn_of_long_texts(logger)
+        late: Metrics | None = None  # the previous step's, read while the device computes this one
+        mark = time.perf_counter()
+        while self.step < train.steps:
+            batch = self.budget.fit(next(self.batches))
+            with jax.transfer_guard("disallow"):  # but for what is handed over by name
+                device_batch = sharding.put_batch(_micro_batches(batch, train.accumulate), axis=1)
+                self.state, step_metrics = self.train_step(self.state, self.frozen, device_batch)
+            if late is not None:
+                self.read(late, self.step, logger)
+            late = step_metrics
+            self.step += 1
+            self.count(batch, logger)
+
+            self.interrupts.reached(self.step)
+            evaluates = _due(self.step, train.eval_every, train.steps) and self.dev_records()
+            if evaluates or _due(self.step, train.checkpoint_every, train.steps) or self.stopping():
+                self.read(step_metrics, self.step, logger)  # nothing that went wrong is saved
+                late = None
+                self.seconds += time.perf_counter() - mark
+                scores = self.evaluate_dev(logger) if evaluates and not self.stopping() else {}
+                self.save(scores)
+                if self.stopping():
+                    self.checkpoints.wait()
+                    raise Preempted(
+                        f"stopped by SIGTERM; saved step {self.step:,} of {train.steps:,}. The "
+                        "same command resumes"
+                    )
+                mark = time.perf_counter()
+        self.checkpoints.wait()
+
+    def say_what_was_loaded(self, logger: Logger) -> None:
+        """Name what the checkpoint does not have, and what it has in vain."""
+        if self.plan.new:
+            logger.say(f"started at random: {', '.join(self.plan.new)}")
+        if self.plan.unused:
+            logger.say(f"unused in the checkpoint: {', '.join(self.plan.unused)}")
+
+    def warn_of_long_texts(self, logger: Logger) -> None:
+        """Say how many examples go beyond the positions that the model was made for."""
+        limit = self.setup.model.config.max_position
+        long = sum(len(batching.row(example)["tokens"]) > limit for example in self.setup.examples)
+        if long:
+            logger.say(
+                f"warning: {long:,} training examples are longer than the {limit:,} positions of "
+                f"{self.config.model.name}; a lower train.max_length cuts them"
+            )
+
+    def stopping(self) -> bool:
+        return self.interrupts.requested
+
+    def count(self, batch, logger: Logger) -> None:
+        """Add a batch to the throughput figures and the progress bar."""
+        tokens = int(np.count_nonzero(batch.segment_ids))
+        if batch.prefixes is not None:
+            tokens += int(np.count_nonzero(batch.prefixes.numbers))
+            self.saved_tokens += self.setup.shared.saved(
+                batch.prefixes.seen, batch.segment_ids, self.config.train.accumulate
+            )
+        examples = int(batch.segment_ids.max(axis=-1).sum())
+        self.tokens += tokens
+        self.examples += examples
+        logger.advance(self.step, examples=examples, tokens=tokens, loss=self.loss)
+
+    def read(self, step_metrics: Metrics, step: int, logger: Logger) -> None:
+        """Log a step's metrics, or raise NonFiniteError where too many went wrong in a row."""
+        values = jax.device_get(step_metrics)
+        self.loss = float(values.loss)
+        allowed = self.config.train.max_skipped
+        if values.skipped:
+            if values.skipped > allowed:
+                raise NonFiniteError(
+                    f"step {step:,}: loss {values.loss}, gradient norm {values.gradient_norm}; "
+                    f"{int(values.skipped)} step(s) in a row were not finite and train.max_skipped "
+                    f"is {allowed}. Nothing of them is saved. Lower train.learning_rate or look "
+                    "at the data of that step"
+                )
+            logger.say(f"step {step:,} skipped: loss {values.loss}")
+        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+            shown = {
+                "train/loss": float(values.loss),
+                "train/accuracy": float(values.accuracy),
+                "train/gradient_norm": float(values.gradient_norm),
+                "train/learning_rate": float(values.learning_rate),
+            }
+            if math.isnan(values.accuracy):  # of numbers there is none
+                del shown["train/accuracy"]
+            logger.metrics(step, shown)
+
+    # -- evaluation
+
+    def dev_records(self) -> list[Record]:
+        records = self.setup.dataset.splits.get("dev", [])
+        limit = self.config.eval.limit
+        return datasets.spread(records, limit) if limit else records
+
+    def evaluate_dev(self, logger: Logger) -> dict[str, float]:
+        """Flat metrics on the dev split, logged; empty when asked to stop meanwhile."""
+        records = self.dev_records()
+        try:
+            predictions = self.predict(self.params(), records, "dev", logger)
+        except _Stopped:
+            return {}
+        values = flat_metrics(
+            metrics.compute(predictions, self.setup.dataset.tasks, self.config.prompt.slots)
+        )
+        values["score"] = float(
+            np.mean(
+                [
+                    values.get(f"{task.name}.{metrics.main_metric(task)}", math.nan)
+                    for task in self.setup.dataset.tasks
+                ]
+            )
+        )
+        logger.metrics(self.step, {f"dev/{name}": value for name, value in values.items()})
+        return values
+
+    def predict(self, params: Params, records: Sequence[Record], split: str, logger: Logger):
+        """Predictions with progress; raises _Stopped when the run is asked to stop."""
+        done = 0
+        with logger.task(f"{split} evaluation", len(records)) as advance:
+
+            def progress(count: int) -> None:
+                nonlocal done
+                done += count
+                advance(count)
+                if self.stopping():
+                    raise _Stopped
+
+            return self.classifier.predict(
+                params,
+                records,
+                self.config.eval.batch_size,
+                prompt=self.setup.prompt,
+                progress=progress,
+            )
+
+    # -- the end
+
+    def finish(self, logger: Logger) -> dict[str, Any]:
+        """Score the evaluation split with the best checkpoint and write the report."""
+        split = self.config.eval.split
+        records = self.setup.dataset.splits.get(split, [])
+        best = self.checkpoints.best_step()
+        params = self.params()
+        if best is not None and best != self.step:
+            abstract = sharding.abstract(self.tuning.abstract(self.setup.model.abstract))
+            stored = self.checkpoints.restore_params(best, abstract)
+            params = self.tuning.join(*self.tuning.resume(stored, self.tuning.base(self.frozen)))
+        try:
+            predictions = self.predict(params, records, split, logger)
+            temperatures = self.temperatures(params, split, predictions, logger)
+        except _Stopped:
+            raise Preempted(
+                f"stopped by SIGTERM while scoring {split}; training is complete and saved. The "
+                "same command scores it again"
+            ) from None
+        step = best if best is not None else self.step
+        checkpoint = tree_store.fingerprint(self.manifest(best))
+        tasks = self.setup.dataset.tasks
+        result = self.describe(step) | decoding_facts(self.classifier)
+        result["eval"] = metrics.compute(predictions, tasks, self.config.prompt.slots)
+        result["eval_split"] = split
+        wanted = self.config.eval.wanted_accuracy
+        result["calibration"] = calibration.measure(predictions, tasks, temperatures, wanted)
+        if processes.is_first():
+            if temperatures:
+                calibration.save(self.workdir / calibration.FILE, temperatures, step)
+            predictions = calibration.tempered(predictions, temperatures)
+            history = read_metrics(self.workdir)
+            report.write(self.workdir, result, predictions, tasks, history, checkpoint)
+        processes.wait("report")
+        logger.say(report.table(result))
+        logger.say(f"report: {self.workdir / 'report.html'}")
+        return result
+
+    def manifest(self, step: int | None) -> tree_store.Manifest:
+        """That of the saved parameters, or of those at hand where no step was taken."""
+        if step is not None:
+            return self.checkpoints.manifest(step)
+        return tree_store.describe(self.tuning.stored(self.state.trained, self.frozen))
+
+    def temperatures(
+        self, params: Params, split: str, predictions: Sequence[Prediction], logger: Logger
+    ) -> dict[str, float]:
+        """Those of the class tasks that `predictions` of `split` have scores for, fitted on dev."""
+        tasks = calibration.scored_tasks(predictions, self.setup.dataset.tasks)
+        records = self.dev_records()
+        if self.config.eval.temperature == "none" or not tasks or not records:
+            return {}
+        if split != "dev":
+            predictions = self.predict(params, records, "dev", logger)
+        return calibration.fit(predictions, tasks)
+
+    def describe(self, best: int) -> dict[str, Any]:
+        """The report's parts other than the evaluation."""
+        setup, config = self.setup, self.config
+        trained = self.tuning.count(setup.model.abstract)
+        return {
+            "config": config.to_dict(),
+            "data": data_facts(setup.dataset, setup.examples),
+            "model": model_facts(config, setup, self.plan, trained),
+            "train": {
+                "steps": self.step,
+                "best_step": best,
+                "seconds": round(self.seconds, 3),
+                "examples_per_second": self.examples / self.seconds if self.seconds else None,
+                "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
+                "examples_seen_by_this_process": self.examples,
+                "tokens_computed_by_this_process": self.tokens,
+                "tokens_saved_by_shared_prefixes": self.saved_tokens,
+                "compiled_shapes": len(self.budget.shapes),
+                "device": device(),
+            },
+            "versions": report.versions(),
+        }
+
+
+def data_facts(dataset: Dataset, examples: Examples = ()) -> dict[str, Any]:
+    """What a report says of the data; `examples`: the training split as a model reads it."""
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "records": {name: len(found) for name, found in dataset.splits.items()},
+        "skipped": dataset.skipped,
+        "cut_texts": sum(example.cut > 0 for example in examples),
+        "cut_tokens": sum(example.cut for example in examples),
+        "tasks": report.describe_tasks(dataset.tasks),
+    }
+
+
+def model_facts(
+    config: ConfigDict, setup: Setup, plan: transfer.Plan, trained: int
+) -> dict[str, Any]:
+    """What a report says of the model, of which `trained` values are trained."""
+    return {
+        "name": config.model.name,
+        "family": setup.model.family,
+        "checkpoint": config.model.checkpoint,
+        "dimensions": dataclasses.asdict(setup.model.config),
+        "parameters": _size(setup.model.abstract),
+        "trained_parameters": trained,
+        "new_parameters": list(plan.new),
+        "unused_tensors": list(plan.unused),
+        "tokenizer": setup.tokenizer.fingerprint,
+        "vocabulary": setup.tokenizer.vocab_size,
+    }
+
+
+def device() -> str:
+    """`8 x TPU v5p`."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def _check_best_metric(config: ConfigDict, tasks: Sequence[Task]) -> None:
+    """Raise InputError where train.best_metric names nothing that an evaluation measures."""
+    measured = metrics.names(tasks)
+    if (wanted := config.train.best_metric) and wanted not in measured:
+        raise InputError(
+            f"train.best_metric is {wanted!r}; expected one of {', '.join(measured)}"
+            f"{did_you_mean(wanted, measured)}"
+        )
+
+
+class _Stopped(Exception):  # noqa: N818 - a request, not an error
+    """Raised through an evaluation that SIGTERM ended."""
+
+
+def flat_metrics(values: dict[str, dict[str, float]]) -> dict[str, float]:
+    """`{"intent": {"accuracy": 1.0}}` as `{"intent.accuracy": 1.0}`."""
+    return {
+        f"{task}.{name}": value for task, group in values.items() for name, value in group.items()
+    }
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _micro_batches(batch, count: int):
+    """Split the rows `[B, …]` into `[count, B / count, …]`."""
+    return jax.tree.map(lambda array: array.reshape(count, -1, *array.shape[1:]), batch)
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,156 @@
+"""From finished runs to a filled table: ours beside the published figures, and how sure ours is.
+
+The 95 % interval of one seed is of the test texts: Wilson's for an accuracy, Fisher's for a
+correlation, a bootstrap over texts for F1 of slots. Of several seeds it is Student's, of their
+mean. What has no run has a reason instead of a figure: nothing is filled in from the paper.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxclf import report
+from jaxclf.core.errors import ArtifactError, JaxclfError
+from jaxclf.metrics import significance
+from jaxclf.report.tables import Entry, Filled
+from jaxclf.tables.definitions import Cell, Table
+from jaxclf.tables.runs import Job, finished
+
+INTERVALS = (
+    "95 % intervals of one seed are of the scored texts (accuracy: Wilson's; correlations: "
+    "Fisher's; slot F1: bootstrap), of several seeds Student's, of their mean"
+)
+_LEVEL, _Z = 0.95, 1.959964
+
+
+def filled(
+    table: Table, jobs: Sequence[Job], failed: Mapping[Job, str], notes: Sequence[str] = ()
+) -> Filled:
+    """The table with an entry for every cell, from the reports of its jobs as they lie on disk.
+
+    failed: jobs that have no figures, and why. notes: what is said below the table besides.
+    """
+    reports: dict[Job, dict[str, Any]] = {}
+    reasons = dict(failed)
+    for job in jobs:
+        if job in reasons:
+            continue
+        try:
+            found = finished(job)
+        except JaxclfError as error:
+            reasons[job] = str(error)
+            continue
+        if found is None:
+            reasons[job] = "not finished"
+        else:
+            reports[job] = found
+    entries = [
+        _entry(cell, [job for job in jobs if job.run == cell.run], reports, reasons)
+        for cell in table.cells
+    ]
+    return Filled(
+        name=table.name,
+        title=table.title,
+        rows=table.rows,
+        columns=table.columns,
+        entries=entries,
+        percent=table.percent,
+        smoke=table.smoke,
+        notes=[INTERVALS, *notes],
+    )
+
+
+def _entry(
+    cell: Cell,
+    jobs: Sequence[Job],
+    reports: Mapping[Job, Mapping[str, Any]],
+    reasons: Mapping[Job, str],
+) -> Entry:
+    values, why, used = [], [], []
+    low = high = None
+    for job in jobs:
+        if job not in reports:
+            why.append(reasons[job] if len(jobs) == 1 else f"seed {job.seed}: {reasons[job]}")
+            continue
+        try:
+            figures = _figures(reports[job], cell, job)
+            low, high = interval(reports[job], figures, cell, job)
+        except ArtifactError as error:
+            why.append(str(error))
+            continue
+        values.append(float(figures[cell.metric]))
+        used.append(job.folder.name)
+    ours = statistics.fmean(values) if values else None
+    if len(values) > 1:
+        low, high = _student(values)
+    return Entry(
+        row=cell.row,
+        column=cell.column,
+        metric=cell.metric,
+        ours=ours,
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        low=low,
+        high=high,
+        seeds=len(values),
+        published=cell.published,
+        difference=None if ours is None or cell.published is None else ours - cell.published,
+        reason="; ".join(why),
+        folders=tuple(used),
+    )
+
+
+def _figures(found: Mapping[str, Any], cell: Cell, job: Job) -> Mapping[str, Any]:
+    """The metrics in the report that the cell names; raises ArtifactError where they are not."""
+    value: Any = found
+    for name in cell.path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping) or not isinstance(value.get(cell.metric), int | float):
+        raise ArtifactError(
+            f"{job.folder / report.REPORT} has no {'.'.join((*cell.path, cell.metric))}"
+        )
+    return value
+
+
+def interval(
+    found: Mapping[str, Any], figures: Mapping[str, Any], cell: Cell, job: Job
+) -> tuple[float | None, float | None]:
+    """The 95 % interval of one run's figure; (None, None) of too few texts."""
+    value, count = float(figures[cell.metric]), int(figures.get("support", 0))
+    if cell.metric == "accuracy":
+        return wilson(value, count)
+    if cell.metric != "slot_f1":
+        return fisher(value, count)
+    (task,) = (task for task in report.tasks_of(found) if task.name == cell.path[-1])
+    predictions = report.read_predictions(job.folder / report.PREDICTIONS)
+    estimate = significance.estimate(
+        significance.figure(predictions, task, found["config"]["prompt"]["slots"])
+    )
+    return estimate.low, estimate.high
+
+
+def wilson(share: float, count: int) -> tuple[float | None, float | None]:
+    """Source: Wilson 1927, the score interval of a share of `count` texts."""
+    if not count:
+        return None, None
+    scale = 1 + _Z**2 / count
+    middle = (share + _Z**2 / (2 * count)) / scale
+    half = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2)) / scale
+    return middle - half, middle + half
+
+
+def fisher(correlation: float, count: int) -> tuple[float | None, float | None]:
+    """Source: Fisher 1921; Matthews' correlation is Pearson's of two indicators."""
+    if count <= 3 or abs(correlation) >= 1:
+        return None, None
+    middle, half = math.atanh(correlation), _Z / math.sqrt(count - 3)
+    return math.tanh(middle - half), math.tanh(middle + half)
+
+
+def _student(values: Sequence[float]) -> tuple[float, float]:
+    from scipy import stats
+
+    mean = statistics.fmean(values)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1)) * error
+    return mean - half, mean + half

@@ -1,0 +1,165 @@
+"""What training minimises: losses of the labels at their places, for generation and for heads."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxclf.core.types import AnyArray, Array, Float, Key, Shaped
+from jaxclf.data.batching import ANSWER, Batch, Targets
+from jaxclf.data.tasks import Kind
+from jaxclf.models import layers
+from jaxclf.models.decoder import Llama
+from jaxclf.models.encoder import Encoder
+from jaxclf.models.t5 import T5
+
+Scores = dict[str, Float[Array, "B J C"]]
+Totals = dict[str, Float[Array, ""]]
+
+
+class Sums(NamedTuple):
+    """One batch's part of a step's figures.
+
+    `loss` is already divided by the step's totals, so the parts of a step add up to its mean
+    loss. `correct` of `count` labels have the highest score (numbers are in neither).
+    """
+
+    loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    count: Float[Array, ""]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One target's loss. `weight`: its share beside other targets; `class_weights`: one a class."""
+
+    kind: Kind = "class"
+    weight: float = 1.0
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The weighted sum over targets of each one's mean loss, in nats (squared for numbers).
+
+    `scores(module, batch, key)` gives every target's scores; a key turns dropout on.
+    """
+
+    scores: Callable[[Any, Batch, Key[Array, ""] | None], Scores]
+    terms: Mapping[str, Term]
+
+    def totals(self, batch: Batch) -> Totals:
+        """What each target's summed loss is divided by, over all micro-batches of a step."""
+        return {
+            name: jnp.sum(_weights(term, batch.targets[name])) for name, term in self.terms.items()
+        }
+
+    def sums(
+        self, module: Any, batch: Batch, totals: Totals, key: Key[Array, ""] | None = None
+    ) -> Sums:
+        """The batch's part of the loss; see `Sums`."""
+        loss = correct = count = jnp.zeros((), jnp.float32)
+        scores = self.scores(module, batch, key)
+        for name, term in self.terms.items():
+            targets = batch.targets[name]
+            mask = jnp.asarray(targets.mask)
+            losses = jnp.where(mask, place_losses(term, scores[name], targets.labels), 0.0)
+            # A step may hold no label of a target at all.
+            total = jnp.where(totals[name] > 0, totals[name], 1.0)
+            loss += term.weight * jnp.sum(losses) / total
+            if term.kind != "regression":
+                correct += jnp.sum(_is_right(term, scores[name], targets.labels) & mask)
+                count += jnp.sum(mask)
+        return Sums(loss, correct, count)
+
+
+def label_logits(
+    module: Llama | T5, batch: Batch, key: Key[Array, ""] | None = None
+) -> Float[Array, "B J V"]:
+    """Logits where a label token is predicted, and nowhere else."""
+    places, labels, mask = batch.targets[ANSWER]
+    if isinstance(module, T5):
+        own = jnp.take_along_axis(jnp.asarray(batch.segment_ids), jnp.asarray(places), axis=1)
+        segments = jnp.where(mask, own, 0)
+        return module.logits(module.hidden(batch.tokens, batch.segment_ids, labels, segments, key))
+    return module.logits(
+        module.hidden(
+            batch.tokens,
+            batch.positions,
+            batch.segment_ids,
+            key,
+            places,
+            batch.prefixes,
+            batch.lengths,
+        )
+    )
+
+
+def head_scores(module: Encoder, batch: Batch, key: Key[Array, ""] | None = None) -> Scores:
+    """Each head's scores where it predicts, and nowhere else."""
+    first, *keys = layers.split_key(key, 1 + len(batch.targets))
+    places = [targets.positions for targets in batch.targets.values()]
+    hidden = module.hidden(
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        batch.types,
+        first,
+        jnp.concatenate(places, axis=1),
+        batch.lengths,
+    )
+    ends = np.cumsum([each.shape[1] for each in places])
+    return {
+        name: module.scores(name, of_target, of_head)
+        for name, of_target, of_head in zip(
+            batch.targets, jnp.split(hidden, ends[:-1], axis=1), keys, strict=True
+        )
+    }
+
+
+GENERATION = Objective(
+    lambda module, batch, key: {ANSWER: label_logits(module, batch, key)}, {ANSWER: Term()}
+)
+"""Cross-entropy of the answer and its end of sequence, averaged over tokens."""
+
+
+def place_losses(
+    term: Term, scores: Float[Array, "B J C"], labels: Shaped[AnyArray, "B J ..."]
+) -> Float[Array, "B J"]:
+    """The loss of every place, class weights applied, before any mask.
+
+    Classes: cross-entropy; with smoothing s, (1-s) of it and s of the mean over all classes.
+    Flags: the mean over classes of the binary cross-entropies. Numbers: the squared error.
+    Source: the definitions of PyTorch's CrossEntropyLoss, BCEWithLogitsLoss and MSELoss.
+    """
+    weights = jnp.asarray(term.class_weights or 1.0, jnp.float32)
+    if term.kind == "regression":
+        return jnp.square(scores[..., 0] - labels)
+    if term.kind == "multilabel":
+        return jnp.mean(weights * optax.sigmoid_binary_cross_entropy(scores, labels), axis=-1)
+    losses = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.asarray(labels))
+    if term.class_weights:
+        losses *= weights[labels]
+    if smoothing := term.label_smoothing:
+        everywhere = -jnp.mean(weights * jax.nn.log_softmax(scores), axis=-1)
+        losses = (1 - smoothing) * losses + smoothing * everywhere
+    return losses
+
+
+def _weights(term: Term, targets: Targets) -> Float[Array, "..."]:
+    """What each place counts in the mean: its class's weight, as PyTorch has it."""
+    mask = jnp.asarray(targets.mask, jnp.float32)
+    if term.class_weights and term.kind != "multilabel":
+        mask *= jnp.asarray(term.class_weights, jnp.float32)[targets.labels]
+    return mask
+
+
+def _is_right(term: Term, scores: Array, labels: AnyArray):
+    if term.kind == "multilabel":
+        return jnp.all((scores > 0) == (labels > 0.5), axis=-1)
+    return jnp.argmax(scores, axis=-1) == labels
