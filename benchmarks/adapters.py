@@ -28,12 +28,13 @@ from lora_vs_peft import BATCH, DIMENSIONS, configuration
 
 from jaxclf.adapters import lora, tuning
 from jaxclf.adapters.lora import Spec
-from jaxclf.classifiers.opening import create_model, open_run
+from jaxclf.classifiers.opening import open_run
 from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.data import datasets, loader
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.data.encoder_inputs import encode
-from jaxclf.models import kernels, registry
+from jaxclf.models import quantization, registry
+from jaxclf.models.from_config import create_model
 from jaxclf.training import losses, optim
 from jaxclf.training.train_step import init_state, make_train_step
 
@@ -140,7 +141,7 @@ def precision(run: Path, texts: int = 1000) -> None:
     exact, rounded = logits(plain), logits(half)
     found = {"bfloat16": rounded}
     for kind in ("int8", "int4", "nf4"):
-        found[kind] = logits(kernels.quantised(half, kind))
+        found[kind] = logits(quantization.quantised(half, kind))
     for name, values in found.items():
         error, to_half = (
             math.sqrt(np.mean(np.square(values - other)) / np.var(other))

@@ -59,14 +59,14 @@ def ours(connection) -> None:
     import jax
 
     from jaxclf.adapters import lora
-    from jaxclf.checkpoint.checkpoints import read_model
-    from jaxclf.classifiers.opening import create_model
+    from jaxclf.checkpoint.model_dir import read_model
+    from jaxclf.classifiers import transfer
     from jaxclf.core.allocator import keep_freed_memory
     from jaxclf.distributed.preemption import Interrupts
     from jaxclf.ensemble import features, fitting
     from jaxclf.ensemble.attens import Combiner, Pooling
     from jaxclf.ensemble.features import Seen
-    from jaxclf.runs import transfer
+    from jaxclf.models.from_config import create_model
     from jaxclf.training.losses import Term
 
     keep_freed_memory()

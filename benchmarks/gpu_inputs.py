@@ -14,20 +14,21 @@ import numpy as np
 
 from jaxclf.adapters import tuning
 from jaxclf.classifiers.generative import GenerativeClassifier
-from jaxclf.classifiers.opening import create_model
 from jaxclf.config import defaults
 from jaxclf.core.types import Tree
 from jaxclf.data import batching, loader, prefixes
 from jaxclf.data.batching import Batch, PromptBatch
 from jaxclf.data.encoder_inputs import Encoded
+from jaxclf.data.examples import Tokens
 from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.tasks import Task
-from jaxclf.data.tokenizer import Tokenizer, Tokens
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.label_decoder import Decoding, Mode
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.registry import Model, ModelConfig
 from jaxclf.models.t5 import T5Config

@@ -39,13 +39,14 @@ from gpu_inputs import (
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Adapters, Spec
-from jaxclf.classifiers.heads import EnsembleClassifier, HeadClassifier
+from jaxclf.classifiers.heads import HeadClassifier
 from jaxclf.core.types import Tree
 from jaxclf.data import batching
 from jaxclf.decoding import label_choice, label_decoder
 from jaxclf.distributed import sharding
 from jaxclf.ensemble import attens, features, fitting
 from jaxclf.ensemble.attens import Combiner, Pooling
+from jaxclf.ensemble.classifier import EnsembleClassifier
 from jaxclf.models.registry import Model, ModelConfig
 from jaxclf.training import optim
 from jaxclf.training.losses import Term

@@ -23,17 +23,19 @@ import numpy as np
 import turns
 
 from jaxclf.adapters import tuning
-from jaxclf.classifiers.opening import create_model, prompt_source
 from jaxclf.config import defaults
 from jaxclf.core import cache
 from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.data import datasets, loader, prefixes
 from jaxclf.data.batching import ANSWER
 from jaxclf.data.prefixes import NONE
-from jaxclf.data.tokenizer import Tokenizer, tokenize
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.models import registry
 from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.from_config import create_model
 from jaxclf.planning.hardware import CHIPS
+from jaxclf.prompts.examples import tokenize
+from jaxclf.prompts.source import prompt_source
 from jaxclf.training import losses, optim
 from jaxclf.training.train_step import init_state, make_train_step
 

@@ -24,8 +24,8 @@ import numpy as np
 import turns
 
 from jaxclf.adapters import tuning
-from jaxclf.checkpoint.checkpoints import read_model
-from jaxclf.classifiers.opening import create_model
+from jaxclf.checkpoint.model_dir import read_model
+from jaxclf.classifiers import transfer
 from jaxclf.config import families
 from jaxclf.convert import from_hf
 from jaxclf.core.allocator import keep_freed_memory
@@ -33,7 +33,7 @@ from jaxclf.data import batching, datasets, loader
 from jaxclf.data.encoder_inputs import Encoded, encode
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
-from jaxclf.runs import transfer
+from jaxclf.models.from_config import create_model
 from jaxclf.runs.setup import with_heads
 from jaxclf.training import optim
 from jaxclf.training.objectives import head_objective

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     options = loading.parse(parser, arguments)
 
     # Only now what takes seconds to import.
-    from jaxclf.classifiers.opening import which
+    from jaxclf.checkpoint.steps import read_step
     from jaxclf.convert import from_hf, from_peft
     from jaxclf.core import cache
     from jaxclf.ensemble.run import open_any
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     cache.keep_programs()
     opened = open_any(
         options.checkpoint,
-        which(options.step),
+        read_step(options.step),
         options.overrides,
         from_hf.resolve,
         from_peft.convert,

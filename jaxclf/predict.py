@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         raise errors.InputError(f"--batch-size {options.batch_size}: expected 1 or more")
 
     # Only now what takes seconds to import.
-    from jaxclf.classifiers.opening import which
+    from jaxclf.checkpoint.steps import read_step
     from jaxclf.convert import from_hf, from_peft
     from jaxclf.core import cache
     from jaxclf.data.records import Schema
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     cache.keep_programs()
     opened = open_any(
         options.checkpoint,
-        which(options.step),
+        read_step(options.step),
         options.overrides,
         from_hf.resolve,
         from_peft.convert,

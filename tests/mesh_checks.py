@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclf.adapters import tuning
+from jaxclf.adapters import partition, tuning
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import defaults
@@ -26,7 +26,7 @@ from jaxclf.models.heads import HeadConfig
 from jaxclf.planning import hlo
 from jaxclf.runs.evaluation import evaluate
 from jaxclf.runs.training import train
-from jaxclf.training import losses, optim, train_step
+from jaxclf.training import losses, train_step
 from jaxclf.training.losses import Objective, Term
 from tests.models.test_attention import inputs as attention_inputs
 from tests.models.test_attention import (
@@ -365,7 +365,7 @@ def compiled_text():
     """No array has all tokens and the vocabulary, and no stack of kernels is gathered whole."""
     dims = dataclasses.replace(CONFIG, vocab_size=160, num_layers=5, dropout=0.0)
     model = registry.create(dims, remat=True)
-    tuned = optim.choose(model.abstract, "all")
+    tuned = partition.choose_trained(model.abstract, "all")
     step = train_step.make_train_step(
         model, tuned, optax.adamw(1e-2), optax.constant_schedule(1e-2), losses.GENERATION
     )

@@ -10,11 +10,13 @@ import pytest
 
 from jaxclf.adapters import lora
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import load_params, read_model, resolve, write_base
-from jaxclf.checkpoint.tree_store import flatten, manifest_to_json
+from jaxclf.checkpoint.checkpoints import write_base
+from jaxclf.checkpoint.model_dir import load_params, read_model, resolve
+from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.tree import flatten
 from jaxclf.models import registry
 from jaxclf.runs.evaluation import evaluate
 from jaxclf.runs.training import train

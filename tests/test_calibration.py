@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 
 from jaxclf.core.errors import ArtifactError
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.metrics import calibration
 from tests.test_report import render
 

@@ -13,9 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.core.tree import flatten
 from jaxclf.models import registry
 from jaxclf.models.layers import RopeScaling
 
@@ -133,7 +134,7 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path):
     half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     (half / "params").mkdir(parents=True)
     write_model(tmp_path)
-    assert checkpoints.resolve(tmp_path, "last").step == 1
+    assert model_dir.resolve(tmp_path, "last").step == 1
     with Checkpoints(tmp_path) as saved:
         assert saved.latest_step() == 1
         saved.save(2, *make(2.0), None, {})
@@ -216,7 +217,7 @@ def test_a_flipped_bit_in_the_iterator_state_is_found(tmp_path):
     meta.write_text(text.replace('"at": 1', '"at": 3'))
     assert meta.read_text() != text
     with pytest.raises(ArtifactError, match=r"meta\.json: corrupt \(its checksum differs"):
-        checkpoints.resolve(tmp_path)
+        model_dir.resolve(tmp_path)
 
 
 def test_a_state_of_another_optimizer_is_refused(tmp_path):
@@ -246,12 +247,12 @@ def test_a_save_that_fails_is_told(tmp_path):
 
 
 def write_model(directory, name="llama_smoke"):
-    checkpoints.write_model(directory / "model.json", registry.CONFIGS[name], "float32")
+    model_dir.write_model(directory / "model.json", registry.CONFIGS[name], "float32")
 
 
 def write_model_directory(directory, params):
     with tree_store.TreeWriter(directory / "params") as writer:
-        for path, leaf in tree_store.flatten(params).items():
+        for path, leaf in flatten(params).items():
             writer.write(path, leaf.shape, leaf.dtype.name, [np.asarray(leaf)])
     manifest = tree_store.manifest_to_json(writer.manifest)
     (directory / "manifest.json").write_text(json.dumps(manifest))
@@ -262,40 +263,40 @@ def test_a_run_directory_resolves_to_the_step_asked_for(tmp_path):
     save(tmp_path, [0.1, 0.9, 0.5], keep=3)
     write_model(tmp_path)
     for asked, found in (("best", 2), ("last", 3), (1, 1)):
-        source = checkpoints.resolve(tmp_path, asked)
+        source = model_dir.resolve(tmp_path, asked)
         assert (source.step, source.run_dir) == (found, tmp_path)
         assert source.model_json == tmp_path / "model.json"
         assert source.tokenizer_dir == tmp_path / "tokenizer"
         params = make(float(found))[0]
-        assert same(checkpoints.load_params(source, params), params)
+        assert same(model_dir.load_params(source, params), params)
 
 
 def test_a_step_directory_resolves_to_itself(tmp_path):
     save(tmp_path, [0.9, 0.5], keep=2)
     write_model(tmp_path)
-    source = checkpoints.resolve(tmp_path / "checkpoints" / "2")
+    source = model_dir.resolve(tmp_path / "checkpoints" / "2")
     assert (source.step, source.run_dir) == (2, tmp_path)
 
 
 def test_a_model_directory_resolves_to_itself(tmp_path):
     params = make()[0]
     write_model_directory(tmp_path, params)
-    source = checkpoints.resolve(tmp_path)
+    source = model_dir.resolve(tmp_path)
     assert (source.step, source.run_dir) == (None, None)
-    assert same(checkpoints.load_params(tmp_path, params), params)
+    assert same(model_dir.load_params(tmp_path, params), params)
 
 
 def test_parameters_load_in_the_dtype_asked_for(tmp_path):
     params = make()[0]
     write_model_directory(tmp_path, params)
-    loaded = checkpoints.load_params(tmp_path, params, dtype=jnp.float32)
+    loaded = model_dir.load_params(tmp_path, params, dtype=jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
 
 
 def test_a_step_that_is_not_there_is_an_error(tmp_path):
     save(tmp_path, [0.5, 0.6])
     with pytest.raises(ArtifactError, match=r"no checkpoint of step 7; there are \[2\]"):
-        checkpoints.resolve(tmp_path, 7)
+        model_dir.resolve(tmp_path, 7)
 
 
 @pytest.mark.parametrize("name", ["", "absent", "checkpoints"])
@@ -303,15 +304,15 @@ def test_where_nothing_is_the_error_says_what_was_expected(tmp_path, name):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "checkpoints").mkdir(exist_ok=name in ("", "checkpoints"))
     with pytest.raises(ArtifactError, match="no (complete )?checkpoint"):
-        checkpoints.resolve(tmp_path / name)
+        model_dir.resolve(tmp_path / name)
 
 
 def test_model_json_keeps_every_dimension(tmp_path):
     path = tmp_path / "model.json"
     for name in ("llama2_7b", "llama3.1_8b", "llama3.2_1b"):
-        checkpoints.write_model(path, registry.CONFIGS[name], "bfloat16")
-        assert checkpoints.read_model(path) == (registry.CONFIGS[name], "bfloat16")
-    assert isinstance(checkpoints.read_model(path)[0].rope_scaling, RopeScaling)
+        model_dir.write_model(path, registry.CONFIGS[name], "bfloat16")
+        assert model_dir.read_model(path) == (registry.CONFIGS[name], "bfloat16")
+    assert isinstance(model_dir.read_model(path)[0].rope_scaling, RopeScaling)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +325,7 @@ def test_a_model_json_of_another_version_is_refused(tmp_path, change):
     fields = json.loads(path.read_text()) | change
     path.write_text(json.dumps({name: v for name, v in fields.items() if v is not None}))
     with pytest.raises(ArtifactError, match="describes no model"):
-        checkpoints.read_model(path)
+        model_dir.read_model(path)
     path.write_text("{")
     with pytest.raises(ArtifactError, match="not JSON"):
-        checkpoints.read_model(path)
+        model_dir.read_model(path)

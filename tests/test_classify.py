@@ -5,7 +5,7 @@ import types
 import jax
 import pytest
 
-from jaxclf.classifiers import opening
+from jaxclf.models import from_config
 from tests.mesh_checks import config
 
 
@@ -25,5 +25,5 @@ def test_attention_follows_the_backend(backend, capability, expected, monkeypatc
     device = types.SimpleNamespace(**{"compute_capability": capability} if capability else {})
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert opening.implementation(config()) == expected
-    assert opening.implementation(config(model__attention="plain")) == "plain"
+    assert from_config.implementation(config()) == expected
+    assert from_config.implementation(config(model__attention="plain")) == "plain"

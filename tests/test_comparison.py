@@ -9,7 +9,7 @@ from jaxclf import compare, report
 from jaxclf.config.defaults import default
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets
-from jaxclf.decoding.parsing import Prediction
+from jaxclf.data.predictions import Prediction
 from jaxclf.metrics import metrics
 from jaxclf.runs import comparison
 

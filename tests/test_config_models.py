@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxclf.adapters import tuning
-from jaxclf.classifiers.opening import create_model
 from jaxclf.config import loading
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
 from jaxclf.training import losses, optim, train_step
 from jaxclf.training.losses import Objective, Term

@@ -10,7 +10,7 @@ from jaxclf import curve, report, train
 from jaxclf.config import loading
 from jaxclf.core.errors import ArtifactError, InputError, Preempted
 from jaxclf.data import datasets
-from jaxclf.decoding.parsing import Prediction
+from jaxclf.data.predictions import Prediction
 from jaxclf.metrics import metrics
 
 CONFIG = str(Path(__file__).parent.parent / "configs/my_task.py")

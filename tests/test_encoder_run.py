@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclf.checkpoint.checkpoints import load_params, resolve
-from jaxclf.checkpoint.tree_store import flatten, manifest_to_json
+from jaxclf.checkpoint.model_dir import load_params, resolve
+from jaxclf.checkpoint.tree_store import manifest_to_json
+from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
 from jaxclf.core.errors import InputError
+from jaxclf.core.tree import flatten
 from jaxclf.data.tasks import Record
-from jaxclf.runs import transfer
 from jaxclf.runs.evaluation import evaluate
 from jaxclf.runs.labelling import label_file
 from jaxclf.runs.training import train

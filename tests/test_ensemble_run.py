@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxclf import report
-from jaxclf.checkpoint.checkpoints import resolve
+from jaxclf.checkpoint.model_dir import resolve
 from jaxclf.config import loading
 from jaxclf.config.defaults import default
 from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted, StorageError

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxclf.data.predictions import UNPARSED, Prediction
 from jaxclf.data.tasks import OTHER, Task
-from jaxclf.decoding.parsing import UNPARSED, Prediction, parse
+from jaxclf.decoding.parsing import parse
 
 TOPIC = Task("topic", "class", ("misc", "rec", "sci", "sci.space", "sci.space.news", "not sci"))
 INTENT = Task("intent", "class", ("alarm_set", "alarm_set_off", "play_music"))

@@ -9,10 +9,10 @@ import pytest
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Adapters, Spec
-from jaxclf.checkpoint.tree_store import flatten
 from jaxclf.core.errors import InputError
+from jaxclf.core.tree import flatten
 from jaxclf.models import registry
-from jaxclf.models.kernels import quantise
+from jaxclf.models.quantization import quantise
 from tests import tiny, tiny_encoders
 
 LLAMA = registry.create(tiny.CONFIG)

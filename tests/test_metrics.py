@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.metrics import metrics
 
 TOPIC = Task("topic", "class", ("a", "b", "c", "d"))

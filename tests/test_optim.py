@@ -7,9 +7,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from jaxclf.adapters.partition import choose_trained
 from jaxclf.config import defaults
 from jaxclf.core.errors import InputError
-from jaxclf.models.kernels import join_tables, take
+from jaxclf.models.kernels import take
+from jaxclf.models.unstacked import join_tables
 from jaxclf.training import optim
 
 
@@ -66,14 +68,14 @@ IN_LAYERS = {path for path in ALL if path.startswith("layers/")}
 )
 def test_partitions_choose_whole_leaves(trained, expected):
     params = tree()
-    part, rest = optim.choose(params, trained).split(params)
+    part, rest = choose_trained(params, trained).split(params)
     assert paths(part) == expected
     assert paths(rest) == ALL - expected
 
 
 def test_last_layers_are_cut_out_of_their_leaves():
     params = tree()
-    part, rest = optim.choose(params, "last:2").split(params)
+    part, rest = choose_trained(params, "last:2").split(params)
     assert paths(part) == IN_LAYERS
     assert paths(rest) == ALL
     kernel = params["layers"]["attention"]["q"]["kernel"]
@@ -87,7 +89,7 @@ def test_last_layers_are_cut_out_of_their_leaves():
 @pytest.mark.parametrize("unstacked", [False, True])
 def test_join_undoes_split(trained, unstacked):
     params = tree()
-    partition = optim.choose(jax.eval_shape(lambda: params), trained)
+    partition = choose_trained(jax.eval_shape(lambda: params), trained)
     partition = partition._replace(unstacked=unstacked)
     joined = partition.join(*partition.split(params))
     assert jax.tree.structure(joined) == jax.tree.structure(params)
@@ -101,7 +103,7 @@ def untied():
 def test_a_table_may_train_in_some_of_its_rows():
     params, rows = untied(), np.array([0, 2, 5])
     table = params["embed"]["embedding"]
-    partition = optim.choose(params, "all", rows)
+    partition = choose_trained(params, "all", rows)
     part, rest = partition.split(params)
     np.testing.assert_array_equal(part["embed"]["embedding"], table[rows])
 
@@ -118,14 +120,14 @@ def test_a_table_may_train_in_some_of_its_rows():
 
 def test_rows_of_a_frozen_table_are_of_no_account():
     params = tree()
-    part, rest = optim.choose(params, "norms", np.array([1])).split(params)
+    part, rest = choose_trained(params, "norms", np.array([1])).split(params)
     assert paths(part) == NORMS
     assert rest["embed"]["embedding"] is params["embed"]["embedding"]
 
 
 def test_a_table_that_is_the_unembedding_too_trains_in_whole():
     with pytest.raises(InputError, match=r"train\.vocabulary.*'all'"):
-        optim.choose(tree(), "all", np.array([0, 1]))
+        choose_trained(tree(), "all", np.array([0, 1]))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_a_table_that_is_the_unembedding_too_trains_in_whole():
 )
 def test_what_trains_nothing_is_refused(trained, message):
     with pytest.raises(InputError, match=message):
-        optim.choose(tree(), trained)
+        choose_trained(tree(), trained)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from jaxclf.classifiers.opening import open_run, which
+from jaxclf.checkpoint.steps import read_step
+from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.records import Schema
@@ -112,9 +113,9 @@ def _empty(folder):
 
 
 def test_a_step_is_named_best_last_or_by_number():
-    assert (which("best"), which("last"), which("12")) == ("best", "last", 12)
+    assert (read_step("best"), read_step("last"), read_step("12")) == ("best", "last", 12)
     with pytest.raises(InputError, match="--step newest"):
-        which("newest")
+        read_step("newest")
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):

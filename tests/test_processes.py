@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf.checkpoint.checkpoints import resolve
+from jaxclf.checkpoint.model_dir import resolve
 from tests.forks import Process
 
 HEARTBEAT = 10

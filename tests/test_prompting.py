@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf.classifiers.opening import find_model
+from jaxclf.checkpoint.model_dir import find_model
 from jaxclf.config import loading
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets

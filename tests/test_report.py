@@ -14,8 +14,8 @@ import yaml
 
 from jaxclf import report
 from jaxclf.core.errors import ArtifactError
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.metrics import metrics
 from jaxclf.report.page import find_confusions
 from jaxclf.report.plots import heat_map, learning_curves

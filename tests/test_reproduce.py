@@ -14,8 +14,8 @@ from jaxclf import report, reproduce
 from jaxclf.config import defaults
 from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted
 from jaxclf.data import datasets
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.report import tables as shown
 from jaxclf.tables import definitions, results
 from jaxclf.tables import published as published_tables

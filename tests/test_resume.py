@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxclf.checkpoint.checkpoints import resolve
+from jaxclf.checkpoint.model_dir import resolve
 from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.core.errors import Preempted
 from tests.forks import Process

@@ -11,7 +11,7 @@ from jaxclf.adapters import lora
 from jaxclf.data import batching, prefixes
 from jaxclf.data.prefixes import Shared
 from jaxclf.decoding import decode
-from jaxclf.models import kernels, registry
+from jaxclf.models import quantization, registry
 from jaxclf.models import shared_prefix_attention as shared
 from jaxclf.training import losses
 from tests.tiny import CONFIG, examples, random_params, shapes, sharing
@@ -94,7 +94,7 @@ def test_adapters(quantise):
     config = dataclasses.replace(CONFIG, hidden_size=32, head_dim=8, intermediate_size=32)
     model = registry.create(config, unroll=3, quantise=quantise)
     base = gentle(registry.create(config))
-    base = base if quantise == "none" else kernels.quantised(base, quantise)
+    base = base if quantise == "none" else quantization.quantised(base, quantise)
     adapters = random_adapters(base, lora.Spec(rank=4))
     agree(model, adapters, base, *packed(documents(9, 6)))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.metrics import metrics, significance
 
 CLASSES = Task("t", "class", ("a", "b", "c"))

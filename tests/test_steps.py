@@ -11,11 +11,12 @@ import numpy as np
 import optax
 import pytest
 
+from jaxclf.adapters.partition import choose_trained
 from jaxclf.config import defaults
 from jaxclf.data import batching
 from jaxclf.data.batching import ANSWER
 from jaxclf.models import layers, registry
-from jaxclf.models.kernels import join_tables
+from jaxclf.models.unstacked import join_tables
 from jaxclf.training import losses, optim, train_step
 from tests.tiny import CONFIG, examples, random_params, shapes
 
@@ -58,7 +59,7 @@ class Steps:
     def __init__(
         self, model, trained="all", optimizer=None, schedule=None, objective=losses.GENERATION
     ):
-        self.partition = optim.choose(model.abstract, trained)
+        self.partition = choose_trained(model.abstract, trained)
         self.optimizer = optimizer or optax.sgd(1.0)
         schedule = schedule or optax.constant_schedule(1.0)
         self.function = train_step.make_train_step(
@@ -210,8 +211,8 @@ def same_but_for_rounding(actual, expected):
 def test_training_the_used_rows_of_a_table_equals_training_all_without_decay(model, params):
     used = np.unique(np.asarray(filled(batch_of(1)).tokens))
     assert len(used) < CONFIG.vocab_size
-    _, whole = after_two_steps(model, params, optim.choose(model.abstract, "all"))
-    state, some = after_two_steps(model, params, optim.choose(model.abstract, "all", used))
+    _, whole = after_two_steps(model, params, choose_trained(model.abstract, "all"))
+    state, some = after_two_steps(model, params, choose_trained(model.abstract, "all", used))
     jax.tree.map(same_but_for_rounding, some, whole)
     moved = np.any(some["embed"]["embedding"] != params["embed"]["embedding"], axis=1)
     assert set(np.flatnonzero(moved)) <= set(used)
@@ -223,7 +224,7 @@ def test_training_the_used_rows_of_a_table_equals_training_all_without_decay(mod
 
 def test_layers_apart_train_as_a_stack_does(model, params):
     changes = {"weight_decay": 0.5, "learning_rate": 1e-2}
-    stacked = optim.choose(model.abstract, "all")
+    stacked = choose_trained(model.abstract, "all")
     _, whole = after_two_steps(model, params, stacked, **changes)
     state, apart = after_two_steps(model, params, stacked._replace(unstacked=True), **changes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), apart, whole)
@@ -347,7 +348,7 @@ def test_dropout_is_drawn_by_the_generator_asked_for_anew_in_every_step(prng, mo
         return {ANSWER: layers.dropout(rows, 0.5, key)}
 
     objective = losses.Objective(scores, losses.GENERATION.terms)
-    partition, optimizer = optim.choose(model.abstract, "all"), optax.sgd(0.0)
+    partition, optimizer = choose_trained(model.abstract, "all"), optax.sgd(0.0)
     step = train_step.make_train_step(
         model, partition, optimizer, optax.constant_schedule(0.0), objective, prng=prng
     )

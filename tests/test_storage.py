@@ -12,6 +12,7 @@ import pytest
 
 from jaxclf.checkpoint import tree_store
 from jaxclf.core.errors import ArtifactError
+from jaxclf.core.tree import flatten, nest
 
 
 def leaf(shape, dtype, seed=0):
@@ -39,7 +40,7 @@ def written(tmp_path, monkeypatch):
 
 def abstract(dtype=None):
     tree = {path: jax.ShapeDtypeStruct(a.shape, dtype or a.dtype) for path, a in PARTS.items()}
-    return tree_store.nest(tree)
+    return nest(tree)
 
 
 def named(error):
@@ -52,18 +53,18 @@ def files(directory):
 
 
 def test_what_is_written_in_blocks_is_read_back_bit_for_bit(written):
-    restored = tree_store.flatten(tree_store.restore(*written, abstract()))
+    restored = flatten(tree_store.restore(*written, abstract()))
     for path, array in PARTS.items():
         assert np.asarray(restored[path]).tobytes() == array.tobytes()
         assert restored[path].dtype == array.dtype
 
 
 def test_the_manifest_holds_the_checksums_of_the_leaves_themselves(written):
-    assert written[1] == tree_store.describe(tree_store.nest(PARTS))
+    assert written[1] == tree_store.describe(nest(PARTS))
 
 
 def test_orbax_reads_it_without_us(written):
-    restored = tree_store.flatten(ocp.StandardCheckpointer().restore(written[0]))
+    restored = flatten(ocp.StandardCheckpointer().restore(written[0]))
     assert {path: array.tobytes() for path, array in PARTS.items()} == {
         path: np.asarray(array).tobytes() for path, array in restored.items()
     }

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.adapters import lora
+from jaxclf.adapters import lora, partition
 from jaxclf.classifiers.generative import GenerativeClassifier
 from jaxclf.data import batching, prefixes
 from jaxclf.data.tasks import Record
-from jaxclf.data.tokenizer import Tokenizer, tokenize
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding import parsing
 from jaxclf.decoding.label_decoder import Decoding
 from jaxclf.decoding.recipe import Recipe
-from jaxclf.models import kernels, registry
+from jaxclf.models import quantization, registry
 from jaxclf.prompts import builder
 from jaxclf.prompts.builder import Piece, Prompt
-from jaxclf.training import optim
+from jaxclf.prompts.examples import tokenize
 from jaxclf.training.losses import label_logits
 from tests.test_answering import ALL, INTENT, RECORDS, SLOTS, TEXTS, TOPIC, gold
 from tests.tiny import random_params
@@ -156,17 +156,17 @@ def test_merged_adapters_are_the_factored_ones(uneven):
 
 def test_a_quantised_base_is_near_the_plain_one(uneven):
     params, run = uneven
-    kinds = jax.jit(kernels.quantised, static_argnums=1)(params, "int8")
+    kinds = jax.jit(quantization.quantised, static_argnums=1)(params, "int8")
     for path in ("encoder/mlp/gate", "decoder/cross/o"):
         side, part, name = path.split("/")
-        assert isinstance(kinds["layers"][side][part][name]["kernel"], kernels.QuantKernel)
+        assert isinstance(kinds["layers"][side][part][name]["kernel"], quantization.QuantKernel)
     plain, found = run(params), run(kinds)
     assert 0 < np.sqrt(np.mean((found - plain) ** 2)) < 0.05 * np.std(plain)
 
 
 def test_last_layers_are_those_of_both_sides(uneven):
     params, _ = uneven
-    trained, frozen = optim.choose(params, "last:2").split(params)
+    trained, frozen = partition.choose_trained(params, "last:2").split(params)
     encoder, decoder = (trained["layers"][side]["mlp"]["up"] for side in ("encoder", "decoder"))
     assert len(encoder["kernel"]) == len(decoder["kernel"]) == 2
     assert len(frozen["layers"]["encoder"]["mlp"]["up"]["kernel"]) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from jaxclf import report
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import resolve
+from jaxclf.checkpoint.model_dir import resolve
 from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxclf.core.types import Params
 from jaxclf.data.batching import ANSWER, Batch
-from jaxclf.data.tokenizer import Tokens
+from jaxclf.data.examples import Tokens
 from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.registry import Model

@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Adapters, Spec
-from jaxclf.checkpoint import checkpoints, tree_store
-from jaxclf.checkpoint.checkpoints import AdapterInfo
+from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint.model_dir import AdapterInfo
+from jaxclf.core.tree import flatten
 from jaxclf.core.types import Params
 from jaxclf.models.registry import ModelConfig
 
@@ -20,7 +21,7 @@ def random_adapters(params: Params, spec: Spec, seed: int = 0) -> Adapters:
     """Adapters that change the model; what fills up a narrower rank stays zero."""
     random = np.random.default_rng(seed)
     adapters = lora.init(params, spec, jax.random.key(seed))
-    kept = {path: np.asarray(leaf != 0) for path, leaf in tree_store.flatten(adapters).items()}
+    kept = {path: np.asarray(leaf != 0) for path, leaf in flatten(adapters).items()}
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -37,11 +38,11 @@ def random_adapters(params: Params, spec: Spec, seed: int = 0) -> Adapters:
 def write_model(directory: Path, config: ModelConfig, tree: Any) -> Path:
     """A model directory, or what an adapter directory has in common with it."""
     with tree_store.TreeWriter(directory / "params") as writer:
-        for path, leaf in tree_store.flatten(tree).items():
+        for path, leaf in flatten(tree).items():
             writer.write(path, leaf.shape, "float32", [np.asarray(leaf)])
     manifest = tree_store.manifest_to_json(writer.manifest)
     (directory / "manifest.json").write_text(json.dumps(manifest))
-    checkpoints.write_model(directory / "model.json", config, "float32")
+    model_dir.write_model(directory / "model.json", config, "float32")
     return directory
 
 
@@ -51,9 +52,9 @@ def write_adapters(
     """An adapter directory, whose base is nowhere to be found."""
     write_model(directory, config, adapters)
     info = AdapterInfo(adapters.spec, checkpoint, fingerprint="0" * 64)
-    checkpoints.write_adapters(directory / "adapters.json", info)
+    model_dir.write_adapters(directory / "adapters.json", info)
     return directory
 
 
 def load(directory: Path, base: Params) -> Adapters:
-    return checkpoints.load_adapters(checkpoints.resolve(directory), base)
+    return model_dir.load_adapters(model_dir.resolve(directory), base)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.core.types import Params
-from jaxclf.data.tokenizer import Tokens
+from jaxclf.data.examples import Tokens
 from jaxclf.models.t5 import T5Config
 from tests.tiny import examples
 

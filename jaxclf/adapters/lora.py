@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclf.checkpoint.tree_store import flatten, nest
 from jaxclf.core.errors import InputError
+from jaxclf.core.tree import flatten, nest
 from jaxclf.core.types import Array, Float, Int, Key, Params
 from jaxclf.models.kernels import LoraKernel, column_norms, plain
 

@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
+from jaxclf.adapters.partition import Partition, choose_trained
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Array, Key, Params, Tree
-from jaxclf.models import kernels
-from jaxclf.training import optim
-from jaxclf.training.optim import Partition
+from jaxclf.models.unstacked import join_tables, stack, unstack
 
 _HEADS = ("heads/.*", "pooler/.*")
 # What is trained along by the tunings that have no factors, as leaf paths.
@@ -44,7 +43,7 @@ class Whole:
 
     def stored(self, trained: Params, frozen: Params) -> Params:
         """What a checkpoint holds: all parameters."""
-        return kernels.join_tables(self.join(trained, frozen))
+        return join_tables(self.join(trained, frozen))
 
     def abstract(self, params: Params) -> Params:
         """The shapes of `stored` for a model of these parameters."""
@@ -90,11 +89,11 @@ class Adapted:
         """(trained, frozen) from what a checkpoint held and the base."""
         trained, fixed = self.partition.split(stored)
         if self.partition.unstacked:
-            base = kernels.unstack(base)
+            base = unstack(base)
         return trained, {"base": base, "adapters": fixed}
 
     def base(self, frozen: Tree) -> Params:
-        return kernels.stack(frozen["base"])
+        return stack(frozen["base"])
 
     def count(self, params: Params) -> int:
         """How many values are trained."""
@@ -127,7 +126,7 @@ def choose(config: ConfigDict, params: Params, tokens: np.ndarray | None = None)
     # Where every layer is compiled on its own, a stack of them would only be cut and glued.
     unstacked = config.model.unroll >= jax.tree.leaves(params["layers"])[0].shape[0]
     if config.tune == "full":
-        partition = optim.choose(params, config.train.trained, tokens)
+        partition = choose_trained(params, config.train.trained, tokens)
         return Whole(partition._replace(unstacked=unstacked))
     spec = _spec(config)
     abstract = lora.abstract(params, spec)
@@ -137,7 +136,7 @@ def choose(config: ConfigDict, params: Params, tokens: np.ndarray | None = None)
         )
     # LoRA-FA leaves `a` as it was drawn.
     trained = r".*(?<!/a)" if spec.kind == "lora_fa" else "all"
-    return Adapted(spec, optim.choose(abstract, trained)._replace(unstacked=unstacked))
+    return Adapted(spec, choose_trained(abstract, trained)._replace(unstacked=unstacked))
 
 
 def _spec(config: ConfigDict) -> Spec:

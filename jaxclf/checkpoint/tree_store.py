@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from jaxclf.core.errors import ArtifactError
-from jaxclf.core.types import path_name
+from jaxclf.core.tree import flatten, nest
 from jaxclf.distributed import processes
 
 # Bytes of a leaf held at once while writing or verifying: far below the largest tensor of a model
@@ -51,23 +51,6 @@ class Leaf:
 
 
 Manifest = dict[str, Leaf]
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Leaf path → leaf, in the tree's order."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `flatten` for nested dicts."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def describe(tree: Any) -> Manifest:

@@ -9,18 +9,20 @@ import numpy as np
 
 from jaxclf.core.types import Params
 from jaxclf.data import batching, loader, prefixes
+from jaxclf.data.examples import Tokens
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.prefixes import Shared
 from jaxclf.data.shape_budget import Budget
 from jaxclf.data.tasks import Record, words
-from jaxclf.data.tokenizer import Tokenizer, Tokens, tokenize
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding import decode
 from jaxclf.decoding.label_decoder import Answer, Answerer, Decoding, Prompts
 from jaxclf.decoding.label_scores import CONTENT_FREE
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.models.registry import Model
 from jaxclf.prompts.builder import Prompt, PromptSource
+from jaxclf.prompts.examples import tokenize
 
 
 class GenerativeClassifier:

@@ -18,14 +18,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxclf.checkpoint import checkpoints, tree_store
-from jaxclf.classifiers.opening import find_model
+from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint.model_dir import find_model
 from jaxclf.convert import attributes, decoders, encoders, files, mapping, t5
-from jaxclf.core import cache, errors
+from jaxclf.core import cache, errors, tree
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
-from jaxclf.models import kernels, registry
+from jaxclf.models import quantization, registry
 from jaxclf.models.encoder import EncoderConfig
-from jaxclf.models.kernels import Quantise, QuantKernel
+from jaxclf.models.quantization import Quantise, QuantKernel
 from jaxclf.models.registry import ModelConfig
 
 FAMILIES = {"llama": decoders.FAMILY, "t5": t5.FAMILY, **encoders.FAMILIES}  # by model_type
@@ -72,7 +72,7 @@ def convert(
         )
     weights = files.Weights(source, family.ignored, family.renamed)
     config = family.read_config(theirs, source / "config.json", weights.shapes)
-    leaves = tree_store.flatten(registry.create(config).abstract)
+    leaves = tree.flatten(registry.create(config).abstract)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     tensors = mapping.expand(family.rows(config), shapes)
     copies = _tied_copies(weights, family.tied, tensors)
@@ -86,7 +86,7 @@ def convert(
             for path, leaf in leaves.items():
                 parts = [tensor for tensor in tensors if tensor.ours == path]
                 stored = _one_dtype(weights, parts) if dtype == "keep" else dtype
-                change = kernels.quantiser(path, quantise) if quantise != "none" else None
+                change = quantization.quantiser(path, quantise) if quantise != "none" else None
                 if change is None:
                     writer.write(path, leaf.shape, stored, _read(weights, parts))
                 else:
@@ -97,7 +97,7 @@ def convert(
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         floats = [leaf for leaf in writer.manifest.values() if "int" not in leaf.dtype]
         largest = max(floats, key=lambda leaf: math.prod(leaf.shape))
-        checkpoints.write_model(new / "model.json", config, largest.dtype, quantise)
+        model_dir.write_model(new / "model.json", config, largest.dtype, quantise)
         labels = attributes.labels(theirs, source / "config.json") if _has_head(config) else None
         origin = {"source": source.absolute().name, "unused": unused, "labels": labels}
         (new / "conversion.json").write_text(json.dumps(origin, indent=1, ensure_ascii=False))
@@ -133,7 +133,7 @@ def cached(
     return entry
 
 
-def resolve(source: str, quantise: Quantise = "none") -> checkpoints.ModelSource:
+def resolve(source: str, quantise: Quantise = "none") -> model_dir.ModelSource:
     """What `config.model.checkpoint` names: a run or model directory of ours, or Hugging Face's.
 
     `quantise`: what its kernels have to be; one of Hugging Face is converted to it.
@@ -141,7 +141,7 @@ def resolve(source: str, quantise: Quantise = "none") -> checkpoints.ModelSource
     path = Path(source).expanduser()
     if (path / "params").is_dir() or (path / "checkpoints").is_dir():
         return find_model(str(path), quantise)
-    return checkpoints.resolve(cached(source, quantise=quantise))
+    return model_dir.resolve(cached(source, quantise=quantise))
 
 
 def locate(source: str) -> Path:
@@ -229,10 +229,10 @@ def _write_quantised(
     parts: Callable[[], Iterator[np.ndarray]],
 ) -> None:
     """Write a leaf's values and its scales, reading it twice so that one part is held at once."""
-    abstract = tree_store.flatten(jax.eval_shape(change, leaf))
+    abstract = tree.flatten(jax.eval_shape(change, leaf))
     quantised = jax.jit(change)
     for name, part in abstract.items():
-        arrays = (tree_store.flatten(quantised(array))[name] for array in parts())
+        arrays = (tree.flatten(quantised(array))[name] for array in parts())
         writer.write(f"{path}/{name}", part.shape, part.dtype.name, map(np.asarray, arrays))
 
 

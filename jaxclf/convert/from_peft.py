@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from jaxclf.adapters import lora
-from jaxclf.checkpoint import checkpoints, tree_store
-from jaxclf.checkpoint.checkpoints import AdapterInfo, ModelSource
+from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint.model_dir import AdapterInfo, ModelSource
 from jaxclf.checkpoint.tree_store import Manifest
 from jaxclf.convert import files, from_hf, mapping, peft
 from jaxclf.convert.mapping import Family, Shape, Tensor
 from jaxclf.convert.peft import PREFIX, SETTINGS, TASK_TYPES, WEIGHTS
-from jaxclf.core import errors
+from jaxclf.core import errors, tree
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
@@ -47,12 +47,12 @@ def convert(
     found = from_hf.resolve(checkpoint)
     if found.adapters is not None:
         raise InputError(f"{checkpoint} holds adapters itself; give the model below them")
-    config, _ = checkpoints.read_model(found.model_json)
+    config, _ = model_dir.read_model(found.model_json)
     family = from_hf.FAMILIES[registry.family_of(config)]
     config = _with_head(config, family, settings, weights.shapes, source)
 
     abstract = registry.create(config).abstract
-    shapes = {path: leaf.shape for path, leaf in tree_store.flatten(abstract).items()}
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(abstract).items()}
     model = mapping.expand(family.rows(config), shapes)
     if not any(name.startswith(PREFIX + family.prefix) for name in weights.shapes):
         model = peft.without(family.prefix, model)
@@ -85,10 +85,10 @@ def convert(
                 _write(writer, path, parts, weights)
         manifest = tree_store.manifest_to_json(writer.manifest)
         (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        checkpoints.write_model(new / "model.json", config, "float32")
+        model_dir.write_model(new / "model.json", config, "float32")
         fingerprint = tree_store.fingerprint(found.manifest)
         info = AdapterInfo(spec, _reference(checkpoint), fingerprint)
-        checkpoints.write_adapters(new / "adapters.json", info)
+        model_dir.write_adapters(new / "adapters.json", info)
         has_own = any((source / name).is_file() for name in from_hf.TOKENIZER_FILES)
         tokenizer = source if has_own else found.tokenizer_dir
         files.copy_files(tokenizer, new / "tokenizer", from_hf.TOKENIZER_FILES)

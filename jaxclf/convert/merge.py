@@ -10,18 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.adapters import lora
-from jaxclf.checkpoint import checkpoints, tree_store
-from jaxclf.checkpoint.checkpoints import ModelSource, Which
-from jaxclf.classifiers import opening
+from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint.model_dir import ModelSource
+from jaxclf.checkpoint.steps import Which
+from jaxclf.classifiers import opening, transfer
 from jaxclf.config import loading
 from jaxclf.convert import from_hf
+from jaxclf.core import tree
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets
-from jaxclf.decoding.parsing import Prediction
+from jaxclf.data.predictions import Prediction
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
-from jaxclf.models.kernels import QuantKernel
-from jaxclf.runs import transfer
+from jaxclf.models.quantization import QuantKernel
+from jaxclf.prompts import source
 
 
 def merge(found: ModelSource, directory: Path, dtype: str = "keep") -> ModelSource:
@@ -32,16 +34,16 @@ def merge(found: ModelSource, directory: Path, dtype: str = "keep") -> ModelSour
     InputError for what has no place in a plain model.
     """
     assert found.adapters is not None
-    dimensions, _ = checkpoints.read_model(found.model_json)
+    dimensions, _ = model_dir.read_model(found.model_json)
     if dimensions.prefix:
         raise InputError(f"{found.model_json.parent}: a trained prefix cannot be merged")
     base, taken = _base(found)
-    _, base_dtype = checkpoints.read_model(base.model_json)
+    _, base_dtype = model_dir.read_model(base.model_json)
     abstract = registry.create(dimensions).abstract
-    adapters = checkpoints.load_adapters(found, abstract)
+    adapters = model_dir.load_adapters(found, abstract)
     leaves = _Leaves(base, taken, adapters, abstract)
     with tree_store.TreeWriter(directory / "params") as writer:
-        for path, leaf in tree_store.flatten(abstract).items():
+        for path, leaf in tree.flatten(abstract).items():
             stored = base_dtype if dtype == "keep" else dtype
             writer.write(path, leaf.shape, stored, leaves.parts(path))
     return dataclasses.replace(
@@ -54,12 +56,12 @@ def _base(found: ModelSource) -> tuple[ModelSource, Mapping[str, str]]:
     assert found.adapters is not None
     if found.run_dir is None:
         base = from_hf.resolve(found.adapters.checkpoint)
-        checkpoints.check_base(found.adapters, base, found.params_dir.parent)
+        model_dir.check_base(found.adapters, base, found.params_dir.parent)
         return base, {path: path for path in base.manifest}
     config = loading.read(found.run_dir / "config.json")
-    base = opening.find_base(config, found.run_dir, from_hf.resolve)
-    checkpoints.check_base(found.adapters, base, found.run_dir)
-    dimensions, _ = checkpoints.read_model(found.model_json)
+    base = model_dir.find_base(config, found.run_dir, from_hf.resolve)
+    model_dir.check_base(found.adapters, base, found.run_dir)
+    dimensions, _ = model_dir.read_model(found.model_json)
     model = registry.create(dimensions, quantise=config.model.quantise)
     recipe = Recipe.load(found.run_dir / "task.json")
     return base, transfer.plan(model, base, config.model.heads, recipe).taken
@@ -76,13 +78,13 @@ class _Leaves:
         abstract: Any,
     ):
         self.base, self.taken, self.adapters = base, taken, adapters
-        self.saved = tree_store.flatten(adapters.saved)
+        self.saved = tree.flatten(adapters.saved)
         self.places = lora.places(abstract, adapters.spec)
         self.depths = {
             path: leaf.shape[0] if path.startswith("layers/") else None
-            for path, leaf in tree_store.flatten(abstract).items()
+            for path, leaf in tree.flatten(abstract).items()
         }
-        self.kind: Any = checkpoints.quantisation(base)
+        self.kind: Any = model_dir.quantisation(base)
 
     def parts(self, path: str) -> Iterator[np.ndarray]:
         """A leaf's layers in order, or itself as the only part."""
@@ -128,7 +130,7 @@ def count_flips(
     config, recipe = opened.config, opened.classifier.recipe
     found = datasets.load(config.data, config.seed)
     records = datasets.spread(found.splits[config.eval.split], limit)
-    prompt = opening.prompt_source(config, found)[1] if recipe.prompt else None
+    prompt = source.prompt_source(config, found)[1] if recipe.prompt else None
 
     def label(params) -> list[Prediction]:
         return opened.classifier.predict(params, records, config.eval.batch_size, prompt=prompt)

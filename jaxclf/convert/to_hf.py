@@ -17,12 +17,13 @@ import jax
 import numpy as np
 
 from jaxclf import report
-from jaxclf.checkpoint import checkpoints, tree_store
-from jaxclf.checkpoint.checkpoints import ModelSource, Which
+from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint.model_dir import ModelSource
+from jaxclf.checkpoint.steps import Which
 from jaxclf.convert import attributes, files, mapping
 from jaxclf.convert import merge as merging
 from jaxclf.convert.from_hf import FAMILIES, TOKENIZER_FILES
-from jaxclf.core import errors
+from jaxclf.core import errors, tree
 from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import head_labels
 from jaxclf.decoding.recipe import Recipe
@@ -74,7 +75,7 @@ def export(
     one. `card`: the text of README.md, or a function that makes it. Memory peaks at the largest
     tensor plus a few blocks. Raises ArtifactError where the source is corrupt or incomplete.
     """
-    found = checkpoints.resolve(source, step)
+    found = model_dir.resolve(source, step)
     if found.adapters is not None and not merge:
         raise InputError(
             f"{source} holds adapters; --merge exports them and their base as one model, "
@@ -97,10 +98,10 @@ def _export(
     overwrite: bool,
     progress: Callable[[str], None],
 ) -> None:
-    config, _ = checkpoints.read_model(found.model_json)
+    config, _ = model_dir.read_model(found.model_json)
     if config.prefix:
         raise InputError(f"{found.model_json.parent}: transformers has no place for a prefix")
-    if (kind := checkpoints.quantisation(found)) != "none" and found.run_dir is None:
+    if (kind := model_dir.quantisation(found)) != "none" and found.run_dir is None:
         raise InputError(f"{found.model_json.parent}: {kind} kernels; export what it came from")
     family = FAMILIES[registry.family_of(config)]
     abstract = registry.create(config).abstract
@@ -115,7 +116,7 @@ def _export(
     if problem:
         written["problem_type"] = problem
     _check_padding(theirs, written)
-    leaves = tree_store.flatten(registry.create(config).abstract)
+    leaves = tree.flatten(registry.create(config).abstract)
     tensors = mapping.expand(family.rows(config), {p: leaf.shape for p, leaf in leaves.items()})
     tensors.sort(key=lambda tensor: -1 if tensor.layer is None else tensor.layer)
     prefix = "" if head else family.prefix
@@ -261,7 +262,7 @@ def main(argv: list[str]) -> None:
 
 def _check_merged(source: str, step: Which, dtype: str, limit: int) -> list[str]:
     """What merging changes, in words; a run whose data are not at hand is not checked."""
-    found = checkpoints.resolve(source, step)
+    found = model_dir.resolve(source, step)
     if found.run_dir is None or found.adapters is None:
         return []
     try:

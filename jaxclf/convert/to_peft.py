@@ -13,14 +13,14 @@ import numpy as np
 import safetensors.numpy
 
 from jaxclf.adapters import lora
-from jaxclf.checkpoint import checkpoints, tree_store
-from jaxclf.checkpoint.checkpoints import ModelSource, Which
-from jaxclf.classifiers.opening import which
+from jaxclf.checkpoint import model_dir
+from jaxclf.checkpoint.model_dir import ModelSource
+from jaxclf.checkpoint.steps import Which, read_step
 from jaxclf.convert import files, mapping, peft, to_hf
 from jaxclf.convert.from_hf import FAMILIES, TOKENIZER_FILES
 from jaxclf.convert.mapping import Tensor
 from jaxclf.convert.peft import GENERATION, HIDDEN_STATES, TASK_TYPES, TEXT_TO_TEXT
-from jaxclf.core import errors
+from jaxclf.core import errors, tree
 from jaxclf.core.errors import InputError
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
@@ -52,27 +52,27 @@ def export(
     peft has no mark for it. Raises InputError for adapters that peft has no form for, ArtifactError
     where the source is corrupt or incomplete.
     """
-    found = checkpoints.resolve(source, step)
+    found = model_dir.resolve(source, step)
     if found.adapters is None:
         raise InputError(
             f"{source} holds a whole model; export it with python -m jaxclf.convert.to_hf"
         )
     spec = found.adapters.spec
-    config, _ = checkpoints.read_model(found.model_json)
+    config, _ = model_dir.read_model(found.model_json)
     if config.prefix:
         raise InputError(f"{source} has a trained prefix, for which files of LoRA have no place")
     whole = registry.create(config).abstract
-    trained = checkpoints.load_adapters(found, whole)
+    trained = model_dir.load_adapters(found, whole)
 
     config, head = to_hf.with_one_head(config, task)
     family = FAMILIES[registry.family_of(config)]
     rows = family.rows(config)
-    leaves = tree_store.flatten(registry.create(config).abstract)
+    leaves = tree.flatten(registry.create(config).abstract)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     model = mapping.expand(rows, shapes)
     if head is None:
         model = peft.without(family.prefix, model)
-    saved = [path for path in tree_store.flatten(trained.saved) if path in shapes]
+    saved = [path for path in tree.flatten(trained.saved) if path in shapes]
     peft.check_tied(config, saved, source)
     places = {
         path: place
@@ -85,7 +85,7 @@ def export(
     task_type = kind if is_whole else None
     base = _base(found.adapters.checkpoint)
     settings = peft.write_settings(spec, places, saved, model, rows, task_type, base)
-    arrays = {path: np.asarray(leaf) for path, leaf in tree_store.flatten(trained).items()}
+    arrays = {path: np.asarray(leaf) for path, leaf in tree.flatten(trained).items()}
     tensors = {
         tensor.name: _array(tensor, arrays)
         for tensor in peft.layout(model, places, spec.kind == "dora", saved)
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
     export(
         options.source,
         options.destination,
-        step=which(options.step),
+        step=read_step(options.step),
         task=options.task,
         overwrite=options.overwrite,
     )

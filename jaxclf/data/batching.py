@@ -22,8 +22,8 @@ import numpy as np
 
 from jaxclf.core.types import AnyArray, Bool, Int, Prefixes, Shaped
 from jaxclf.data.encoder_inputs import Encoded
+from jaxclf.data.examples import Tokens
 from jaxclf.data.prefixes import NONE, Shared
-from jaxclf.data.tokenizer import Tokens
 
 Row = dict[str, np.ndarray]
 

@@ -11,8 +11,8 @@ from jaxclf.core.errors import InputError
 from jaxclf.data import batching
 from jaxclf.data.batching import Batch, PromptBatch
 from jaxclf.data.encoder_inputs import Encoded
+from jaxclf.data.examples import Tokens
 from jaxclf.data.prefixes import NONE, Shared
-from jaxclf.data.tokenizer import Tokens
 
 # Rows filled side by side before any is emitted; more of them leave less padding.
 _PACKING_BINS = 64

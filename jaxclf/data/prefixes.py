@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxclf.data.encoder_inputs import Encoded
-from jaxclf.data.tokenizer import Tokens
+from jaxclf.data.examples import Tokens
 
 _DIVISIBLE = 64  # by which the tokens of a long row may be divided
 

@@ -12,8 +12,9 @@ from jaxclf.config import schema as fields
 from jaxclf.core.types import Int, Params
 from jaxclf.data import batching
 from jaxclf.data.batching import PromptBatch
+from jaxclf.data.examples import Tokens
 from jaxclf.data.tasks import Label
-from jaxclf.data.tokenizer import Tokenizer, Tokens
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding import answer_layout as answers
 from jaxclf.decoding import label_choice, trie
 from jaxclf.decoding.answer_layout import Field

@@ -12,15 +12,13 @@ object of its own cannot answer for the model.
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from jaxclf.data.tasks import Label, SlotFormat, Task, head_labels
+from jaxclf.data.predictions import UNPARSED
+from jaxclf.data.tasks import SlotFormat, Task, head_labels
 from jaxclf.prompts.template import letters
-
-UNPARSED = None  # the prediction for an output outside the label set
 
 Fallback = Literal["none", "first", "nearest", "random"]
 Value = str | list[str | None] | None  # of a JSON field; None: neither a string nor a list
@@ -37,33 +35,6 @@ class Parsed(NamedTuple):
     values: dict[str, str | tuple[str, ...] | None]
     unknown_slots: int = 0
     guessed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One record's gold labels (slots as BIO tags) and what was predicted for it.
-
-    raw: the generated text. scores: task name → label → score, where labels were scored.
-    unknown_slots, guessed: as in `Parsed`.
-    """
-
-    id: str
-    text: str
-    gold: Mapping[str, Label]
-    predicted: Mapping[str, Label]
-    raw: str = ""
-    scores: Mapping[str, Mapping[str, float]] | None = None
-    unknown_slots: int = 0
-    guessed: tuple[str, ...] = ()
-
-    @property
-    def unparsed(self) -> list[str]:
-        """Names of the tasks whose output was outside the label set, whatever replaced it."""
-        return [
-            name
-            for name, value in self.predicted.items()
-            if value is UNPARSED or name in self.guessed
-        ]
 
 
 def parse(

@@ -6,9 +6,10 @@ import random
 from pathlib import Path
 
 from jaxclf.core.errors import ArtifactError
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record, SlotFormat, Task, words
 from jaxclf.decoding import parsing
-from jaxclf.decoding.parsing import Fallback, Prediction
+from jaxclf.decoding.parsing import Fallback
 from jaxclf.prompts.builder import Piece, Prompt
 
 

@@ -30,8 +30,8 @@ from jaxclf.core.types import Array, Float, Params
 from jaxclf.data import loader
 from jaxclf.data.batching import Batch, PromptBatch
 from jaxclf.data.encoder_inputs import Encoded
+from jaxclf.data.examples import Tokens
 from jaxclf.data.loader import Examples
-from jaxclf.data.tokenizer import Tokens
 from jaxclf.distributed import sharding
 from jaxclf.ensemble import attens
 from jaxclf.ensemble.attens import Pooling

@@ -15,15 +15,9 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import (
-    ModelSource,
-    check_base,
-    load_adapters,
-    read_model,
-    resolve,
-    write_base,
-)
-from jaxclf.classifiers.opening import create_model
+from jaxclf.checkpoint.checkpoints import write_base
+from jaxclf.checkpoint.model_dir import ModelSource, check_base, load_adapters, read_model, resolve
+from jaxclf.classifiers import transfer
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
@@ -34,8 +28,8 @@ from jaxclf.ensemble.attens import Pooling
 from jaxclf.ensemble.features import Seen
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.from_config import create_model
 from jaxclf.models.t5 import T5Config
-from jaxclf.runs import transfer
 from jaxclf.runs.setup import with_vocabulary
 from jaxclf.runs.training import train
 

@@ -21,26 +21,22 @@ from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import Checkpoints, ModelSource, Which
-from jaxclf.classifiers.heads import READ, EnsembleClassifier, inputs, whole_text_prediction
-from jaxclf.classifiers.opening import (
-    FindModel,
-    Opened,
-    find_base,
-    find_model,
-    open_run,
-    prompt_source,
-)
+from jaxclf.checkpoint.checkpoints import Checkpoints
+from jaxclf.checkpoint.model_dir import FindModel, ModelSource, find_base, find_model
+from jaxclf.checkpoint.steps import Which
+from jaxclf.classifiers.heads import READ, inputs, whole_text_prediction
+from jaxclf.classifiers.opening import Opened, open_run
 from jaxclf.config import loading
 from jaxclf.core import logs
 from jaxclf.core.errors import InputError, Preempted, StorageError
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record, Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.distributed.preemption import Interrupts
 from jaxclf.ensemble import attens, features, fitting
 from jaxclf.ensemble.attens import Combiner
+from jaxclf.ensemble.classifier import EnsembleClassifier
 from jaxclf.ensemble.features import Seen
 from jaxclf.ensemble.fitting import Data, Head
 from jaxclf.ensemble.modules import (
@@ -56,6 +52,7 @@ from jaxclf.metrics import calibration, metrics
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.registry import ModelConfig
+from jaxclf.prompts.source import prompt_source
 from jaxclf.runs.training import claim
 from jaxclf.training.losses import Term
 

@@ -19,8 +19,8 @@ import numpy as np
 from jaxclf.checkpoint import tree_store
 from jaxclf.core.errors import ArtifactError
 from jaxclf.core.types import Float, Int
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
-from jaxclf.decoding.parsing import Prediction
 
 FILE = "temperature.json"  # in a run's folder
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxclf.data.predictions import UNPARSED, Prediction
 from jaxclf.data.tasks import Kind, Label, SlotFormat, Task, bio_slots, plain_slots
-from jaxclf.decoding.parsing import UNPARSED, Prediction, slot_items
+from jaxclf.decoding.parsing import slot_items
 
 _ZERO: Any = 0  # what a ratio of nothing is, without a warning
 _MEASURED: dict[Kind, tuple[str, ...]] = {

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxclf.core.types import Float
+from jaxclf.data.predictions import UNPARSED, Prediction
 from jaxclf.data.tasks import Label, SlotFormat, Task, bio_slots
-from jaxclf.decoding.parsing import UNPARSED, Prediction
 from jaxclf.metrics import metrics
 
 LEVEL = 0.95  # of confidence intervals

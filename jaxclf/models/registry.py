@@ -11,12 +11,12 @@ from flax import nnx
 
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Array, Key, Params
-from jaxclf.models import kernels, layers
+from jaxclf.models import layers, quantization
 from jaxclf.models.attention import Implementation
 from jaxclf.models.decoder import Llama, LlamaConfig
 from jaxclf.models.encoder import Encoder, EncoderConfig
-from jaxclf.models.kernels import Quantise
 from jaxclf.models.layers import RopeScaling
+from jaxclf.models.quantization import Quantise
 from jaxclf.models.t5 import T5, T5Config
 
 _LLAMA31 = RopeScaling(
@@ -233,7 +233,7 @@ def create(
 
     def init(key):
         params = layers.pure_params(make(key))
-        return params if quantise == "none" else kernels.quantised(params, quantise)
+        return params if quantise == "none" else quantization.quantised(params, quantise)
 
     key = jax.eval_shape(functools.partial(jax.random.key, 0))
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(jax.random.key(0))))

@@ -15,13 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf.adapters import tuning
-from jaxclf.checkpoint import tree_store
-from jaxclf.classifiers.opening import create_model
 from jaxclf.core.errors import InputError
+from jaxclf.core.tree import flatten
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.distributed import sharding
 from jaxclf.models import attention, registry
 from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.registry import Model
 from jaxclf.planning import collectives, gpus
@@ -192,7 +192,7 @@ class Job:
         total = 0.0
         layers = self.model.abstract["layers"]
         layers = layers["encoder"] if self.model.reads_apart else layers
-        for path, leaf in tree_store.flatten(layers).items():
+        for path, leaf in flatten(layers).items():
             if path.endswith(("/kernel", "/kernel/values")):
                 *_, cut = sharding.spec(f"layers/{path}", leaf.shape, sizes)
                 axes = [axis for axis in np.atleast_1d(cut or ()) if axis == "tensor"]
@@ -208,7 +208,7 @@ class Job:
         if not (self.config.tune in ("lora", "dora", "lora_fa") and self.config.lora.dropout):
             return 0.0
         widest = 0.0
-        for path, leaf in tree_store.flatten(trained).items():
+        for path, leaf in flatten(trained).items():
             if path.endswith("/a"):
                 cut = sharding.spec(
                     path, leaf.shape, sizes | dict.fromkeys(("fsdp", "sequence"), 1)
@@ -261,7 +261,7 @@ def of_rows(shape: tuple[int, ...], dtype: Any, axis: int) -> Any:
 def _bytes(tree: Any, sizes: Sizes, kernels: bool = False) -> int:
     """Of one chip's parts of all leaves, or of the kernels alone."""
     total = 0
-    for path, leaf in tree_store.flatten(tree).items():
+    for path, leaf in flatten(tree).items():
         if kernels and not path.endswith("/kernel"):
             continue
         cut = sharding.spec(path, leaf.shape, sizes)

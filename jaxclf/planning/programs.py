@@ -20,7 +20,6 @@ from jaxclf.adapters import lora
 from jaxclf.adapters.tuning import Adapted
 from jaxclf.classifiers.generative import GenerativeClassifier
 from jaxclf.classifiers.heads import HeadClassifier
-from jaxclf.classifiers.opening import create_model
 from jaxclf.core.errors import InputError
 from jaxclf.data import batching
 from jaxclf.data.batching import Batch, PromptBatch
@@ -31,6 +30,7 @@ from jaxclf.distributed import sharding
 from jaxclf.ensemble import features, fitting
 from jaxclf.ensemble.attens import Combiner, Pooling
 from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.from_config import create_model
 from jaxclf.models.registry import Model
 from jaxclf.planning import gpus, hlo
 from jaxclf.planning.estimate import Job, Sizes, of_rows

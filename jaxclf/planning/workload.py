@@ -19,21 +19,23 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf.classifiers.opening import prompt_source
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.data import batching, datasets, loader, prefixes, published
 from jaxclf.data.batching import ANSWER, Batch, PromptBatch
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.encoder_inputs import Encoded, encode
+from jaxclf.data.examples import Tokens
 from jaxclf.data.loader import Examples
 from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.tasks import Record, Task, words
-from jaxclf.data.tokenizer import Tokenizer, Tokens, tokenize
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.registry import ModelConfig
 from jaxclf.models.t5 import T5Config
 from jaxclf.prompts import builder as prompts
+from jaxclf.prompts.examples import tokenize
+from jaxclf.prompts.source import prompt_source
 from jaxclf.runs.setup import recipe_of, shared_prefixes
 from jaxclf.training import losses
 from jaxclf.training.losses import Objective, Term

@@ -16,8 +16,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxclf.core.errors import InputError
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record, SlotFormat, Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.prompts import builder
 from jaxclf.prompts.builder import PromptSource

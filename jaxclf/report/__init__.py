@@ -17,8 +17,8 @@ from typing import Any
 
 from jaxclf.checkpoint.seal import PREDICTIONS, REPORT, read, seal, sha256
 from jaxclf.core.errors import ArtifactError
+from jaxclf.data.predictions import UNPARSED, Prediction
 from jaxclf.data.tasks import Label, Task
-from jaxclf.decoding.parsing import UNPARSED, Prediction
 from jaxclf.report.card import model_card
 from jaxclf.report.comparison import comparison_page
 from jaxclf.report.complete import finished

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxclf.data.predictions import UNPARSED, Prediction
 from jaxclf.data.tasks import Task, words
-from jaxclf.decoding.parsing import UNPARSED, Prediction
 from jaxclf.metrics import metrics
 from jaxclf.report import calibration, ensemble, plots, spread
 from jaxclf.report.markup import document, number, table, text

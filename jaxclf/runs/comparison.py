@@ -16,8 +16,8 @@ from jaxclf import report
 from jaxclf.config.schema import did_you_mean
 from jaxclf.core.errors import ArtifactError, InputError, JaxclfError
 from jaxclf.data import datasets
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import SlotFormat, Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.metrics import metrics, significance
 from jaxclf.metrics.significance import Estimate, Figure
 

@@ -7,11 +7,12 @@ import jax
 
 from jaxclf import report
 from jaxclf.checkpoint import tree_store
-from jaxclf.classifiers.opening import Opened, decoding_facts, prompt_source
+from jaxclf.classifiers.opening import Opened, decoding_facts
 from jaxclf.core import logs
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets
 from jaxclf.metrics import calibration, metrics
+from jaxclf.prompts.source import prompt_source
 
 
 def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:

@@ -21,19 +21,21 @@ from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.checkpoint import tree_store
-from jaxclf.classifiers.opening import FindModel, decoding_facts, make_classifier, prompt_source
+from jaxclf.checkpoint.model_dir import FindModel
+from jaxclf.classifiers import transfer
+from jaxclf.classifiers.opening import decoding_facts, make_classifier
 from jaxclf.core import logs
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Params
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.distributed import sharding
 from jaxclf.metrics import calibration, metrics
 from jaxclf.prompts.builder import Prompt, PromptSource
+from jaxclf.prompts.source import prompt_source
 from jaxclf.remote.chat import Account, ChatClassifier
-from jaxclf.runs import transfer
 from jaxclf.runs.setup import prepare, recipe_of
 from jaxclf.runs.training import claim, data_facts, device, model_facts
 

@@ -8,27 +8,30 @@ from typing import TypeVar
 
 from ml_collections import ConfigDict
 
-from jaxclf.checkpoint.checkpoints import ModelSource, read_model, write_model
-from jaxclf.classifiers.opening import create_model, prompt_source
+from jaxclf.checkpoint.model_dir import ModelSource, read_model, write_model
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets, prefixes
 from jaxclf.data.batching import ANSWER
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.encoder_inputs import encode
+from jaxclf.data.examples import Tokens
 from jaxclf.data.loader import Examples
 from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
-from jaxclf.data.tokenizer import Tokenizer, Tokens, tokenize
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import processes
 from jaxclf.models import registry
 from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.registry import Model, ModelConfig
 from jaxclf.models.t5 import T5Config
 from jaxclf.prompts import builder
 from jaxclf.prompts.builder import Prompt, PromptSource
+from jaxclf.prompts.examples import tokenize
+from jaxclf.prompts.source import prompt_source
 from jaxclf.remote import chat
 from jaxclf.training import losses
 from jaxclf.training.losses import Objective, Term

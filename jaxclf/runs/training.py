@@ -15,16 +15,16 @@ from jaxclf import report
 from jaxclf.adapters import tuning
 from jaxclf.adapters.tuning import Adapted
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import (
+from jaxclf.checkpoint.checkpoints import Checkpoints, write_base
+from jaxclf.checkpoint.model_dir import (
     AdapterInfo,
-    Checkpoints,
     ModelSource,
     check_base,
     read_adapters,
     resolve,
     write_adapters,
-    write_base,
 )
+from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import decoding_facts, make_classifier
 from jaxclf.config import loading
 from jaxclf.config.schema import did_you_mean, leaves
@@ -34,14 +34,13 @@ from jaxclf.core.types import Params
 from jaxclf.data import batching, datasets, loader
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.loader import Examples
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.prefixes import NONE, Shared
 from jaxclf.data.shape_budget import Budget
 from jaxclf.data.tasks import Record, Task
-from jaxclf.decoding.parsing import Prediction
 from jaxclf.distributed import processes, sharding
 from jaxclf.distributed.preemption import Interrupts
 from jaxclf.metrics import calibration, metrics
-from jaxclf.runs import transfer
 from jaxclf.runs.setup import Setup, prepare
 from jaxclf.training import optim
 from jaxclf.training.train_step import Metrics, TrainState, init_state, make_train_step

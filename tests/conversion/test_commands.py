@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.convert import decoders, files, from_hf, mapping, to_hf
-from jaxclf.core import errors
+from jaxclf.core import errors, tree
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.models import registry
 from jaxclf.models.decoder import LlamaConfig
@@ -62,7 +62,7 @@ def tensors(directory):
 def write_source(directory, config=CONFIG, seed=0):
     """A Hugging Face directory of random values, without torch."""
     random = np.random.default_rng(seed)
-    leaves = tree_store.flatten(registry.create(config).abstract)
+    leaves = tree.flatten(registry.create(config).abstract)
     values = {
         tensor.name: random.standard_normal(tensor.shape, np.float32)
         for tensor in mapping.expand(
@@ -102,7 +102,7 @@ def test_a_transformers_model_survives_the_round_trip(tmp_path, kv_heads, tied, 
     assert (tmp_path / "hf" / "model.safetensors.index.json").exists() == (shard == "4KB")
 
     convert(tmp_path / "hf", tmp_path / "ours")
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json") == (config, dtype)
+    assert model_dir.read_model(tmp_path / "ours" / "model.json") == (config, dtype)
     shard_bytes = 4000 if shard == "4KB" else 10**9
     export(tmp_path / "ours", tmp_path / "back", max_shard_bytes=shard_bytes)
     assert (tmp_path / "back" / "model.safetensors.index.json").exists() == (shard == "4KB")
@@ -124,7 +124,7 @@ def test_every_tensor_lands_where_the_model_reads_it(tmp_path):
     model.save_pretrained(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "ours")
     expected = helpers.llama_tree(helpers.hf_tensors(model), CONFIG.num_layers)
-    loaded = checkpoints.load_params(tmp_path / "ours", registry.create(CONFIG).abstract)
+    loaded = model_dir.load_params(tmp_path / "ours", registry.create(CONFIG).abstract)
     assert tree_store.describe(loaded) == tree_store.describe(expected)
 
 
@@ -148,7 +148,7 @@ def test_the_real_tiny_checkpoint_survives_the_round_trip(tmp_path, shared_root)
 def test_parameters_are_cast_on_request(tmp_path, dtype):
     values = write_source(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "ours", dtype)
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json")[1] == dtype
+    assert model_dir.read_model(tmp_path / "ours" / "model.json")[1] == dtype
     read = tree_store.read(tmp_path / "ours" / "params", "layers/mlp/up/kernel", 1)
     expected = values["model.layers.1.mlp.up_proj.weight"].T.astype(dtype)
     assert read.tobytes() == np.ascontiguousarray(expected).tobytes()
@@ -160,7 +160,7 @@ def test_a_run_is_exported_at_its_best_step(tmp_path):
     with Checkpoints(tmp_path / "run", keep=2) as saved:
         for step, (params, score) in enumerate(zip(trees, (0.9, 0.1), strict=True), start=1):
             saved.save(step, params, {"n": jnp.int32(step)}, None, {"score": score})
-    checkpoints.write_model(tmp_path / "run" / "model.json", CONFIG, "float32")
+    model_dir.write_model(tmp_path / "run" / "model.json", CONFIG, "float32")
 
     for step, params in (("best", trees[0]), ("last", trees[1]), (2, trees[1])):
         export(tmp_path / "run", tmp_path / "hf", step=step, overwrite=True)
@@ -300,7 +300,7 @@ def test_an_existing_destination_is_replaced_on_request_only(tmp_path):
     with pytest.raises(InputError, match="--overwrite"):
         convert(tmp_path / "hf", tmp_path / "ours")
     convert(tmp_path / "hf", tmp_path / "ours", "bfloat16", overwrite=True)
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json")[1] == "bfloat16"
+    assert model_dir.read_model(tmp_path / "ours" / "model.json")[1] == "bfloat16"
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "ours"}
 
 
@@ -310,7 +310,7 @@ def test_the_cache_converts_once_and_again_when_a_file_changes(tmp_path, monkeyp
     lines = []
     first = from_hf.cached(str(tmp_path / "hf"), progress=lines.append)
     assert lines
-    assert checkpoints.resolve(first).params_dir == first / "params"
+    assert model_dir.resolve(first).params_dir == first / "params"
     assert from_hf.cached(str(tmp_path / "hf"), progress=pytest.fail) == first
     write_source(tmp_path / "hf", seed=1)
     os.utime(tmp_path / "hf" / "model.safetensors", (1, 1))  # however coarse the clock

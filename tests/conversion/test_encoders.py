@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.convert import encoders, from_hf, mapping, to_hf
+from jaxclf.core import tree
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Task
 from jaxclf.decoding.recipe import Recipe
@@ -49,7 +50,7 @@ def write_source(directory, config, **attributes):
     """A Hugging Face directory of random values, without torch."""
     random = np.random.default_rng(0)
     family = encoders.FAMILIES[config.family]
-    leaves = tree_store.flatten(registry.create(config).abstract)
+    leaves = tree.flatten(registry.create(config).abstract)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     values = {
         tensor.name: random.standard_normal(tensor.shape, np.float32)
@@ -68,7 +69,7 @@ def rewrite(directory, values):
 
 
 def manifest(directory):
-    return checkpoints.resolve(directory).manifest
+    return model_dir.resolve(directory).manifest
 
 
 # With transformers --------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def test_a_transformers_model_survives_the_round_trip(tmp_path, family, kind):
     model.save_pretrained(tmp_path / "hf")
 
     convert(tmp_path / "hf", tmp_path / "ours")
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json") == (config, "float32")
+    assert model_dir.read_model(tmp_path / "ours" / "model.json") == (config, "float32")
     expected = helpers.encoder_tree(helpers.hf_tensors(model), config)
     assert manifest(tmp_path / "ours") == tree_store.describe(expected)
 
@@ -133,7 +134,7 @@ def test_heads_of_pretraining_are_left_behind_and_listed(tmp_path, family, endin
     model.save_pretrained(tmp_path / "hf")
     lines = []
     convert(tmp_path / "hf", tmp_path / "ours", progress=lines.append)
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json")[0] == config
+    assert model_dir.read_model(tmp_path / "ours" / "model.json")[0] == config
 
     origin = json.loads((tmp_path / "ours" / "conversion.json").read_text())
     assert origin["source"] == "hf"
@@ -186,7 +187,7 @@ def test_berts_pooler_is_taken_where_it_is(tmp_path):
     values = write_source(tmp_path / "hf", with_heads("bert"))
     rewrite(tmp_path / "hf", {name: v for name, v in values.items() if "pooler" not in name})
     convert(tmp_path / "hf", tmp_path / "ours")
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json")[0] == ENCODERS["bert"]
+    assert model_dir.read_model(tmp_path / "ours" / "model.json")[0] == ENCODERS["bert"]
 
 
 def test_a_tensor_under_two_names_is_an_error(tmp_path):
@@ -235,7 +236,7 @@ def test_several_dtypes_of_a_file_are_kept_and_the_largest_tensor_names_the_mode
     half = {name: v if "LayerNorm" in name else v.astype("float16") for name, v in values.items()}
     rewrite(tmp_path / "hf", half)
     convert(tmp_path / "hf", tmp_path / "ours")
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json")[1] == "float16"
+    assert model_dir.read_model(tmp_path / "ours" / "model.json")[1] == "float16"
     export(tmp_path / "ours", tmp_path / "back")
     assert tensors(tmp_path / "back") == tensors(tmp_path / "hf")
 
@@ -271,11 +272,11 @@ def save_run(directory, config, tasks):
     abstract = registry.create(config).abstract
     leaves = {
         path: jnp.full(leaf.shape, index, leaf.dtype)
-        for index, (path, leaf) in enumerate(tree_store.flatten(abstract).items())
+        for index, (path, leaf) in enumerate(tree.flatten(abstract).items())
     }
     with Checkpoints(directory) as saved:
-        saved.save(1, tree_store.nest(leaves), {"n": jnp.int32(1)}, None, {"score": 1.0})
-    checkpoints.write_model(directory / "model.json", config, "float32")
+        saved.save(1, tree.nest(leaves), {"n": jnp.int32(1)}, None, {"score": 1.0})
+    model_dir.write_model(directory / "model.json", config, "float32")
     recipe = Recipe(tasks, prompt=None, slot_format="bio", max_length=16, max_new_tokens=0)
     recipe.save(directory / "task.json")
     return leaves

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxclf.checkpoint import tree_store
 from jaxclf.convert import decoders, mapping
 from jaxclf.convert.mapping import Row
+from jaxclf.core import tree
 from jaxclf.core.errors import ArtifactError
 from jaxclf.models import registry
 
@@ -49,7 +49,7 @@ def test_what_fits_passes():
 
 @pytest.mark.parametrize("name", ["llama3_8b", "llama3.2_1b"])
 def test_the_llama_table_covers_the_model(name):
-    leaves = tree_store.flatten(registry.create(name).abstract)
+    leaves = tree.flatten(registry.create(name).abstract)
     tensors = mapping.expand(decoders.ROWS, {path: leaf.shape for path, leaf in leaves.items()})
     config = registry.CONFIGS[name]
     assert len(tensors) == config.num_layers * 9 + (2 if config.tie_embeddings else 3)

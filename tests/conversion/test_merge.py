@@ -9,14 +9,14 @@ import pytest
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
-from jaxclf.checkpoint import checkpoints, tree_store
-from jaxclf.checkpoint.checkpoints import AdapterInfo, ModelSource, resolve
-from jaxclf.checkpoint.tree_store import flatten
-from jaxclf.classifiers.opening import find_model, open_run
+from jaxclf.checkpoint import checkpoints, model_dir, tree_store
+from jaxclf.checkpoint.model_dir import AdapterInfo, ModelSource, find_model, resolve
+from jaxclf.classifiers.opening import open_run
 from jaxclf.convert import from_hf, to_hf
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.tree import flatten
 from jaxclf.models import registry
-from jaxclf.models.kernels import quantised
+from jaxclf.models.quantization import quantised
 from jaxclf.runs.training import train
 from tests import tiny
 from tests.conversion.test_commands import CONFIG, convert, export, quiet, write_source
@@ -44,7 +44,7 @@ def adapter_directory(directory, base, params, spec):
     checkpoints.write_base(directory, adapters, CONFIG, "float32", "none")
     fingerprint = tree_store.fingerprint(resolve(base).manifest)
     info = AdapterInfo(spec, str(base), fingerprint)
-    checkpoints.write_adapters(directory / "adapters.json", info)
+    model_dir.write_adapters(directory / "adapters.json", info)
     return adapters
 
 
@@ -59,7 +59,7 @@ def test_a_merged_export_computes_what_the_adapters_do(spec, tmp_path):
         export(tmp_path / "adapters", tmp_path / "out")
     export(tmp_path / "adapters", tmp_path / "out", merge=True)
     convert(tmp_path / "out", tmp_path / "back")
-    merged = checkpoints.load_params(tmp_path / "back", model.abstract)
+    merged = model_dir.load_params(tmp_path / "back", model.abstract)
     expected = hidden(model, lora.bind(params, adapters))
     assert np.max(np.abs(expected - hidden(model, params))) > 1e-2
     np.testing.assert_allclose(hidden(model, merged), expected, atol=1e-5)
@@ -133,11 +133,11 @@ def test_conversion_writes_what_quantising_in_memory_gives(kind, tmp_path):
     convert(tmp_path / "hf", tmp_path / "plain")
     from_hf.convert(tmp_path / "hf", tmp_path / "out", quantise=kind, progress=quiet)
     source = resolve(tmp_path / "out")
-    assert checkpoints.quantisation(source) == kind
-    plain = checkpoints.load_params(tmp_path / "plain", registry.create(config).abstract)
+    assert model_dir.quantisation(source) == kind
+    plain = model_dir.load_params(tmp_path / "plain", registry.create(config).abstract)
     expected = quantised(plain, kind)
     model = registry.create(config, quantise=kind)
-    found = checkpoints.load_params(source, model.abstract)
+    found = model_dir.load_params(source, model.abstract)
     for path, leaf in flatten(expected).items():
         np.testing.assert_array_equal(flatten(found)[path], leaf, err_msg=path)
     logits = hidden(model, found)

@@ -13,8 +13,9 @@ import safetensors.numpy
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
-from jaxclf.checkpoint import checkpoints, tree_store
-from jaxclf.checkpoint.checkpoints import AdapterInfo, Checkpoints
+from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint.checkpoints import Checkpoints
+from jaxclf.checkpoint.model_dir import AdapterInfo
 from jaxclf.convert import from_peft, peft, to_peft
 from jaxclf.core import errors
 from jaxclf.core.errors import ArtifactError, InputError
@@ -130,10 +131,10 @@ def test_every_tensor_lands_where_the_model_reads_it(base, tmp_path):
     np.testing.assert_array_equal(head["kernel"], tensors["base_model.model.classifier.weight"].T)
     np.testing.assert_array_equal(head["bias"], tensors["base_model.model.classifier.bias"])
 
-    source = checkpoints.resolve(tmp_path / "ours")
+    source = model_dir.resolve(tmp_path / "ours")
     assert source.adapters is not None
     assert source.adapters.checkpoint == str(base)
-    checkpoints.check_base(source.adapters, checkpoints.resolve(base), "ours")
+    model_dir.check_base(source.adapters, model_dir.resolve(base), "ours")
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -150,7 +151,7 @@ def test_our_adapters_survive_the_round_trip(name, tmp_path):
     assert tree_store.describe(after) == tree_store.describe(before)
     for field in ("kind", "rslora", "dropout"):
         assert getattr(after.spec, field) == getattr(spec, field)
-    assert checkpoints.read_model(tmp_path / "back" / "model.json") == (config, "float32")
+    assert model_dir.read_model(tmp_path / "back" / "model.json") == (config, "float32")
     to_peft.export(tmp_path / "back", tmp_path / "again")
     assert tensors_of(tmp_path / "again") == tensors_of(tmp_path / "theirs")
 
@@ -285,7 +286,7 @@ def test_a_head_that_the_base_lacks_must_be_whole(tmp_path):
     write_adapters(tmp_path / "ours", *random_of("distilbert"))
     to_peft.export(tmp_path / "ours", tmp_path / "theirs")
     from_peft.convert(tmp_path / "theirs", tmp_path / "back", str(tmp_path / "bare"))
-    assert checkpoints.read_model(tmp_path / "back" / "model.json")[0] == config
+    assert model_dir.read_model(tmp_path / "back" / "model.json")[0] == config
 
     tensors = safetensors.numpy.load_file(tmp_path / "theirs" / "adapter_model.safetensors")
     part = {name: array for name, array in tensors.items() if "pre_classifier" not in name}
@@ -298,14 +299,14 @@ def test_a_head_that_the_base_lacks_must_be_whole(tmp_path):
 def test_what_kind_a_head_is_must_be_told(base, tmp_path):
     source = write_source(tmp_path / "theirs", SETTINGS | {"task_type": None}, bert_tensors())
     from_peft.convert(source, tmp_path / "ours", str(base))  # the base tells
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json")[0] == BERT
+    assert model_dir.read_model(tmp_path / "ours" / "model.json")[0] == BERT
     bare = with_heads("bert")
     write_model(tmp_path / "bare", bare, tiny.random_params(registry.create(bare)))
     with pytest.raises(InputError, match="of which kind. Set its task_type to SEQ_CLS or TOKEN_"):
         from_peft.convert(source, tmp_path / "other", str(tmp_path / "bare"))
     write_source(source, SETTINGS | {"task_type": "TOKEN_CLS"}, bert_tensors())
     from_peft.convert(source, tmp_path / "other", str(tmp_path / "bare"))
-    found, _ = checkpoints.read_model(tmp_path / "other" / "model.json")
+    found, _ = model_dir.read_model(tmp_path / "other" / "model.json")
     assert found == dataclasses.replace(
         BERT, heads=(HeadConfig("token", "token", 5),), pooler=False
     )
@@ -391,9 +392,9 @@ def write_run(directory):
     with Checkpoints(directory, keep=2) as saved:
         for step, (one, score) in enumerate(zip(trained, (0.9, 0.1), strict=True), start=1):
             saved.save(step, one, {"n": jnp.int32(step)}, None, {"score": score})
-    checkpoints.write_model(directory / "model.json", config, "float32")
+    model_dir.write_model(directory / "model.json", config, "float32")
     info = AdapterInfo(spec, "owner/base", "0" * 64)
-    checkpoints.write_adapters(directory / "adapters.json", info)
+    model_dir.write_adapters(directory / "adapters.json", info)
     tasks = (Task("topic", "class", ("a", "b", "ü")), Task("tags", "slots", ("x", "y", "z")))
     Recipe(tasks, None, "names", 16, 0).save(directory / "task.json")
     (directory / "tokenizer").mkdir()

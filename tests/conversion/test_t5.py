@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxclf.checkpoint import checkpoints, tree_store
+from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.convert import from_hf, t5, to_hf
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models import registry
@@ -62,8 +62,8 @@ def test_a_transformers_model_survives_the_round_trip(tmp_path, name):
     model = hf_t5(config, seed=2)
     model.save_pretrained(tmp_path / "hf")
     from_hf.convert(tmp_path / "hf", tmp_path / "ours", progress=lambda line: None)
-    assert checkpoints.read_model(tmp_path / "ours" / "model.json") == (config, "float32")
-    loaded = checkpoints.load_params(tmp_path / "ours", registry.create(config).abstract)
+    assert model_dir.read_model(tmp_path / "ours" / "model.json") == (config, "float32")
+    loaded = model_dir.load_params(tmp_path / "ours", registry.create(config).abstract)
     expected = t5_tree(helpers.hf_tensors(model), config)
     assert tree_store.describe(loaded) == tree_store.describe(expected)
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxclf.core.errors import InputError
 from jaxclf.data import batching, loader
 from jaxclf.data.batching import ANSWER, Batch
-from jaxclf.data.tokenizer import Tokens
+from jaxclf.data.examples import Tokens
 from tests.tiny import examples as random_examples
 
 ROW_LENGTH = 24

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxclf.data import batching, loader
 from jaxclf.data.batching import ANSWER
 from jaxclf.data.encoder_inputs import Encoded
-from jaxclf.data.tokenizer import Tokens
+from jaxclf.data.examples import Tokens
 
 
 def example(prefix, text, label) -> Tokens:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from jaxclf.config.defaults import default
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Record, Task
-from jaxclf.data.tokenizer import Tokenizer, tokenize
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.prompts.builder import Prompt, build
+from jaxclf.prompts.examples import tokenize
 from jaxclf.prompts.few_shot import by_seed
 
 TASK = Task("topic", "class", ("rec.autos", "sci.space"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclf.data import batching
-from jaxclf.data.tokenizer import Tokens
+from jaxclf.data.examples import Tokens
 from jaxclf.decoding import decode
 from jaxclf.models import registry
 from jaxclf.models.decoder import LlamaConfig

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.checkpoint import tree_store
+from jaxclf.core.tree import flatten, nest
 from jaxclf.models import encoder, registry
 from tests.parity import helpers
 from tests.parity.helpers import TOLERANCE, assert_close
@@ -89,7 +89,7 @@ def some_targets(segment_ids) -> dict[str, np.ndarray]:
 def with_zeros(tree, model):
     """The tree of a model with one head as that of a model with all: the rest is zero."""
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), model.abstract)
-    return tree_store.nest(tree_store.flatten(zeros) | tree_store.flatten(tree))
+    return nest(flatten(zeros) | flatten(tree))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -112,12 +112,12 @@ def test_classifiers(family, name):
     assert_close(scores[seen], hf_scores[seen], "scores")
 
     hf_gradient = helpers.encoder_tree(helpers.hf_tensors(hf, gradients=True), config)
-    for path, leaf in tree_store.flatten(hf_gradient).items():
+    for path, leaf in flatten(hf_gradient).items():
         # A bias of the keys adds the same to all scores of a query, which softmax takes out.
         if path != "layers/attention/k/bias":
             assert np.max(np.abs(leaf)) > 0.01, f"{path}: too small a gradient to compare"
-    expected = tree_store.flatten(with_zeros(hf_gradient, model))
-    for path, leaf in tree_store.flatten(gradient).items():
+    expected = flatten(with_zeros(hf_gradient, model))
+    for path, leaf in flatten(gradient).items():
         assert_close(leaf, expected[path], path)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxclf.data import batching, loader
 from jaxclf.data.batching import ANSWER, Batch
-from jaxclf.data.tokenizer import Tokens
+from jaxclf.data.examples import Tokens
 from jaxclf.models import layers, registry
 from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.layers import RopeScaling

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxclf.checkpoint import checkpoints
+from jaxclf.checkpoint import model_dir
 from jaxclf.convert import from_hf
 from jaxclf.models import registry
 from tests.parity.helpers import assert_close
@@ -38,11 +38,11 @@ def test_embeddings_of_real_texts(tmp_path, shared_root):
 
     directory = from_hf.locate(SOURCE)
     from_hf.convert(directory, tmp_path / "ours", progress=lambda line: None)
-    config, dtype = checkpoints.read_model(tmp_path / "ours" / "model.json")
+    config, dtype = model_dir.read_model(tmp_path / "ours" / "model.json")
     assert config == dataclasses.replace(registry.CONFIGS["minilm_l6"], pooler=True)
     assert dtype == "float32"
     model = registry.create(config)
-    params = checkpoints.load_params(tmp_path / "ours", model.abstract)
+    params = model_dir.load_params(tmp_path / "ours", model.abstract)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     batch = tokenizer(utterances(shared_root), padding=True, return_tensors="np")

@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
-from jaxclf.checkpoint import checkpoints
+from jaxclf.checkpoint import model_dir
 from jaxclf.convert import from_peft, to_peft
 from jaxclf.data import batching
 from jaxclf.data.batching import ANSWER, Batch, Targets
@@ -198,7 +198,7 @@ def test_an_adapter_of_peft_gives_the_same_logits_here_and_goes_back(name, bases
     before = ours(config, base)
     model = adapt(hf, head, **settings)
     directory = exchange(model, base_directory, tmp_path)
-    assert checkpoints.read_model(directory / "model.json")[0] == config
+    assert model_dir.read_model(directory / "model.json")[0] == config
     adapters = load(directory, base)
     expected = theirs(model, config)
     assert np.abs(expected - before).max() > 0.1
@@ -231,7 +231,7 @@ def test_the_base_may_have_no_head_or_another(family, has_head, bases, tmp_path)
         other = save(hf.base_model, bases / f"{family}-bare")
     model = adapt(hf, "token", target_modules=["query"])
     directory = exchange(model, other, tmp_path)
-    assert checkpoints.read_model(directory / "model.json")[0] == config
+    assert model_dir.read_model(directory / "model.json")[0] == config
     found = ours(config, lora.bind(base, load(directory, base)))
     assert_close(found, theirs(model, config), family)
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import ModelSource, load_params, read_model
+from jaxclf.checkpoint.model_dir import ModelSource, load_params, read_model
+from jaxclf.core import tree
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Array, Key, Params
 from jaxclf.data.tasks import head_labels
@@ -50,7 +51,7 @@ def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe | No
             f"{base.model_json.parent} holds adapters, which are no base to start from. Make a "
             "model of them first with python -m jaxclf.convert.to_hf --merge"
         )
-    wanted = tree_store.flatten(model.abstract)
+    wanted = tree.flatten(model.abstract)
     names = _head_names(base, model.config)
     taken = {}
     for path in base.manifest:
@@ -72,14 +73,14 @@ def load(model: Model, base: ModelSource | None, plan: Plan, key: Key[Array, ""]
     """A run's first parameters; raises ArtifactError where the checkpoint's body does not fit."""
     if base is None:
         return sharding.born(model.init, key)
-    wanted = tree_store.flatten(model.abstract)
+    wanted = tree.flatten(model.abstract)
     part = dataclasses.replace(
         base, manifest={path: base.manifest[path] for path in plan.taken.values()}
     )
     abstract = {
         plan.taken.get(path, path): leaf for path, leaf in wanted.items() if path not in plan.new
     }
-    loaded = tree_store.flatten(load_params(part, tree_store.nest(abstract)))
+    loaded = tree.flatten(load_params(part, tree.nest(abstract)))
     # The compiler leaves out what the other parameters would have started from.
     random = sharding.born(lambda key: _select(model.init(key), plan.new), key)
     leaves = [random[path] if path in plan.new else loaded[plan.taken[path]] for path in wanted]
@@ -149,7 +150,7 @@ def _labels(base: ModelSource, head: str) -> tuple[str, ...]:
 
 
 def _select(params: Params, paths: tuple[str, ...]) -> dict[str, Array]:
-    leaves = tree_store.flatten(params)
+    leaves = tree.flatten(params)
     return {path: leaves[path] for path in paths}
 
 

@@ -1,0 +1,202 @@
+"""What a checkpoint's path names: a run's checkpoint or a converted model, its dimensions and adapters."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxclf.adapters import lora
+from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint.steps import Which, read_meta, step_directory
+from jaxclf.checkpoint.tree_store import Manifest
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.types import Params
+from jaxclf.distributed import sharding
+from jaxclf.models import registry
+from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.heads import HeadConfig
+from jaxclf.models.layers import RopeScaling
+from jaxclf.models.quantization import Quantise
+from jaxclf.models.registry import ModelConfig
+from jaxclf.models.t5 import T5Config
+
+FAMILIES = {"llama": LlamaConfig, "t5": T5Config} | dict.fromkeys(
+    ("bert", "roberta", "distilbert", "electra"), EncoderConfig
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Where a model's parts lie, whether a run saved it or a conversion wrote it."""
+
+    params_dir: Path
+    manifest: Manifest
+    model_json: Path
+    tokenizer_dir: Path
+    run_dir: Path | None  # None: a converted model
+    step: int | None
+    adapters: "AdapterInfo | None" = None  # None: a whole model
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterInfo:
+    """The content of adapters.json.
+
+    `checkpoint`: what `model.checkpoint` named; empty: RUN/base. `fingerprint`: of that base.
+    """
+
+    spec: lora.Spec
+    checkpoint: str
+    fingerprint: str
+
+
+def resolve(path: str | Path, step: Which = "best") -> ModelSource:
+    """Find the model in a run directory, a step directory of one, or a model directory.
+
+    `step` chooses within a run directory; "best" is the last where no checkpoint has a score.
+    Raises ArtifactError where there is none.
+    """
+    path = Path(path).absolute()
+    if (path / "params").is_dir() and (path / "manifest.json").is_file():
+        source = path / "manifest.json"
+        manifest = tree_store.manifest_from_json(tree_store.read_json(source), source)
+        return _source(path, path / "params", manifest, None, None)
+    if (path / "params").is_dir() and (path / "meta").is_dir():
+        directory, run_dir = path, path.parent.parent
+    elif (path / "checkpoints").is_dir():
+        directory, run_dir = step_directory(path / "checkpoints", step), path
+    else:
+        raise ArtifactError(
+            f"{path}: no checkpoint here; expected a run directory (checkpoints/), a step of one "
+            "(checkpoints/STEP) or a converted model (params/, manifest.json). A Hugging Face "
+            "directory is converted by python -m jaxclf.convert.from_hf"
+        )
+    meta = read_meta(directory)
+    return _source(run_dir, directory / "params", meta.manifest["params"], run_dir, meta.step)
+
+
+def load_params(source: ModelSource | str | Path, abstract: Params, *, dtype: Any = None) -> Params:
+    """Verified parameters in the structure of `abstract`, cast to its dtypes or to `dtype`.
+
+    Each process reads the parts of its own devices. Raises ArtifactError listing what is
+    missing, unexpected, of another shape or corrupt, InputError where there are adapters alone.
+    """
+    if not isinstance(source, ModelSource):
+        source = resolve(source)
+    if source.adapters is not None:
+        raise InputError(
+            f"{source.model_json.parent} holds adapters, not a model; make one of it first with "
+            "python -m jaxclf.convert.to_hf --merge"
+        )
+    if dtype is not None:
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
+    abstract = sharding.abstract(abstract)
+    return tree_store.restore(source.params_dir, source.manifest, abstract, cast=True)
+
+
+def load_adapters(source: ModelSource, base: Params) -> lora.Adapters:
+    """Verified adapters of a base like `base` (arrays, or their shapes alone).
+
+    Raises ArtifactError where they are corrupt or do not fit.
+    """
+    assert source.adapters is not None
+    abstract = sharding.abstract(lora.abstract(base, source.adapters.spec))
+    return tree_store.restore(source.params_dir, source.manifest, abstract)
+
+
+def check_base(info: AdapterInfo, base: ModelSource, adapters: object) -> None:
+    """Raise ArtifactError where `base` is not the one that the adapters were trained on."""
+    found = tree_store.fingerprint(base.manifest)
+    if found != info.fingerprint:
+        raise ArtifactError(
+            f"{adapters}: the adapters were trained on a base with the fingerprint "
+            f"{info.fingerprint[:16]} ({info.checkpoint or 'base/'}); the one given is "
+            f"{found[:16]} ({base.model_json.parent}). Give the base that they belong to"
+        )
+
+
+def _source(root: Path, params_dir: Path, manifest: Manifest, run_dir, step) -> ModelSource:
+    model_json = root / "model.json"
+    if not model_json.is_file():
+        raise ArtifactError(f"{model_json}: missing; {root} is no complete model or run directory")
+    adapters = root / "adapters.json"
+    info = read_adapters(adapters) if adapters.is_file() else None
+    return ModelSource(params_dir, manifest, model_json, root / "tokenizer", run_dir, step, info)
+
+
+def write_model(path: Path, config: ModelConfig, dtype: str, quantised: str = "none") -> None:
+    """Write model.json; `dtype`: of the stored parameters, `quantised`: what their kernels are."""
+    fields = {"family": registry.family_of(config), **dataclasses.asdict(config)}
+    fields |= {"dtype": dtype, "quantised": quantised}
+    path.write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def read_model(path: Path) -> tuple[ModelConfig, str]:
+    """The dimensions and the dtype of the stored parameters; raises ArtifactError."""
+    fields = tree_store.read_json(path)
+    try:
+        family, dtype = fields["family"], fields.pop("dtype")
+        fields.pop("quantised", None)
+        if family not in FAMILIES:
+            raise ValueError(f"family {family!r} is not known; known: {', '.join(FAMILIES)}")
+        if family in ("llama", "t5"):
+            del fields["family"]
+        if fields.get("rope_scaling") is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        if "heads" in fields:
+            fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
+        return FAMILIES[family](**fields), dtype
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: describes no model of this version ({error})") from error
+
+
+def quantisation(source: ModelSource) -> str:
+    """What the kernels of a stored model are: none, int8, int4 or nf4."""
+    return tree_store.read_json(source.model_json).get("quantised", "none")
+
+
+def write_adapters(path: Path, info: AdapterInfo) -> None:
+    path.write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+
+
+def read_adapters(path: Path) -> AdapterInfo:
+    """Inverse of `write_adapters`; raises ArtifactError."""
+    fields = tree_store.read_json(path)
+    try:
+        spec = {name: _tuples(value) for name, value in fields["spec"].items()}
+        return AdapterInfo(lora.Spec(**spec), fields["checkpoint"], fields["fingerprint"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: describes no adapters of this version ({error!r})") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+FindModel = Callable[[str, Quantise], ModelSource]
+
+
+def find_model(checkpoint: str, quantise: Quantise = "none") -> ModelSource:
+    """A run or model directory of ours; raises InputError where it is quantised otherwise.
+
+    The commands pass `jaxclf.convert.from_hf.resolve` instead, which converts others on the way.
+    """
+    source = resolve(checkpoint)
+    if (found := quantisation(source)) != quantise:
+        raise InputError(
+            f"model.quantise is {quantise!r}; the kernels of {checkpoint} are {found!r}. Set it to "
+            "that, or give the checkpoint that it was converted from"
+        )
+    return source
+
+
+def find_base(config: ConfigDict, run_dir: Path, find: FindModel) -> ModelSource:
+    """The frozen base of a run of adapters: what the config names, or the run's own."""
+    if config.model.checkpoint:
+        return find(config.model.checkpoint, config.model.quantise)
+    return resolve(run_dir / "base")

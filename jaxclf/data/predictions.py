@@ -1,0 +1,35 @@
+"""What a classifier says of a record: labels, scores, and what could not be read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxclf.data.tasks import Label
+
+UNPARSED = None  # the prediction for an output outside the label set
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One record's gold labels (slots as BIO tags) and what was predicted for it.
+
+    raw: the generated text. scores: task name → label → score, where labels were scored.
+    unknown_slots, guessed: as in `Parsed`.
+    """
+
+    id: str
+    text: str
+    gold: Mapping[str, Label]
+    predicted: Mapping[str, Label]
+    raw: str = ""
+    scores: Mapping[str, Mapping[str, float]] | None = None
+    unknown_slots: int = 0
+    guessed: tuple[str, ...] = ()
+
+    @property
+    def unparsed(self) -> list[str]:
+        """Names of the tasks whose output was outside the label set, whatever replaced it."""
+        return [
+            name
+            for name, value in self.predicted.items()
+            if value is UNPARSED or name in self.guessed
+        ]
