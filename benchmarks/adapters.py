@@ -136,7 +136,7 @@ def precision(run: Path, texts: int = 1000) -> None:
             found[indices] = np.asarray(scores(params, batch))[: len(indices), 0]
         return found
 
-    plain = opened.params
+    plain = opened.classifier.params
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), plain)
     exact, rounded = logits(plain), logits(half)
     found = {"bfloat16": rounded}

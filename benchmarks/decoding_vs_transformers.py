@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import turns
 
@@ -57,8 +56,7 @@ def ours(run: Path, size: int, mode: str) -> turns.Arm:
 
     def label(batches: Iterator[list[Record]]) -> int:
         records = list(itertools.chain.from_iterable(batches))
-        with jax.set_mesh(found.mesh):
-            return len(classifier.predict(found.params, records, size))
+        return len(classifier.predict(records, size))
 
     return label, texts(found, size)
 
@@ -166,8 +164,7 @@ def same(run: Path, size: int, count: int = 4) -> float:
     expected = apart(converted(run), classifier, records)
     expected = expected - np.logaddexp.reduce(expected, axis=1, keepdims=True)
     (task,) = classifier.recipe.tasks
-    with jax.set_mesh(found.mesh):
-        predictions = classifier.predict(found.params, records, size)
+    predictions = classifier.predict(records, size)
     scores = [
         [(each.scores or {})[task.name][name] for name in task.labels] for each in predictions
     ]

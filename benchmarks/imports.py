@@ -43,7 +43,9 @@ def layer(package: str) -> int:
 def package_of(module: str) -> str:
     """`jaxclf.data.loader` → data; `jaxclf` and its commands, `jaxclf.train` → the root."""
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in set().union(*LAYERS) else ROOT
+    if len(parts) == 2 and parts[1] not in set().union(*LAYERS):
+        return ROOT
+    return parts[1] if len(parts) > 1 else ROOT
 
 
 def imports(root: Path, path: Path) -> Iterator[str]:

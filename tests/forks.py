@@ -20,8 +20,8 @@ _SERVER = """
 import json, os, sys
 import rich.progress, sklearn.metrics, tensorboardX
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from jaxclf import errors
-import conversion.from_hf, jaxclf.training, tests.mesh_checks
+from jaxclf.core import errors
+import jaxclf.convert.from_hf, jaxclf.runs.training, tests.mesh_checks
 
 def run(asked):
     os.environ.update(asked["environment"])

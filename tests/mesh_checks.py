@@ -20,21 +20,22 @@ from jaxclf.distributed import sharding
 from jaxclf.ensemble import features
 from jaxclf.ensemble.attens import Pooling
 from jaxclf.models import registry
-from jaxclf.models.attention import attend, visible
+from jaxclf.models.attention import attend
 from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.heads import HeadConfig
+from jaxclf.models.masks import visible
 from jaxclf.planning import hlo
 from jaxclf.runs.evaluation import evaluate
 from jaxclf.runs.training import train
 from jaxclf.training import losses, train_step
 from jaxclf.training.losses import Objective, Term
+from tests.ensemble.test_features import seen_of, texts
 from tests.models.test_attention import inputs as attention_inputs
 from tests.models.test_attention import (
     outputs_and_gradients,
     shared_inputs,
     shared_outputs_and_gradients,
 )
-from tests.test_features import seen_of, texts
 from tests.tiny import examples, random_params, sharing
 from tests.tiny_encoders import ENCODERS
 from tests.tiny_t5 import FLAN

@@ -12,7 +12,6 @@ Where `adapters.json` stands at the root, params/ holds adapters (see `lora`) an
 file tells their spec, and which base they belong to.
 """
 
-import base64
 import contextlib
 import dataclasses
 import json
@@ -30,12 +29,13 @@ from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.model_dir import write_model
 from jaxclf.checkpoint.steps import (
     Which,
-    _seal,
     best_step,
     choose_step,
+    encode_iterator,
     read_meta,
     saved_steps,
     scores,
+    sealed_meta,
     step_directory,
 )
 from jaxclf.checkpoint.tree_store import Manifest
@@ -104,7 +104,7 @@ class Checkpoints:
             "step": step,
             "score": None if math.isnan(score) else score,
             "metrics": dict(metrics),
-            "iterator_state": _encode_iterator(iterator_state),
+            "iterator_state": encode_iterator(iterator_state),
             "manifest": {
                 "params": tree_store.manifest_to_json(tree_store.describe(params)),
                 "state": tree_store.manifest_to_json(tree_store.describe(state)),
@@ -114,7 +114,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             params=tree_store.save_args(params),
             state=tree_store.save_args(state),
-            meta=ocp.args.JsonSave(_seal(meta)),
+            meta=ocp.args.JsonSave(sealed_meta(meta)),
         )
         with _storage_errors(f"{self.directory / str(step)}: cannot be saved"):
             self._manager.save(step, args=arguments, force=True)
@@ -196,16 +196,6 @@ def write_base(
 
 
 # Meta ---------------------------------------------------------------------------------------------
-
-
-def _encode_iterator(state: Any) -> dict[str, Any]:
-    if isinstance(state, bytes):
-        return {"bytes": base64.b64encode(state).decode()}
-    return {"json": state}
-
-
-def _decode_iterator(state: dict[str, Any]) -> Any:
-    return base64.b64decode(state["bytes"]) if "bytes" in state else state["json"]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a checkpoint's path names: a run's checkpoint or a converted model, its dimensions and adapters."""
+"""What a checkpoint's path names: a run's checkpoint or a converted model, and what it holds."""
 
 import dataclasses
 import json

@@ -1,5 +1,6 @@
-"""The steps that a run's checkpoints have, the best of them, and what is noted beside the arrays."""
+"""The steps that a run has saved, the best of them, and what is noted beside the arrays."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import _decode_iterator
 from jaxclf.checkpoint.tree_store import Manifest
 from jaxclf.core.errors import ArtifactError, InputError
 
@@ -69,19 +69,19 @@ def read_meta(directory: Path) -> Meta:
     sealed = tree_store.read_json(path)
     try:
         meta = sealed["content"]
-        if _seal(meta) != sealed:
+        if sealed_meta(meta) != sealed:
             raise ValueError("its checksum differs")
         manifest = {
             item: tree_store.manifest_from_json(leaves, path)
             for item, leaves in meta["manifest"].items()
         }
-        iterator_state = _decode_iterator(meta["iterator_state"])
+        iterator_state = decode_iterator(meta["iterator_state"])
         return Meta(meta["step"], meta["score"], meta["metrics"], iterator_state, manifest)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: corrupt ({error})") from error
 
 
-def _seal(content: Any) -> dict[str, Any]:
+def sealed_meta(content: Any) -> dict[str, Any]:
     text = json.dumps(content, sort_keys=True)
     return {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -93,3 +93,13 @@ def read_step(text: str) -> Which:
     if text.isdecimal():
         return int(text)
     raise InputError(f"--step {text}: expected best, last or the number of a step")
+
+
+def encode_iterator(state: Any) -> dict[str, Any]:
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    return {"json": state}
+
+
+def decode_iterator(state: dict[str, Any]) -> Any:
+    return base64.b64decode(state["bytes"]) if "bytes" in state else state["json"]

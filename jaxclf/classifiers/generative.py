@@ -1,12 +1,13 @@
 """Labels of a decoder: prompts in, answers out, labels read from the answers or chosen in them."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxclf.classifiers.base import LocalClassifier, Progress
 from jaxclf.core.types import Params
 from jaxclf.data import batching, loader, prefixes
 from jaxclf.data.examples import Tokens
@@ -25,7 +26,7 @@ from jaxclf.prompts.builder import Prompt, PromptSource
 from jaxclf.prompts.examples import tokenize
 
 
-class GenerativeClassifier:
+class GenerativeClassifier(LocalClassifier):
     """Labels texts by greedy generation, free or among the labels, or by the labels' probabilities.
 
     Compiled programs are kept, one per prompt shape, and so is what was computed of the prefixes
@@ -39,7 +40,7 @@ class GenerativeClassifier:
         recipe: Recipe,
         decoding: Decoding | None = None,
     ):
-        self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
+        super().__init__(model, tokenizer, recipe)
         self.decoding = decoding or Decoding()
         self.greedy = jax.jit(decode.make_greedy(model, recipe.max_new_tokens, tokenizer.eos_id))
         self.answerer = None
@@ -103,35 +104,30 @@ class GenerativeClassifier:
                 rows.append((index, self.tokenizer.decode(ids.tolist()), ended))
             yield rows
 
-    def predict(
+    def _labelled(
         self,
-        params: Params,
         records: Sequence[Record],
         batch_size: int,
-        *,
-        prompt: PromptSource | None = None,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> list[Prediction]:
-        """One prediction a record, in the records' order; raises if any were left out."""
+        prompt: PromptSource | None,
+        progress: Progress,
+    ) -> dict[int, Prediction]:
         examples = self.tokens(records, prompt)
         predictions: dict[int, Prediction] = {}
         self.unread = 0.0
         if self.answerer is None:
-            for rows in self.outputs(params, examples, batch_size):
+            for rows in self.outputs(self.params, examples, batch_size):
                 for index, text, _ in rows:
                     predictions[index] = self.recipe.read(records[index], text)
                 progress(len(rows))
         else:
             counts = [len(words(record.text)) for record in records]
             free = self.content_free(prompt)
-            batches = self.prompts(params, self.answerer.followed(examples), batch_size)
-            for found in self.answerer.answers(params, batches, counts, free):
+            batches = self.prompts(self.params, self.answerer.followed(examples), batch_size)
+            for found in self.answerer.answers(self.params, batches, counts, free):
                 for answer in found:
                     predictions[answer.index] = self.chosen(records[answer.index], answer)
                 progress(len(found))
-        if sorted(predictions) != list(range(len(records))):
-            raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
-        return [predictions[index] for index in range(len(records))]
+        return predictions
 
     def content_free(self, prompt: PromptSource | None = None) -> Tokens | None:
         """The prompt without a text that probabilities are divided by, if they are.

@@ -1,12 +1,12 @@
 """Labels by scores: of an encoder's heads, or of an ensemble's combiners."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
+from jaxclf.classifiers.base import LocalClassifier, Progress
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Params
 from jaxclf.data import loader
@@ -20,6 +20,7 @@ from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.models.registry import Model
+from jaxclf.prompts.builder import PromptSource
 from jaxclf.prompts.examples import tokenize
 from jaxclf.training import losses
 
@@ -32,11 +33,11 @@ READ = {
 }
 
 
-class HeadClassifier:
+class HeadClassifier(LocalClassifier):
     """Labels texts by the highest score of each head. Compiled programs are kept, one a shape."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, recipe: Recipe):
-        self.model, self.tokenizer, self.recipe = model, tokenizer, recipe
+        super().__init__(model, tokenizer, recipe)
 
         def scores(params: Params, batch: Batch) -> losses.Scores:
             found = losses.head_scores(model.bind(params), batch)
@@ -46,16 +47,13 @@ class HeadClassifier:
         self.scores = jax.jit(scores)
         self.budget = Budget()
 
-    def predict(
+    def _labelled(
         self,
-        params: Params,
         records: Sequence[Record],
         batch_size: int,
-        *,
-        prompt: Any = None,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> list[Prediction]:
-        """One prediction a record, in the records' order; an encoder has no `prompt`."""
+        prompt: PromptSource | None,
+        progress: Progress,
+    ) -> dict[int, Prediction]:
         recipe = self.recipe
         examples = encode(
             records,
@@ -68,14 +66,12 @@ class HeadClassifier:
         predictions: dict[int, Prediction] = {}
         for indices, batch in loader.score_batches(examples, sharding.divisible(batch_size)):
             batch = sharding.put_batch(self.budget.fit(batch))
-            scores = jax.device_get(self.scores(params, batch))
+            scores = jax.device_get(self.scores(self.params, batch))
             for row, index in enumerate(indices):
                 of_row = {name: values[row] for name, values in scores.items()}
                 predictions[index] = self.read(records[index], examples[index], of_row)
             progress(len(indices))
-        if sorted(predictions) != list(range(len(records))):
-            raise RuntimeError(f"{len(predictions)} of {len(records)} records were scored")
-        return [predictions[index] for index in range(len(records))]
+        return predictions
 
     def read(self, record: Record, example: Encoded, scores: dict[str, np.ndarray]) -> Prediction:
         """The labels of one text by its scores, `[J, C]` a task."""

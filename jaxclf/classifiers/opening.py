@@ -1,12 +1,10 @@
 """A classifier ready to label texts: model, parameters, tokenizer, tasks and prompt together."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxclf.adapters import lora
@@ -23,50 +21,36 @@ from jaxclf.checkpoint.model_dir import (
 )
 from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers import transfer
+from jaxclf.classifiers.base import LocalClassifier
 from jaxclf.classifiers.generative import GenerativeClassifier
 from jaxclf.classifiers.heads import HeadClassifier
 from jaxclf.config import loading
 from jaxclf.core.errors import InputError
-from jaxclf.core.types import Params
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.label_decoder import Decoding
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
-from jaxclf.ensemble.classifier import EnsembleClassifier
 from jaxclf.metrics import calibration
 from jaxclf.models.from_config import create_model
 from jaxclf.models.registry import Model
 
-Classifier = GenerativeClassifier | HeadClassifier | EnsembleClassifier
-
 
 def make_classifier(
     model: Model, tokenizer: Tokenizer, recipe: Recipe, config: ConfigDict
-) -> Classifier:
+) -> LocalClassifier:
     """The classifier of the model's kind: by heads, or by generation as `config.eval` says."""
     if model.is_encoder:
         return HeadClassifier(model, tokenizer, recipe)
     return GenerativeClassifier(model, tokenizer, recipe, Decoding.of(config))
 
 
-def decoding_facts(classifier: Any) -> dict[str, Any]:
-    """What a report says under `decoding`, which decoders alone have."""
-    return {"decoding": classifier.facts()} if isinstance(classifier, GenerativeClassifier) else {}
-
-
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A trained run, ready to label.
+    """A trained run, ready to label."""
 
-    temperatures: of the class tasks that have one, for the probabilities of the predictions.
-    """
-
-    classifier: Classifier
-    params: Params
+    classifier: LocalClassifier
     config: ConfigDict
     source: ModelSource
-    mesh: Mesh  # that the parameters lie on
-    temperatures: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def open_run(
@@ -106,4 +90,4 @@ def open_run(
     temperatures = {}
     if config.eval.get("temperature") == "dev":  # which older runs do not have
         temperatures = calibration.load(source.run_dir / calibration.FILE, source.step)
-    return Opened(classifier, params, config, source, mesh, temperatures)
+    return Opened(classifier.with_params(params, mesh, temperatures), config, source)

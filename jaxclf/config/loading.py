@@ -24,6 +24,13 @@ import ml_collections
 from jaxclf.config.schema import leaves, nearest, validate
 from jaxclf.core.errors import ArtifactError, InputError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The experiments that come with the package: inside it in a wheel, beside it in a checkout.
+CONFIGS = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    Path("configs"),
+)
+
 # -- the command line
 
 
@@ -88,8 +95,10 @@ def load(argument: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigD
     """The locked, validated config of `FILE.py[:VARIANT,...]` with the overrides applied.
 
     The file defines `get_config(argument: str = "") -> ConfigDict`. While it runs, the folder
-    that holds the file's folder is importable, so `from configs import common` works whatever
-    the current folder is. Raises InputError for anything wrong with the file or the overrides.
+    that holds the file's folder is importable, so that configs may import each other whatever
+    the current folder is. `configs/NAME.py` is looked for in the current folder, then among
+    those that come with the package. Raises InputError for anything wrong with the file or the
+    overrides.
     """
     match = re.fullmatch(r"(.+?\.py)(?::(.*))?", argument, flags=re.DOTALL)
     if match is None:
@@ -104,7 +113,9 @@ def load(argument: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigD
 def _run_file(name: str, variant: str) -> ml_collections.ConfigDict:
     path = Path(name)
     if not path.is_file():
-        raise InputError(f"--config {name}: no such file{_similar_file(path)}")
+        path = _shipped(path)
+    if not path.is_file():
+        raise InputError(f"--config {name}: no such file{_similar_file(Path(name))}")
     source = path.read_bytes()
     # Not imported under a name: two configs of one process never share state, and no compiled
     # copy is left behind that could outlive an edit.
@@ -130,6 +141,11 @@ def _run_file(name: str, variant: str) -> ml_collections.ConfigDict:
             "ConfigDict. Start from default() of jaxclf/config/defaults.py"
         )
     return config
+
+
+def _shipped(path: Path) -> Path:
+    """The experiment of the package that `configs/NAME.py` names, or the path as it is."""
+    return CONFIGS / path.name if path.parent == Path("configs") else path
 
 
 @contextlib.contextmanager
@@ -174,6 +190,8 @@ def _message(error: Exception) -> str:
     while isinstance(inner, KeyError | AttributeError) and inner.args:
         inner = inner.args[0]
     text = re.sub(r' Other fields present: ".*"(?=\n|$)', "", str(inner), flags=re.DOTALL)
+    if isinstance(error, ImportError) and re.search(r"\bconfigs\b", text):
+        text += ". Defaults and model families are in jaxclf.config: defaults, families"
     return kind + " ".join(text.split())
 
 

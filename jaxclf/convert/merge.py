@@ -133,10 +133,11 @@ def count_flips(
     prompt = source.prompt_source(config, found)[1] if recipe.prompt else None
 
     def label(params) -> list[Prediction]:
-        return opened.classifier.predict(params, records, config.eval.batch_size, prompt=prompt)
+        classifier = opened.classifier.with_params(params, opened.classifier.mesh)
+        return classifier.predict(records, config.eval.batch_size, prompt=prompt)
 
-    merged = jax.jit(lora.multiply_out)(opened.params)
-    pairs = list(zip(label(opened.params), label(merged), strict=True))
+    merged = jax.jit(lora.multiply_out)(opened.classifier.params)
+    pairs = list(zip(label(opened.classifier.params), label(merged), strict=True))
     return {
         task.name: (
             sum(one.predicted[task.name] != other.predicted[task.name] for one, other in pairs),

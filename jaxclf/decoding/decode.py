@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxclf.core.types import Array, Bool, Int, Params
 from jaxclf.data.batching import PromptBatch
 from jaxclf.distributed import sharding
-from jaxclf.models.attention import Before, Cache
+from jaxclf.models.kv_cache import Before, Cache
 from jaxclf.models.registry import Model
 
 

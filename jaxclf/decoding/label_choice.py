@@ -15,7 +15,7 @@ from jaxclf.data.batching import PromptBatch
 from jaxclf.decoding.decode import Prefix
 from jaxclf.decoding.trie import Radix, Trie
 from jaxclf.models import layers
-from jaxclf.models.attention import Before, Cache
+from jaxclf.models.kv_cache import Before, Cache
 
 # Logits computed at once when nodes of a trie are scored: 128 MiB of float32.
 _LOGITS = 2**25

@@ -1,12 +1,13 @@
 """An ensemble as a classifier: features of a frozen base, labels by its combiners."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclf.classifiers.base import LocalClassifier, Progress
 from jaxclf.classifiers.heads import READ, inputs, whole_text_prediction
 from jaxclf.core.types import Params
 from jaxclf.data.batching import Batch, PromptBatch
@@ -18,9 +19,10 @@ from jaxclf.distributed import sharding
 from jaxclf.ensemble import attens, features
 from jaxclf.ensemble.attens import Combiner, Pooling
 from jaxclf.models.registry import Model
+from jaxclf.prompts.builder import PromptSource
 
 
-class EnsembleClassifier:
+class EnsembleClassifier(LocalClassifier):
     """Labels texts by combiners over what a base and its modules see.
 
     `combiners`: for each task its combiner and the modules that it reads, as their places after
@@ -36,7 +38,8 @@ class EnsembleClassifier:
         pooling: Pooling,
         combiners: Mapping[str, tuple[Combiner, tuple[int, ...]]],
     ):
-        self.model, self.tokenizer, self.recipe, self.pooling = model, tokenizer, recipe, pooling
+        super().__init__(model, tokenizer, recipe)
+        self.pooling = pooling
         compute = features.make_pass(model, pooling)
 
         def scores(params: Params, batch: Batch | PromptBatch) -> dict[str, Any]:
@@ -51,25 +54,22 @@ class EnsembleClassifier:
 
         self.scores = jax.jit(scores)
 
-    def predict(
+    def _labelled(
         self,
-        params: Params,
         records: Sequence[Record],
         batch_size: int,
-        *,
-        prompt: Any = None,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> list[Prediction]:
-        """One prediction a record, in the records' order; the recipe's prompt is the only one."""
+        prompt: PromptSource | None,
+        progress: Progress,
+    ) -> dict[int, Prediction]:
         examples = inputs(records, self.recipe, self.tokenizer)
         rows: dict[int, dict[str, np.ndarray]] = {}
         batch_size = sharding.divisible(batch_size)
         for indices, batch in features.batches(examples, batch_size, self.pooling):
-            scores = jax.device_get(self.scores(params, sharding.put_batch(batch)))
+            scores = jax.device_get(self.scores(self.params, sharding.put_batch(batch)))
             for row, index in enumerate(indices):
                 rows[index] = {name: values[row] for name, values in scores.items()}
             progress(len(indices))
-        return [
-            whole_text_prediction(record, self.recipe.tasks, rows[index])
-            for index, record in enumerate(records)
-        ]
+        return {
+            index: whole_text_prediction(records[index], self.recipe.tasks, found)
+            for index, found in rows.items()
+        }

@@ -143,7 +143,7 @@ def open_ensemble(
     source = dataclasses.replace(
         base, manifest=tree_store.describe(trained), run_dir=path, step=config.attens.epochs
     )
-    return Opened(classifier, params, config, source, mesh)
+    return Opened(classifier.with_params(params, mesh), config, source)
 
 
 def open_any(

@@ -16,18 +16,11 @@ from jaxclf.core.types import AnyArray, Array, Float, Int, Key, Prefixes
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import layers
-from jaxclf.models.attention import (
-    Before,
-    Cache,
-    Implementation,
-    Visible,
-    at_places,
-    attend,
-    prefix,
-    visible,
-    visible_after,
-)
+from jaxclf.models.attention import attend
+from jaxclf.models.kv_cache import Before, Cache
 from jaxclf.models.layers import RopeScaling
+from jaxclf.models.masks import Implementation, Visible, at_places, visible, visible_after
+from jaxclf.models.soft_prefix import soft_prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +105,7 @@ class Block(nnx.Module):
         self.attention_norm, self.mlp_norm = norm(), norm()
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
-        self.prefix = prefix(
+        self.prefix = soft_prefix(
             config.prefix,
             config.num_kv_heads,
             config.head_dim,

@@ -15,16 +15,10 @@ from jaxclf.core.types import AnyArray, Array, Float, Int, Key
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import layers
-from jaxclf.models.attention import (
-    Implementation,
-    Visible,
-    at_places,
-    attend,
-    filled_blocks,
-    prefix,
-    visible,
-)
+from jaxclf.models.attention import attend, filled_blocks
 from jaxclf.models.heads import Head, HeadConfig
+from jaxclf.models.masks import Implementation, Visible, at_places, visible
+from jaxclf.models.soft_prefix import soft_prefix
 
 EncoderFamily = Literal["bert", "roberta", "distilbert", "electra"]
 
@@ -116,7 +110,7 @@ class Block(nnx.Module):
             }
         )
         self.mlp_norm = norm()
-        self.prefix = prefix(
+        self.prefix = soft_prefix(
             config.prefix,
             config.num_heads,
             hidden // config.num_heads,

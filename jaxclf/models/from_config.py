@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxclf.models import registry
-from jaxclf.models.attention import BY_BACKEND, Implementation
+from jaxclf.models.masks import BY_BACKEND, Implementation
 from jaxclf.models.registry import Model, ModelConfig
 
 

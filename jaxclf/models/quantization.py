@@ -12,6 +12,13 @@ import qwix
 
 from jaxclf.core.types import Array, Float, Params, Shaped, path_name
 
+Quantisation = Literal["int8", "int4", "nf4"]
+
+Quantise = Quantisation | Literal["none"]
+
+TOKEN_TABLES = ("embed/embedding", "embed/tokens/embedding")  # paths of the token embeddings
+
+
 TILE = 64  # rows of a kernel that share one 4-bit scale; source: Dettmers et al. 2023
 
 
@@ -115,10 +122,3 @@ def _unpack(packed: Shaped[Array, "*layers half F"], kind: Quantisation) -> Shap
         return pairs.astype(jnp.uint4)
     # The sign of a 4-bit number stands in its highest bit.
     return (pairs.astype(jnp.int8) ^ 8) - 8
-
-
-Quantisation = Literal["int8", "int4", "nf4"]
-
-Quantise = Quantisation | Literal["none"]
-
-TOKEN_TABLES = ("embed/embedding", "embed/tokens/embedding")  # paths of the token embeddings

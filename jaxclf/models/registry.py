@@ -12,10 +12,10 @@ from flax import nnx
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Array, Key, Params
 from jaxclf.models import layers, quantization
-from jaxclf.models.attention import Implementation
 from jaxclf.models.decoder import Llama, LlamaConfig
 from jaxclf.models.encoder import Encoder, EncoderConfig
 from jaxclf.models.layers import RopeScaling
+from jaxclf.models.masks import Implementation
 from jaxclf.models.quantization import Quantise
 from jaxclf.models.t5 import T5, T5Config
 

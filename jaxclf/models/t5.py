@@ -19,20 +19,10 @@ from jaxclf.core.types import AnyArray, Array, Bool, Float, Int, Key
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import layers
-from jaxclf.models.attention import (
-    Before,
-    Bias,
-    Cache,
-    Implementation,
-    Segments,
-    Source,
-    Visible,
-    attend,
-    causal_mask,
-    filled_blocks,
-    prefix,
-    visible,
-)
+from jaxclf.models.attention import Bias, attend, filled_blocks
+from jaxclf.models.kv_cache import Before, Cache, Source
+from jaxclf.models.masks import Implementation, Segments, Visible, causal_mask, visible
+from jaxclf.models.soft_prefix import soft_prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +220,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
         std = config.initializer_factor * config.hidden_size**-0.5
         sizes = config.prefix, config.num_heads, config.head_dim
-        self.prefix = prefix(*sizes, std=std, dtype=dtype, rngs=rngs)
+        self.prefix = soft_prefix(*sizes, std=std, dtype=dtype, rngs=rngs)
         self.dropout = config.dropout
 
     def __call__(

@@ -207,7 +207,6 @@ class ChatClassifier:
 
     def predict(
         self,
-        params: object,
         records: Sequence[Record],
         batch_size: int,
         *,
@@ -216,7 +215,7 @@ class ChatClassifier:
     ) -> list[Prediction]:
         """One prediction a record, in the records' order; raises what `Account.answers` does.
 
-        `params` and `batch_size` are those of a decoder, and not used.
+        `batch_size` is for models of our own: how many are asked at once, `api.concurrency` says.
         """
         questions = self.questions(records, prompt)
         counts = Counter(key for key, _ in questions)
@@ -225,6 +224,10 @@ class ChatClassifier:
             self.recipe.read(record, answers[key].text)
             for record, (key, _) in zip(records, questions, strict=True)
         ]
+
+    def facts(self) -> dict[str, Any]:
+        """None of its own: what the answers took is in the account's."""
+        return {}
 
 
 def longest_answer(

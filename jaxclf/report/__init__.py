@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
+    *("jaxclf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
     *("transformers", "tokenizers", "datasets", "seqeval", "scikit-learn", "openai"),
 )
 
@@ -102,11 +102,14 @@ def tasks_of(report: Mapping[str, Any]) -> tuple[Task, ...]:
     )
 
 
+def decoding(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says of how labels came out, if anything: see `Classifier.facts`."""
+    return {"decoding": dict(facts)} if facts else {}
+
+
 def versions() -> dict[str, str]:
     """Python's, ours and those of the packages that shape the numbers, as far as installed."""
-    from jaxclf import __version__
-
-    found = {"python": platform.python_version(), "jaxclf": __version__}
+    found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

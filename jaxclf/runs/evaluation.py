@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxclf import report
 from jaxclf.checkpoint import tree_store
-from jaxclf.classifiers.opening import Opened, decoding_facts
+from jaxclf.classifiers.opening import Opened
 from jaxclf.core import logs
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets
@@ -21,7 +19,8 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
     Same checkpoint, data and batch size give the same numbers as the run's own report. Raises
     InputError where the data have other labels than the run or no such split.
     """
-    config, recipe = opened.config, opened.classifier.recipe
+    config, classifier = opened.config, opened.classifier
+    recipe, temperatures = classifier.recipe, classifier.temperatures
     split = split or config.eval.split
     dataset = datasets.load(config.data, config.seed)
     if dataset.tasks != recipe.tasks:
@@ -34,22 +33,20 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
         )
     records = dataset.splits[split]
     output.mkdir(parents=True, exist_ok=True)
-    with logs.count(f"{split} evaluation", len(records)) as advance, jax.set_mesh(opened.mesh):
-        predictions = opened.classifier.predict(
-            opened.params,
+    with logs.count(f"{split} evaluation", len(records)) as advance:
+        predictions = classifier.predict(
             records,
             config.eval.batch_size,
             prompt=prompt_source(config, dataset)[1] if recipe.prompt else None,
             progress=advance,
+            tempered=False,
         )
-    result = _run_report(opened) | decoding_facts(opened.classifier)
+    result = _run_report(opened) | report.decoding(classifier.facts())
     result["eval"] = metrics.compute(predictions, recipe.tasks, recipe.slot_format)
     result["eval_split"] = split
     wanted = config.eval.get("wanted_accuracy", 0.0)  # older runs do not have it
-    result["calibration"] = calibration.measure(
-        predictions, recipe.tasks, opened.temperatures, wanted
-    )
-    predictions = calibration.tempered(predictions, opened.temperatures)
+    result["calibration"] = calibration.measure(predictions, recipe.tasks, temperatures, wanted)
+    predictions = calibration.tempered(predictions, temperatures)
     result.pop("attens", None)  # of the run's own evaluation
     facts = {"fingerprint": dataset.fingerprint, "tasks": report.describe_tasks(dataset.tasks)}
     result["data"] = {"name": dataset.name, **result["data"], **facts}

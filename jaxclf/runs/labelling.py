@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxclf import report
 from jaxclf.checkpoint import tree_store
 from jaxclf.classifiers.generative import GenerativeClassifier
@@ -23,7 +21,6 @@ from jaxclf.core.errors import InputError
 from jaxclf.data import records as data_records
 from jaxclf.data.records import Defects, Schema
 from jaxclf.data.tasks import Record
-from jaxclf.metrics import calibration
 
 _CHUNK_BATCHES = 8  # batches between two writes: what a kill can cost
 
@@ -58,17 +55,13 @@ def label_file(
     done = _resume(partial, header)
     chunk = batch_size * _CHUNK_BATCHES
     with (
-        jax.set_mesh(opened.mesh),
         partial.open("a", encoding="utf-8") as file,
         logs.count("labelling", len(records), done) as advance,
     ):
         if not partial.stat().st_size:
             print(json.dumps(header), file=file, flush=True)
         for start in range(done, len(records), chunk):
-            predictions = opened.classifier.predict(
-                opened.params, records[start : start + chunk], batch_size
-            )
-            predictions = calibration.tempered(predictions, opened.temperatures)
+            predictions = opened.classifier.predict(records[start : start + chunk], batch_size)
             file.writelines(
                 json.dumps(report.prediction_row(prediction), ensure_ascii=False) + "\n"
                 for prediction in predictions
@@ -85,7 +78,7 @@ def _header(opened: Opened, records: Sequence[Record]) -> dict[str, Any]:
         texts.update(json.dumps([record.id, record.text, record.pair]).encode())
     header: dict[str, Any] = {
         "model": tree_store.fingerprint(opened.source.manifest),
-        "temperatures": dict(opened.temperatures),
+        "temperatures": dict(opened.classifier.temperatures),
         "texts": texts.hexdigest(),
     }
     if isinstance(opened.classifier, GenerativeClassifier):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,53 +23,34 @@ from jaxclf import report
 from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.model_dir import FindModel
 from jaxclf.classifiers import transfer
-from jaxclf.classifiers.opening import decoding_facts, make_classifier
+from jaxclf.classifiers.base import Classifier
+from jaxclf.classifiers.opening import make_classifier
 from jaxclf.core import logs
 from jaxclf.core.errors import InputError
-from jaxclf.core.types import Params
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record
 from jaxclf.distributed import sharding
 from jaxclf.metrics import calibration, metrics
-from jaxclf.prompts.builder import Prompt, PromptSource
+from jaxclf.prompts.builder import Prompt
 from jaxclf.prompts.source import prompt_source
 from jaxclf.remote.chat import Account, ChatClassifier
 from jaxclf.runs.setup import prepare, recipe_of
 from jaxclf.runs.training import claim, data_facts, device, model_facts
 
 
-@runtime_checkable
-class Answers(Protocol):
-    """What labels texts by prompts: a decoder of ours, or one that a server runs."""
-
-    def predict(
-        self,
-        params: Any,
-        records: Sequence[Record],
-        batch_size: int,
-        *,
-        prompt: PromptSource | None = None,
-        progress: Callable[[int], None] = lambda count: None,
-    ) -> list[Prediction]:
-        """One prediction a record, in the records' order."""
-        ...
-
-
 @dataclass(frozen=True)
 class Asked:
     """A model that can be asked about a data set.
 
-    answers: makes, for a config that names one style and the fixed prompt of it, what answers
-    prompts of that style. params: what `predict` gets; nothing where it needs none. model: the
-    report's part of that name. account: what a server is asked, where one answers. checkpoint: the
-    fingerprint of the parameters, where they are ours.
+    classifier: makes, for a config that names one style and the fixed prompt of it, what answers
+    prompts of that style. model: the report's part of that name. account: what a server is asked,
+    where one answers. checkpoint: the fingerprint of the parameters, where they are ours.
     """
 
     dataset: Dataset
-    answers: Callable[[ConfigDict, Prompt], Answers]
-    params: Params = field(default_factory=dict)
+    classifier: Callable[[ConfigDict, Prompt], Classifier]
     model: Mapping[str, Any] = field(default_factory=dict)
     account: Account | None = None
     checkpoint: str = ""
@@ -109,15 +90,15 @@ def decoder(find: FindModel) -> Open:
         plan = transfer.plan(setup.model, base, config.model.heads, setup.recipe)
         params = transfer.load(setup.model, base, plan, jax.random.key(config.seed))
 
-        def answers(styled: ConfigDict, prompt: Prompt) -> Answers:
+        def classifier(styled: ConfigDict, prompt: Prompt) -> Classifier:
             recipe = recipe_of(styled, setup.dataset, prompt, setup.tokenizer)
-            return make_classifier(setup.model, setup.tokenizer, recipe, styled)
+            made = make_classifier(setup.model, setup.tokenizer, recipe, styled)
+            return made.with_params(params)
 
         manifest = tree_store.describe(params) if base is None else base.manifest
         return Asked(
             setup.dataset,
-            answers,
-            params,
+            classifier,
             model_facts(config, setup, plan, 0),
             checkpoint=tree_store.fingerprint(manifest),
         )
@@ -129,11 +110,11 @@ def served(config: ConfigDict, workdir: Path) -> Asked:
     """Opens the model that `config.api` names; its server is asked nothing yet."""
     dataset, account = datasets.load(config.data, config.seed), Account(config.api, workdir)
 
-    def answers(styled: ConfigDict, prompt: Prompt) -> Answers:
+    def classifier(styled: ConfigDict, prompt: Prompt) -> Classifier:
         return ChatClassifier(recipe_of(styled, dataset, prompt, None), account)
 
     model = {"name": config.api.model, "family": "server"}
-    return Asked(dataset, answers, model=model, account=account)
+    return Asked(dataset, classifier, model=model, account=account)
 
 
 def run(
@@ -200,9 +181,9 @@ def _announce(config: ConfigDict, asked: Asked, records: Sequence[Record]) -> No
     for variant in variants(config):
         styled = _styled(config, variant.style)
         fixed, prompt = prompt_source(styled, asked.dataset, variant.draw, variant.order)
-        answers = asked.answers(styled, fixed)
-        assert isinstance(answers, ChatClassifier)
-        questions |= answers.questions(records, prompt)
+        classifier = asked.classifier(styled, fixed)
+        assert isinstance(classifier, ChatClassifier)
+        questions |= classifier.questions(records, prompt)
     asked.account.announce(questions)
 
 
@@ -228,17 +209,17 @@ def _ask(
     config: ConfigDict, asked: Asked, records: Sequence[Record], ways: Sequence[Variant]
 ) -> Iterator[_Answered]:
     """The answers to variants of one style, in their order."""
-    answers = None
+    classifier = None
     for variant in ways:
         start = time.monotonic()
         fixed, prompt = prompt_source(config, asked.dataset, variant.draw, variant.order)
-        answers = answers or asked.answers(config, fixed)
+        classifier = classifier or asked.classifier(config, fixed)
         with logs.count(f"evaluation of {variant}", len(records)) as advance:
-            predictions = answers.predict(
-                asked.params, records, config.eval.batch_size, prompt=prompt, progress=advance
+            predictions = classifier.predict(
+                records, config.eval.batch_size, prompt=prompt, progress=advance
             )
         seconds = round(time.monotonic() - start, 3)
-        yield _Answered(variant, predictions, decoding_facts(answers), seconds)
+        yield _Answered(variant, predictions, report.decoding(classifier.facts()), seconds)
 
 
 def spread(

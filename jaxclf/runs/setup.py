@@ -322,8 +322,8 @@ def _check_same(found: ModelConfig, named: ModelConfig, config: ConfigDict) -> N
     if registry.family_of(found) != registry.family_of(named):
         raise InputError(
             f"model.checkpoint {config.model.checkpoint} is of family {registry.family_of(found)}, "
-            f"model.name {config.model.name} of {registry.family_of(named)}. Name the model it is, or "
-            "set model.name to ''"
+            f"model.name {config.model.name} of {registry.family_of(named)}. Name the model it is, "
+            "or set model.name to ''"
         )
     differences = [
         f"{field.name} is {getattr(found, field.name)}, not {getattr(named, field.name)}"

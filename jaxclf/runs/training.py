@@ -25,7 +25,7 @@ from jaxclf.checkpoint.model_dir import (
     write_adapters,
 )
 from jaxclf.classifiers import transfer
-from jaxclf.classifiers.opening import decoding_facts, make_classifier
+from jaxclf.classifiers.opening import make_classifier
 from jaxclf.config import loading
 from jaxclf.config.schema import did_you_mean, leaves
 from jaxclf.core.errors import InputError, NonFiniteError, Preempted
@@ -408,8 +408,8 @@ class _Run:
                 if self.stopping():
                     raise _Stopped
 
+            self.classifier = self.classifier.with_params(params)
             return self.classifier.predict(
-                params,
                 records,
                 self.config.eval.batch_size,
                 prompt=self.setup.prompt,
@@ -439,7 +439,7 @@ class _Run:
         step = best if best is not None else self.step
         checkpoint = tree_store.fingerprint(self.manifest(best))
         tasks = self.setup.dataset.tasks
-        result = self.describe(step) | decoding_facts(self.classifier)
+        result = self.describe(step) | report.decoding(self.classifier.facts())
         result["eval"] = metrics.compute(predictions, tasks, self.config.prompt.slots)
         result["eval_split"] = split
         wanted = self.config.eval.wanted_accuracy

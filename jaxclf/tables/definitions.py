@@ -9,14 +9,12 @@ A run may fill several cells: one model for both tasks fills two columns, an ens
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from jaxclf.config.schema import did_you_mean
 from jaxclf.core.errors import InputError
 from jaxclf.tables import published
 
 NAMES = ("zhao3", "attens2", "attens3", "attens_k")
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 METHODS = ("Model", "FFN", "FT_LoRA", "AttEns")
 KS = (3, 5, 7, 9)

@@ -25,7 +25,7 @@ from jaxclf import report
 from jaxclf.config import loading
 from jaxclf.core.errors import JaxclfError, Preempted
 from jaxclf.data import datasets
-from jaxclf.tables.definitions import CONFIGS, Run
+from jaxclf.tables.definitions import Run
 
 LOG = "log.txt"
 _LONGEST = 400  # characters of a reason
@@ -66,7 +66,7 @@ class Job:
     def load_base(self) -> ConfigDict:
         """The config before it is told what it shares."""
         overrides = (*self.run.overrides, *self.overrides, f"seed={self.seed}")
-        return loading.load(str(CONFIGS / self.run.config), overrides)
+        return loading.load(str(loading.CONFIGS / self.run.config), overrides)
 
 
 def finished(job: Job) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ from jaxclf.data import batching, prefixes
 from jaxclf.decoding import decode
 from jaxclf.distributed import sharding
 from jaxclf.models import attention, registry
-from jaxclf.models.attention import attend, visible, visible_after
+from jaxclf.models.attention import attend
+from jaxclf.models.masks import visible, visible_after
 from tests.tiny import CONFIG, examples, random_params, shapes, sharing
 from tests.tiny_encoders import ENCODERS
 from tests.tiny_t5 import FLAN

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from jaxclf.models import layers, registry
-from jaxclf.models.attention import attend, full_mask
+from jaxclf.models.attention import attend
+from jaxclf.models.masks import full_mask
 from tests.tiny import random_params, shapes
 from tests.tiny_encoders import ENCODERS, HEADS, inputs, with_heads
 

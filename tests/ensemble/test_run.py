@@ -1,0 +1,374 @@
+"""Whole runs of the attention ensemble on small texts: what they make, keep, resume and refuse."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclf import report
+from jaxclf.checkpoint.model_dir import resolve
+from jaxclf.config import loading
+from jaxclf.config.defaults import default
+from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted, StorageError
+from jaxclf.data.tasks import Record
+from jaxclf.distributed.preemption import Interrupts
+from jaxclf.ensemble import fitting, modules, run
+from jaxclf.ensemble.attens import Combiner
+from jaxclf.ensemble.fitting import Data
+from jaxclf.ensemble.run import train_ensemble
+from jaxclf.runs.evaluation import evaluate
+from jaxclf.runs.labelling import label_file
+from jaxclf.training.losses import Term
+
+ROOT = Path(__file__).parents[2]
+WORDS = "the a good bad film cat sat mat was is not very dull fine one two".split()
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Small files of five data sets with the layout of the real ones."""
+    folder, random = tmp_path_factory.mktemp("root"), np.random.default_rng(0)
+
+    def text():
+        return " ".join(random.choice(WORDS, random.integers(3, 9)))
+
+    for name in ("cola", "sst2", "rte", "stsb"):
+        rows = []
+        for split, count in (("train", 12), ("dev", 7), ("test", 3)):
+            for number in range(count):
+                label = None if split == "test" else number % 2
+                if name == "stsb" and label is not None:
+                    label = round(5 * number / count, 2)
+                texts = {"sentence": text()}
+                if name in ("rte", "stsb"):
+                    texts = {"sentence1": text(), "sentence2": text()}
+                rows.append({"split": split, **texts, "label": label})
+        write(folder / f"glue/{name}.jsonl.gz", rows)
+    for split, count in (("train", 12), ("test", 7)):
+        kinds = [("NUM", "NUM:date"), ("HUM", "HUM:ind"), ("LOC", "LOC:city")]
+        rows = [
+            {"label": kinds[n % 3][0], "fine_label": kinds[n % 3][1], "text": text()}
+            for n in range(count)
+        ]
+        write(folder / f"trec/{split}.jsonl.gz", rows)
+    return folder
+
+
+def tiny(root, *overrides, name="attens_minilm.py:smoke"):
+    return loading.load(
+        str(ROOT / "configs" / name),
+        [
+            f"data.root={root}",
+            "data.check_counts=false",
+            "attens.modules=('glue/cola','glue/rte','glue/sst2')",
+            "attens.learning_rate=0.01",
+            "train.learning_rate=0.01",
+            "train.steps=2",
+            "train.max_length=32",
+            *overrides,
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "rte"
+    train_ensemble(tiny(root, "attens.sweep=(2,)"), workdir)
+    return workdir
+
+
+def report_of(workdir):
+    return json.loads((workdir / "report.json").read_text())
+
+
+def test_a_run_makes_adapters_features_combiners_and_a_report(finished):
+    report = report_of(finished)
+    facts = report["attens"]["rte"]
+    assert set(facts["methods"]) == {"Model", "FFN", "FT_LoRA", "AttEns"}
+    assert facts["methods"]["AttEns"] == report["eval"]["rte"]
+    own = report_of(finished / "adapters/rte")
+    assert facts["methods"]["FT_LoRA"] == own["eval"]["rte"]
+    assert facts["modules"] == ["cola", "rte", "sst2"]
+    assert set(facts["by_k"]) == {"2", "3"}
+    weights = np.array(facts["attention"])
+    assert weights.shape == (3, 3)
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
+    assert report["eval_split"] == "dev"
+    assert report["eval"]["rte"]["support"] == 7
+    assert len((finished / "predictions.jsonl").read_text().splitlines()) == 7
+    page = (finished / "report.html").read_text()
+    for title in ("Methods", "Attention over modules", "Number of modules", "Learning curves"):
+        assert f"<h2>{title}</h2>" in page
+    for part in ("adapters/cola", "adapters/rte", "adapters/sst2"):
+        assert (finished / part / "report.html").is_file()
+    for split in ("train", "dev"):
+        names = {path.name for path in (finished / "features/rte" / split).glob("*.npy")}
+        assert names == {"base.npy", "cola.npy", "rte.npy", "sst2.npy"}
+
+
+def test_the_same_command_makes_nothing_again(finished, root, monkeypatch):
+    before = report_of(finished)
+
+    def refuse(*_, **__):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(modules, "train", refuse)
+    monkeypatch.setattr(fitting, "make_steps", lambda *_: refuse)
+    monkeypatch.setattr(run.features, "make_pass", refuse)
+    again = train_ensemble(tiny(root, "attens.sweep=(2,)"), finished)
+    assert again["eval"] == before["eval"]
+    assert again["attens"]["rte"]["attention"] == before["attens"]["rte"]["attention"]
+
+
+def test_evaluate_and_predict_agree_with_the_run(finished, tmp_path):
+    opened = run.open_any(finished, "best")
+    again = evaluate(opened, tmp_path / "again")
+    assert again["eval"] == report_of(finished)["eval"]
+    made = [report.read(folder)["provenance"] for folder in (finished, tmp_path / "again")]
+    assert made[0]["checkpoint"] == made[1]["checkpoint"]
+    assert made[0]["data"] == made[1]["data"]
+    rows = [
+        [json.loads(line) for line in (folder / "predictions.jsonl").open()]
+        for folder in (finished, tmp_path / "again")
+    ]
+    for pair in zip(*rows, strict=True):
+        assert pair[0]["predicted"] == pair[1]["predicted"]
+        scores = [list(row["scores"]["rte"].values()) for row in pair]
+        np.testing.assert_allclose(*scores, atol=1e-5)
+    texts = [Record("1", "the cat sat", {}, "one cat"), Record("2", "dull film", {}, "a film")]
+    label_file(opened, texts, tmp_path / "labels.jsonl", batch_size=2)
+    labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").open()]
+    assert [row["id"] for row in labels] == ["1", "2"]
+    assert {row["predicted"]["rte"] for row in labels} <= {"entailment", "not_entailment"}
+
+
+def test_an_unfinished_ensemble_labels_nothing(finished, tmp_path):
+    for name in ("config.json", "task.json"):
+        shutil.copy(finished / name, tmp_path / name)
+    with pytest.raises(InputError, match="the ensemble is not finished; run the command"):
+        run.open_ensemble(tmp_path)
+
+
+def test_another_config_is_refused(finished, root):
+    with pytest.raises(InputError, match=r"holds a run with another config \(attens.over"):
+        train_ensemble(tiny(root, "attens.sweep=(2,)", "attens.over=max"), finished)
+
+
+def test_several_targets_share_modules_and_tasks_share_features(finished, root, tmp_path):
+    config = tiny(
+        root,
+        f"attens.adapters={finished / 'adapters'}",
+        f"model.checkpoint={finished / 'base'}",
+        "model.name=",
+        "attens.targets=('glue/stsb','trec')",
+        "attens.baselines=false",
+        "attens.combine=concat",
+        "attens.norms=shared",
+    )
+    base = resolve(finished / "base")
+    report = train_ensemble(config, tmp_path / "run", base)
+    assert set(report["eval"]) == {"stsb", "coarse", "fine", "trec joint"}
+    assert {"pearson", "spearman"} <= set(report["eval"]["stsb"])
+    assert report["eval_split"] == "dev and test"
+    assert {path.name for path in (tmp_path / "run/features").iterdir()} == {"stsb", "trec"}
+    assert not (tmp_path / "run/adapters").exists()
+    rows = [json.loads(x) for x in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    assert [set(row["gold"]) for row in rows] == 7 * [{"stsb"}] + 7 * [{"coarse", "fine"}]
+
+
+def test_adapters_of_another_base_are_refused(finished, root, tmp_path):
+    config = tiny(root, f"attens.adapters={finished / 'adapters'}", "seed=1")
+    with pytest.raises(ArtifactError, match=r"adapters were trained on a base with the finger"):
+        train_ensemble(config, tmp_path)
+
+
+def test_modules_that_are_not_combined_are_not_trained(finished, root, tmp_path, monkeypatch):
+    """Of three with k=2: the target's own and the first other one."""
+    asked = []
+
+    def stop(config, folder, base):
+        asked.append(folder.name)
+
+    monkeypatch.setattr(modules, "train", stop)
+    common = (f"model.checkpoint={finished / 'base'}", "model.name=", "attens.k=2")
+    with pytest.raises(ArtifactError, match="no checkpoint here"):
+        train_ensemble(tiny(root, *common), tmp_path, resolve(finished / "base"))
+    assert asked == ["cola", "rte"]
+
+
+def test_a_disk_without_room_is_told_before(finished, root, tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
+    adapters = f"attens.adapters={finished / 'adapters'}"
+    common = (adapters, f"model.checkpoint={finished / 'base'}", "model.name=")
+    with pytest.raises(StorageError, match=r"features of rte train: 12 texts, .* of 0.0 free"):
+        train_ensemble(tiny(root, *common), tmp_path, resolve(finished / "base"))
+
+
+@pytest.mark.slow
+def test_adapters_of_peft_are_taken_as_they_are(finished, root, tmp_path):
+    pytest.importorskip("peft")
+    from jaxclf.convert import from_peft, to_peft
+
+    given = tmp_path / "given"
+    for name in ("cola", "rte", "sst2"):
+        to_peft.export(finished / "adapters" / name, given / name)
+    config = tiny(
+        root,
+        f"attens.adapters={given}",
+        f"model.checkpoint={finished / 'base'}",
+        "model.name=",
+    )
+    base = resolve(finished / "base")
+    report = train_ensemble(config, tmp_path / "run", base, from_peft.convert)
+    for name in ("cola", "rte", "sst2"):
+        ours, theirs = (
+            np.load(folder / f"features/rte/dev/{name}.npy")
+            for folder in (finished, tmp_path / "run")
+        )
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert "FT_LoRA" not in report["attens"]["rte"]["methods"]
+
+
+@pytest.mark.slow
+def test_a_decoder_as_base(root, tmp_path):
+    config = tiny(
+        root,
+        "model.name=llama_smoke",
+        "data.name=glue/sst2",
+        "attens.modules=('glue/cola','glue/sst2')",
+        "attens.tokens=last",
+        "train.max_length=256",
+        "eval.max_new_tokens=4",
+    )
+    report = train_ensemble(config, tmp_path)
+    assert list(report["attens"]["sst2"]["methods"]) == ["Model", "FFN", "FT_LoRA", "AttEns"]
+    assert report["eval"]["sst2"]["support"] == 7
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["attens.heads=5"], "attens.heads is 5; expected a divisor .* 32"),
+        (["attens.k=4"], "asks for 4 modules; attens.modules names 3"),
+        (["attens.sweep=(9,)"], "asks for 9 modules"),
+        (["attens.modules=('glue/rte','glue/rte')"], "names a module twice"),
+        (["data.name=builtin"], "task slots is of kind slots"),
+        (["attens.targets=('glue/xyz',)"], "data.name is 'glue/xyz'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_told(overrides, message, finished, root, tmp_path):
+    common = (f"model.checkpoint={finished / 'base'}", "model.name=")
+    base = resolve(finished / "base")
+    with pytest.raises(InputError, match=message):
+        train_ensemble(tiny(root, *common, *overrides), tmp_path, base)
+
+
+def test_a_whole_model_is_no_module(finished, root, tmp_path):
+    shutil.copytree(finished / "adapters", tmp_path / "adapters")
+    shutil.rmtree(tmp_path / "adapters/cola")
+    shutil.copytree(finished / "base", tmp_path / "adapters/cola")
+    (tmp_path / "adapters/cola/report.json").write_text("{}")
+    config = tiny(
+        root,
+        f"attens.adapters={tmp_path / 'adapters'}",
+        f"model.checkpoint={finished / 'base'}",
+        "model.name=",
+    )
+    base = resolve(finished / "base")
+    with pytest.raises(InputError, match="cola holds a whole model; attens.adapters expects"):
+        train_ensemble(config, tmp_path / "run", base)
+
+
+# Training on features -----------------------------------------------------------------------------
+
+COMBINER = Combiner(16, 3)
+
+
+def some_data(count=21):
+    random = np.random.default_rng(0)
+    vectors = [random.normal(size=(count, 16)).astype(np.float32) for _ in range(4)]
+    return Data(vectors, np.argmax(vectors[1][:, :3] + vectors[2][:, :3], axis=1).astype(np.int32))
+
+
+def settings(**fields):
+    config = default()
+    with config.unlocked():
+        config.attens.update({"epochs": 6, "batch_size": 4, "learning_rate": 0.01} | fields)
+    return config
+
+
+def fit(directory, config, interrupts=None, data=None):
+    head = fitting.combiner_head(COMBINER)
+    interrupts = interrupts or Interrupts()
+    data = data or some_data()
+    return fitting.fit(head, Term(), data, config, 3, directory, interrupts)
+
+
+def test_training_lowers_the_loss_and_tells_each_epoch(tmp_path):
+    fit(tmp_path, settings(epochs=30))
+    losses = [json.loads(x)["train/loss"] for x in (tmp_path / "metrics.jsonl").open()]
+    assert len(losses) == 30
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_a_run_that_was_stopped_ends_as_an_unbroken_one(tmp_path):
+    whole = fit(tmp_path / "whole", settings())
+    interrupts = Interrupts()
+    interrupts.requested = True
+    with pytest.raises(Preempted, match=r"saved epoch 1 of 6"):
+        fit(tmp_path / "cut", settings(), interrupts)
+    again = fit(tmp_path / "cut", settings())
+    jax.tree.map(np.testing.assert_array_equal, whole, again)
+    assert (tmp_path / "cut/metrics.jsonl").read_text() == (
+        tmp_path / "whole/metrics.jsonl"
+    ).read_text()
+
+
+def test_features_that_are_not_finite_stop_it(tmp_path):
+    data = some_data()
+    data.vectors[2][5, 3] = np.nan
+    with pytest.raises(NonFiniteError, match="epoch 1: loss nan"):
+        fit(tmp_path, settings(), data=data)
+
+
+def test_every_text_counts_once_an_epoch_and_fillers_never(tmp_path):
+    """21 texts in steps of 4: the last step has one text and three fillers."""
+    head, data = fitting.combiner_head(COMBINER), some_data()
+    config = settings(epochs=1, learning_rate=0.0)
+    params = fit(tmp_path, config)
+    scores = fitting.apply(lambda rows: head.scores(params, rows), data, 8)
+    order = np.random.default_rng([3, 0]).permutation(len(data))
+    losses = np.asarray(
+        fitting.place_losses(
+            Term(), jnp.asarray(scores[order][:, None]), data.labels[order][:, None]
+        )
+    )[:, 0]
+    wanted = np.mean([losses[start : start + 4].mean() for start in range(0, 21, 4)])
+    told = json.loads((tmp_path / "metrics.jsonl").read_text())["train/loss"]
+    np.testing.assert_allclose(told, wanted, atol=1e-6)
+
+
+def test_each_epoch_has_an_order_of_its_own(tmp_path, monkeypatch):
+    asked = []
+    rows = Data.rows
+
+    def spy(data, indices):
+        asked.append(indices[: len(data)].tolist())
+        return rows(data, indices)
+
+    monkeypatch.setattr(Data, "rows", spy)
+    fit(tmp_path, settings(epochs=3))
+    assert all(sorted(order) == list(range(21)) for order in asked)
+    assert len({tuple(order) for order in asked}) == 3

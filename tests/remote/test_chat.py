@@ -1,0 +1,323 @@
+"""Asking a real server in another process: nothing is lost, nothing is asked twice."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxclf import prompt
+from jaxclf.config import defaults, schema
+from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.data.tasks import Record, Task
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.prompts import builder
+from jaxclf.remote import endpoint
+from jaxclf.remote.answer_log import Answer, Ledger
+from jaxclf.remote.chat import Account, ChatClassifier, longest_answer
+from tests import chat_server
+
+INTENT = Task("intent", "class", ("alarm_set", "play_music", "weather_query"))
+SLOTS = Task("slots", "slots", ("time", "artist"))
+KEY = "sk-test-0123456789"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with chat_server.started() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """A server that lets only one key in, and takes a while."""
+    with chat_server.started("--key", KEY, "--delay", "0.05") as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE", 0.01)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+def config(base_url, **settings):
+    found = defaults.default()
+    found.tune = "none"
+    found.api.update({"model": "m", "base_url": base_url, "timeout": 30, **settings})
+    schema.validate(found)
+    return found
+
+
+def classifier(base_url, workdir, tasks=(INTENT,), **settings):
+    found = config(base_url, **settings)
+    asked = builder.build(found.prompt, "Utter", tasks)
+    recipe = Recipe(tasks, asked, "names", 1024, longest_answer(tasks, [], "names"))
+    return ChatClassifier(recipe, Account(found.api, workdir))
+
+
+def records(*texts):
+    gold = {"intent": "alarm_set"}
+    return [Record(str(number), text, gold) for number, text in enumerate(texts)]
+
+
+def ask(asking, *texts):
+    return asking.predict(records(*texts), 1)
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "answers.jsonl").read_text().splitlines()]
+
+
+def test_whatever_goes_wrong_on_the_way_each_text_gets_its_own_answer(server, tmp_path):
+    passing = ("429", "500", "drop", "half", "malformed", "html", "empty")
+    faulty = [f"one fault:{name}" for name in passing]
+    texts = [*faulty, "two fault:garbage", "three", "four", "three"]
+    first = classifier(server.base_url, tmp_path)
+    told = []
+    found = first.predict(records(*texts), 1, progress=told.append)
+    assert [prediction.text for prediction in found] == texts
+    expected = [chat_server.label(first.recipe.prompt.render(text)) for text in texts]
+    expected[7] = "no label at all"
+    assert [prediction.raw for prediction in found] == expected
+    assert found[7].unparsed == ["intent"]
+    assert sum(told) == len(texts)
+    counts = server.counts()
+    assert [counts[text] for text in texts] == [2] * 7 + [1] * 4
+
+    facts = first.account.facts()
+    assert (facts["answers"], facts["requests"], facts["retries"]) == (10, 17, 7)
+    assert facts["served"] == "m-0000"
+    assert facts["prompt_tokens"] == sum(line["prompt_tokens"] for line in lines(tmp_path)) > 0
+    assert facts["cost"] is None
+
+    again = classifier(server.base_url, tmp_path)
+    assert ask(again, *texts) == found
+    assert server.counts() == counts
+    assert again.account.facts() == facts | {"requests": 0, "retries": 0}
+
+
+def test_an_answer_that_takes_too_long_is_asked_for_again(server, tmp_path):
+    asking = classifier(server.base_url, tmp_path, timeout=chat_server.SLOW / 2)
+    (found,) = ask(asking, "fault:slow")
+    assert found.raw == chat_server.label(asking.recipe.prompt.render("fault:slow"))
+    assert asking.account.facts()["answers"] == 1
+    assert asking.account.facts()["retries"] >= 1  # more on a machine that is busy
+
+
+@pytest.mark.parametrize(
+    ("fault", "remedy"),
+    [
+        ("400", "api.max_characters"),
+        ("401", "environment variable OPENAI_API_KEY"),
+        ("404", "api.base_url"),
+        ("quota", "no credit"),
+    ],
+)
+def test_what_is_refused_is_told_at_once(server, tmp_path, monkeypatch, fault, remedy):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(InputError, match=remedy) as raised:
+        ask(classifier(server.base_url, tmp_path), f"refuse fault:{fault}*")
+    assert KEY not in str(raised.value)
+    assert server.counts()[f"refuse fault:{fault}*"] == 1
+
+
+def test_a_server_that_stays_broken_costs_no_answer_that_came(server, tmp_path):
+    texts = [*(f"before {number}" for number in range(5)), "fault:500*"]
+    after = [f"after {number}" for number in range(50)]
+    with pytest.raises(StorageError, match=r"after 3 attempts.*500.*goes on"):
+        ask(
+            classifier(server.base_url, tmp_path, concurrency=2, retries=2),
+            *[*texts, *after],
+        )
+    came = len(lines(tmp_path))
+    assert 5 <= came < 50
+    assert server.counts()["fault:500*"] == 3
+    ask(classifier(server.base_url, tmp_path), *texts[:5], *after)
+    counts = server.counts()
+    assert {counts[text] for text in [*texts[:5], *after]} == {1}
+
+
+def test_a_wait_of_hours_is_not_waited(server, tmp_path):
+    with pytest.raises(StorageError, match="after 1 attempts.*7,200 s"):
+        ask(classifier(server.base_url, tmp_path), "fault:long*")
+
+
+def test_no_more_requests_at_once_than_asked_for(guarded, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    ask(classifier(guarded.base_url, tmp_path, concurrency=3), *map(str, range(9)))
+    assert guarded.peak() == 3
+    assert not holding_key(tmp_path)
+
+
+def holding_key(folder):
+    return [path for path in folder.rglob("*") if KEY.encode() in path.read_bytes()]
+
+
+CLIENT = """
+import sys
+from tests.remote.test_chat import ask, classifier
+from pathlib import Path
+ask(classifier(sys.argv[1], Path(sys.argv[2]), concurrency=2), *map("kill {}".format, range(40)))
+"""
+
+
+def test_a_killed_client_goes_on_where_it_was(guarded, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    command = [sys.executable, "-c", CLIENT, guarded.base_url, str(tmp_path)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as client:
+        path = tmp_path / "answers.jsonl"
+        while not path.exists() or path.read_bytes().count(b"\n") < 6:
+            assert client.poll() is None
+            time.sleep(0.01)
+        client.send_signal(signal.SIGKILL)
+    with path.open("ab") as file:  # a line of which only a part reached the disk
+        file.write(b'{"key": "0123')
+    stored = path.read_bytes().count(b"\n")
+    assert stored < 40
+    resumed = classifier(guarded.base_url, tmp_path)
+    found = ask(resumed, *(f"kill {number}" for number in range(40)))
+    assert not any(prediction.unparsed for prediction in found)
+    assert resumed.account.facts()["requests"] == 40 - stored
+    assert len({line["key"] for line in lines(tmp_path)}) == len(lines(tmp_path)) == 40
+
+
+def test_model_server_and_settings_are_part_of_what_was_asked(tmp_path):
+    url = "http://127.0.0.1:9/v1"
+    plain, other = classifier(url, tmp_path), classifier(url, tmp_path, model="other")
+    elsewhere = classifier("http://127.0.0.1:8/v1", tmp_path)
+    longer = classifier(url, tmp_path)
+    longer.recipe = dataclasses.replace(longer.recipe, max_new_tokens=99)
+    keys = [
+        asking.questions(records(text))[0][0]
+        for asking in (plain, other, elsewhere, longer)
+        for text in ("same", "another")
+    ]
+    assert len(set(keys)) == 8
+    assert classifier(url, tmp_path).questions(records("same"))[0][0] == keys[0]
+
+
+def test_what_it_would_cost_is_told_before_anything_is_sent(server, tmp_path, capsys):
+    asking = classifier(server.base_url, tmp_path, input_price=2.0, output_price=8.0)
+    questions = dict(asking.questions(records("dear one", "dear two", "dear one")))
+    estimate = asking.account.announce(questions)
+    characters = sum(len(asked["messages"][0]["content"]) for asked in questions.values())
+    assert (estimate.requests, estimate.stored) == (2, 0)
+    assert estimate.prompt_tokens == pytest.approx(characters / 4, abs=2)
+    cost = (estimate.prompt_tokens * 2 + estimate.completion_tokens * 8) / 1e6
+    assert estimate.cost == pytest.approx(cost)
+    assert "2 requests to send, 0 answers stored" in capsys.readouterr().out
+
+    prices = {"input_price": 2.0, "output_price": 8.0}
+    with pytest.raises(InputError, match=r"api\.max_cost is"):
+        ask(classifier(server.base_url, tmp_path, max_cost=cost / 2, **prices), "dear one", "two")
+    assert "dear one" not in server.counts()
+    ask(classifier(server.base_url, tmp_path, max_cost=cost * 2, **prices), "dear one")
+    assert asking.account.announce(questions).stored == 1
+
+
+def test_long_texts_are_cut_if_asked_for(server, tmp_path):
+    asking = classifier(server.base_url, tmp_path, max_characters=10)
+    (prediction,) = ask(asking, "0123456789 and more")
+    assert prediction.text == "0123456789 and more"
+    assert server.counts()["0123456789"] == 1
+    assert asking.account.facts()["cut_texts"] == 1
+
+
+def test_both_tasks_have_a_system_part(server, tmp_path):
+    asking = classifier(server.base_url, tmp_path, (INTENT, SLOTS))
+    asked = asking.recipe.prompt
+    system, user = asked.messages("wake me")
+    assert (system["role"], user["role"]) == ("system", "user")
+    assert system["content"].endswith('{"task1": "task1_label", "task2": "task2_label"}')
+    assert user["content"].startswith("task1: ")
+    assert f"{system['content']}\n{user['content']}" == asked.render("wake me")
+    (prediction,) = ask(asking, "wake me")
+    assert prediction.predicted["slots"] == ("Other", "Other")
+    assert not prediction.unparsed
+    assert asking.recipe == _reloaded(asking.recipe, tmp_path)
+
+
+def _reloaded(recipe, tmp_path):
+    recipe.save(tmp_path / "task.json")
+    return Recipe.load(tmp_path / "task.json")
+
+
+def test_no_text_is_too_odd_to_send(server, tmp_path):
+    ask(classifier(server.base_url, tmp_path), "half a smile \ud83d", "\x00", "")
+
+
+def test_the_command_from_dry_run_to_report(server, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    settings = "api.model=m api.timeout=5 api.input_price=1 data.limit=12 prompt.template=listing"
+    settings += f" prompt.shots=2 prompt.orders=2 api.base_url={server.base_url}"
+    configs = Path(__file__).parents[2] / "configs"
+    command = ["--config", f"{configs}/quickstart.py:no_tuning,task=intent", "--workdir"]
+    command += [str(tmp_path), *(f"--config.{setting}" for setting in settings.split())]
+    prompt.main([*command, "--dry-run"])
+    assert "24 requests to send" in capsys.readouterr().out
+    assert not (tmp_path / "report.json").exists()
+    assert not lines(tmp_path)
+
+    prompt.main(command)
+    assert capsys.readouterr().out.count("requests to send") == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["api"]["requests"] == report["api"]["answers"] == 24
+    assert report["api"]["cost"] == pytest.approx(report["api"]["prompt_tokens"] / 1e6)
+    assert (report["model"]["name"], report["eval"]["intent"]["unparsed"]) == ("m", 0)
+    assert len(report["variants"]) == 2
+    assert not holding_key(tmp_path)
+
+    with pytest.raises(InputError, match="tune is 'full'"):
+        prompt.main([word.replace("no_tuning,", "") for word in command])
+    with pytest.raises(InputError, match="api.model is empty"):
+        prompt.main([*command[:4], "--dry-run"])
+
+
+def test_without_key_or_library(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
+        ask(classifier("", tmp_path), "x")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\N{CYRILLIC SMALL LETTER A}")
+    with pytest.raises(InputError, match="no key has"):
+        ask(classifier("", tmp_path), "x")
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(InputError, match=r"pip install 'jaxclf\[api\]'"):
+        ask(classifier("http://127.0.0.1:9/v1", tmp_path), "x")
+
+
+def test_a_key_in_the_config_is_refused_and_not_repeated():
+    with pytest.raises(InputError, match=r"api\.key_env is no name") as raised:
+        config("", key_env=KEY)
+    assert KEY not in str(raised.value)
+    with pytest.raises(InputError, match="without a key or password"):
+        config("https://me:secret@host/v1")
+    with pytest.raises(InputError, match="no price is known"):
+        config("", max_cost=1.0)
+
+
+def test_one_process_at_a_time_and_no_damage(tmp_path, monkeypatch):
+    path = tmp_path / "answers.jsonl"
+    with Ledger(path) as answers:
+        answers.add("a", Answer("one", "stop", 1, 1))
+        with pytest.raises(InputError, match="another process"), Ledger(path):
+            pass
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", _full)
+            with pytest.raises(OSError, match="No space"):
+                answers.add("b", Answer("two", "stop", 1, 1))
+        answers.add("c", Answer("three", "stop", 1, 1))
+    with Ledger(path) as answers:
+        assert ("a" in answers, "b" in answers, answers["c"].text) == (True, False, "three")
+    path.write_text("{}\n" + path.read_text())
+    with pytest.raises(ArtifactError, match=r"answers\.jsonl:1"), Ledger(path):
+        pass
+
+
+def _full(descriptor):
+    raise OSError(28, "No space left on device")

@@ -1,0 +1,180 @@
+"""A whole run on the built-in data: what it leaves behind, and what it does when stopped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxclf import report
+from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint.model_dir import resolve
+from jaxclf.checkpoint.tree_store import manifest_to_json
+from jaxclf.classifiers.opening import open_run
+from jaxclf.config import loading
+from jaxclf.core.errors import InputError, NonFiniteError
+from jaxclf.runs.evaluation import evaluate
+from jaxclf.runs.training import train
+from jaxclf.training.losses import Objective
+
+ROOT = Path(__file__).parents[2]
+
+
+def tiny(*overrides: str):
+    """Six steps of a tiny model on 64 built-in utterances."""
+    return loading.load(
+        str(ROOT / "configs/quickstart.py:smoke"),
+        [
+            "train.steps=6",
+            "train.checkpoint_every=2",
+            "train.eval_every=3",
+            "train.log_every=1",
+            "data.limit=24",
+            "eval.max_new_tokens=16",
+            *overrides,
+        ],
+    )
+
+
+def leaves(workdir: Path) -> dict:
+    """Checksums of the last parameters."""
+    return manifest_to_json(resolve(workdir, "last").manifest)
+
+
+def losses(workdir: Path) -> list:
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    train(tiny(), workdir)
+    return workdir
+
+
+def test_run_leaves_the_contract_of_files(finished):
+    report = json.loads((finished / "report.json").read_text())
+    assert {"config", "data", "model", "train", "eval", "versions"} <= set(report)
+    assert 0 <= report["eval"]["intent"]["accuracy"] <= 1
+    assert 0 <= report["eval"]["slots"]["slot_f1"] <= 1
+    assert report["data"]["records"] == {"train": 24, "dev": 24, "test": 24}
+    rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    assert len({row["id"] for row in rows}) == 24
+    assert {"id", "gold", "predicted", "scores", "raw", "unparsed"} <= set(rows[0])
+    assert [step for step, _ in losses(finished)] == [1, 2, 3, 4, 5, 6]
+    assert "<script" not in (finished / "report.html").read_text()
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_evaluate_gives_the_same_numbers(finished, tmp_path):
+    result = evaluate(open_run(finished), tmp_path / "again")
+    assert result["eval"] == json.loads((finished / "report.json").read_text())["eval"]
+    assert (tmp_path / "again/predictions.jsonl").read_text() == (
+        finished / "predictions.jsonl"
+    ).read_text()
+    first, second = (report.read(path)["provenance"] for path in (finished, tmp_path / "again"))
+    assert first["checkpoint"] == tree_store.fingerprint(resolve(finished).manifest)
+    assert first["seed"] == 0
+    assert len(first["data"]) == 64
+    assert {**first, "seal": 0} == {**second, "seal": 0}
+
+
+@pytest.mark.parametrize("mode", ["constrained", "score"])
+def test_evaluate_may_decode_otherwise(finished, tmp_path, mode):
+    run = open_run(finished, overrides=[f"eval.decoding={mode}"])
+    result = evaluate(run, tmp_path)
+    assert result["eval"]["intent"]["unparsed"] == result["eval"]["slots"]["unknown_slots"] == 0
+    facts = json.loads((tmp_path / "report.json").read_text())["decoding"]
+    assert facts["mode"] == mode
+    assert facts.get("unread", 0) <= 1e-3
+    rows = map(json.loads, (tmp_path / "predictions.jsonl").read_text().splitlines())
+    for row in rows:
+        assert (row["scores"] is not None) == (mode == "score")
+        if mode == "score":
+            assert sum(row["scores"]["intent"].values()) == pytest.approx(1)
+
+
+def test_an_unknown_way_of_decoding_is_told(finished):
+    with pytest.raises(InputError, match=r"eval\.decoding is 'scores'.*Did you mean 'score'"):
+        open_run(finished, overrides=["eval.decoding=scores"])
+
+
+@pytest.mark.slow
+def test_same_seed_same_run_other_seed_another(finished, tmp_path):
+    train(tiny(), tmp_path / "again")
+    train(tiny("seed=1", "train.steps=1", "train.eval_every=0"), tmp_path / "other")
+    assert leaves(tmp_path / "again") == leaves(finished)
+    assert losses(tmp_path / "again") == losses(finished)
+    assert losses(tmp_path / "other")[0] != losses(finished)[0]
+
+
+def constant(*overrides: str):
+    """A run that may be made longer: its learning rates do not depend on its end."""
+    return tiny("train.schedule=constant", "train.pack=true", "train.eval_every=0", *overrides)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A finished run of `constant`."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train(constant(), workdir)
+    return workdir
+
+
+@pytest.mark.slow
+def test_longer_run_resumes_exactly(whole, tmp_path):
+    train(constant("train.steps=3"), tmp_path)
+    train(constant(), tmp_path)
+    assert leaves(tmp_path) == leaves(whole)
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_workdir_of_another_config_is_refused(finished):
+    before = (finished / "config.json").read_bytes()
+    with pytest.raises(InputError, match=r"train\.learning_rate.*another"):
+        train(tiny("train.learning_rate=0.5"), finished)
+    assert (finished / "config.json").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", ["last:1", "norms", r"layers/mlp/.*"])
+def test_partial_training_leaves_the_rest(trained, tmp_path):
+    train(tiny(f"train.trained={trained}", "train.steps=1", "train.eval_every=0"), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert 0 < report["model"]["trained_parameters"] < report["model"]["parameters"]
+
+
+def infinite(self, *arguments, real=Objective.sums):
+    """An objective whose loss is not finite."""
+    sums = real(self, *arguments)
+    return sums._replace(loss=sums.loss * np.inf)
+
+
+@pytest.mark.slow
+def test_non_finite_training_stops_and_keeps_what_was_good(whole, tmp_path, monkeypatch):
+    train(constant("train.steps=2"), tmp_path)
+    good = leaves(tmp_path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "sums", infinite)
+        with pytest.raises(NonFiniteError, match=r"step 3.*max_skipped"):
+            train(constant(), tmp_path)
+    assert leaves(tmp_path) == good
+    train(constant(), tmp_path)
+    assert leaves(tmp_path) == leaves(whole)
+    assert losses(tmp_path) == losses(whole)
+
+
+@pytest.mark.slow
+def test_skipped_steps_are_allowed_up_to_n(tmp_path, monkeypatch):
+    monkeypatch.setattr(Objective, "sums", infinite)
+    with pytest.raises(NonFiniteError, match=r"step 4.*4 step\(s\) in a row"):
+        train(tiny("train.max_skipped=3", "train.eval_every=0"), tmp_path)
+
+
+def test_unknown_best_metric_is_told_before_training(tmp_path):
+    with pytest.raises(InputError, match=r"Did you mean 'intent\.accuracy'"):
+        train(tiny("train.best_metric=intent.acuracy"), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
