@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     from jaxclf.checkpoint.steps import read_step
     from jaxclf.convert import from_hf, from_peft
     from jaxclf.core import cache
-    from jaxclf.ensemble.run import open_any
+    from jaxclf.ensemble.opening import open_any
     from jaxclf.runs import evaluation
 
     cache.keep_programs()

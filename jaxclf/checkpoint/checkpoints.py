@@ -14,7 +14,6 @@ file tells their spec, and which base they belong to.
 
 import contextlib
 import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -41,6 +40,7 @@ from jaxclf.checkpoint.steps import (
 from jaxclf.checkpoint.tree_store import Manifest
 from jaxclf.core import tree
 from jaxclf.core.errors import InputError, StorageError
+from jaxclf.core.files import write_json
 from jaxclf.core.types import Tree
 from jaxclf.models.registry import ModelConfig
 
@@ -190,7 +190,7 @@ def write_base(
         for path, leaf in tree.flatten(params).items():
             writer.write(path, leaf.shape, leaf.dtype.name, [np.asarray(leaf)])
     manifest = tree_store.manifest_to_json(writer.manifest)
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(partial / "manifest.json", manifest)
     write_model(partial / "model.json", config, dtype, quantised)
     partial.rename(directory)
 

@@ -14,16 +14,16 @@ from typing import Any
 
 from jaxclf.core.errors import InputError
 from jaxclf.data import readers
-from jaxclf.data.readers import Defect, Row, kind_of, show
+from jaxclf.data.readers import Defect, RawRow, kind_of, show
 from jaxclf.data.slot_formats import slot_tags
-from jaxclf.data.tasks import Kind, Label, Record, words
+from jaxclf.data.tasks import Label, Record, TaskKind, words
 
 SHOWN_DEFECTS = 10
 SPLITS = {name: name for name in ("train", "dev", "heldout", "test")} | {"validation": "dev"}
 
 
 @dataclass(frozen=True)
-class Target:
+class Column:
     """The column with a task's gold labels. `known`: the labels that may occur; None: any.
 
     A class label is text or a whole number (taken as its digits); several labels are a list of
@@ -33,7 +33,7 @@ class Target:
     """
 
     task: str
-    kind: Kind
+    kind: TaskKind
     column: str
     known: frozenset[str] | None = None
     names: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Schema:
     """
 
     text: str
-    targets: tuple[Target, ...] = ()
+    targets: tuple[Column, ...] = ()
     id: str = ""
     split: str = ""
     pair: str = ""
@@ -105,7 +105,7 @@ def read(
 
 
 def parse(
-    rows: Iterable[Row], schema: Schema, defects: Defects, split: str = ""
+    rows: Iterable[RawRow], schema: Schema, defects: Defects, split: str = ""
 ) -> dict[str, list[Record]]:
     """Raw rows → records by split; see `read`."""
     records: dict[str, list[Record]] = {}
@@ -193,7 +193,7 @@ def _name(fields: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def _class(fields: Mapping[str, Any], target: Target) -> str:
+def _class(fields: Mapping[str, Any], target: Column) -> str:
     label = _name(fields, target.column)
     if not target.names or label in target.names:
         return label
