@@ -1,21 +1,23 @@
 """What a checkpoint's path names: a run's checkpoint or a converted model, and what it holds."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf.adapters import lora
 from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.steps import Which, read_meta, step_directory
 from jaxclf.checkpoint.tree_store import Manifest
-from jaxclf.core import files
+from jaxclf.core import files, tree
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import write_json
-from jaxclf.core.types import Params
+from jaxclf.core.types import Params, Tree
 from jaxclf.distributed import sharding
 from jaxclf.models import registry
 from jaxclf.models.decoder import LlamaConfig
@@ -201,3 +203,21 @@ def find_base(config: ConfigDict, run_dir: Path, find: FindModel) -> ModelSource
     if config.model.checkpoint:
         return find(config.model.checkpoint, config.model.quantise)
     return resolve(run_dir / "base")
+
+
+def write_base(
+    directory: Path, params: Tree, config: ModelConfig, dtype: str, quantised: str
+) -> None:
+    """Write a model directory, which appears whole or not at all, without a tokenizer.
+
+    `params` may be adapters too; adapters.json is then the caller's.
+    """
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with tree_store.TreeWriter(partial / "params") as writer:
+        for path, leaf in tree.flatten(params).items():
+            writer.write(path, leaf.shape, leaf.dtype.name, [np.asarray(leaf)])
+    manifest = tree_store.manifest_to_json(writer.manifest)
+    write_json(partial / "manifest.json", manifest)
+    write_model(partial / "model.json", config, dtype, quantised)
+    partial.rename(directory)

@@ -3,7 +3,7 @@
     Row("model.layers.{layer}.mlp.up_proj.weight", "layers/mlp/up/kernel", transpose=True)
 
 says that layer i of our stacked leaf `layers/mlp/up/kernel` is the transpose of
-`model.layers.i.mlp.up_proj.weight`. A `Family` has such a table (see `llama`).
+`model.layers.i.mlp.up_proj.weight`. A `Family` has such a table (see `decoders`).
 """
 
 import dataclasses

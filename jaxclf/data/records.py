@@ -1,6 +1,6 @@
 """Raw rows → records, with every defect located as `file:line: field: reason`.
 
-A defect is: what `files` finds wrong with a row (not UTF-8, not JSON, no object, a byte order
+A defect is: what `readers` finds wrong with a row (not UTF-8, not JSON, no object, a byte order
 mark, a line of more than `MAX_BYTES`), a field that is missing or of the wrong type, an empty
 text, a NUL character, half of a surrogate pair, an id that an earlier record of the split has, a
 label that is not known, slots that do not fit the words of the text.
@@ -99,7 +99,7 @@ def read(
     """The records of a file by split: that of the schema's split column, else `split`.
 
     Defects are added to `defects`, whose `check` is called after the last file. Raises what
-    `files.rows` raises.
+    `readers.rows` raises.
     """
     return parse(readers.rows(Path(path), schema.columns), schema, defects, split)
 
@@ -252,7 +252,7 @@ def _check_text(text: str, column: str) -> None:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        if 0xDC80 <= code <= 0xDCFF:  # what `files` makes of a bad byte
+        if 0xDC80 <= code <= 0xDCFF:  # what `readers` makes of a bad byte
             reason = f"not UTF-8 (byte 0x{code - 0xDC00:02x}, or \\u{code:04x} escaped alone)"
         else:
             reason = f"\\u{code:04x} is half of a surrogate pair"

@@ -195,7 +195,7 @@ class _Rows:
         return values[np.minimum(np.arange(self.size), self.count - 1)]
 
     def plan(self, fields: Sequence[Field]) -> Int[np.ndarray, "B choices"]:
-        """The roots of the tries that each row chooses from, see `choosing.likeliest`."""
+        """The roots of the tries that each row chooses from, see `label_choice.likeliest`."""
         roots = self.answerer.roots
         rows = []
         for words in self.word_counts:
@@ -212,7 +212,7 @@ class _Rows:
         return self.filled(trie.table(rows, -1, width))
 
     def take(self, chosen: jax.Array, fields: Sequence[Field] | None = None) -> None:
-        """Note what `choosing.likeliest` chose."""
+        """Note what `label_choice.likeliest` chose."""
         fields = self.answerer.layout.fields if fields is None else fields
         for row, found in enumerate(np.asarray(chosen)[: self.count].tolist()):
             for field in fields:

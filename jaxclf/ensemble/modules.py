@@ -15,8 +15,14 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import write_base
-from jaxclf.checkpoint.model_dir import ModelSource, check_base, load_adapters, read_model, resolve
+from jaxclf.checkpoint.model_dir import (
+    ModelSource,
+    check_base,
+    load_adapters,
+    read_model,
+    resolve,
+    write_base,
+)
 from jaxclf.classifiers import transfer
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets

@@ -1,8 +1,8 @@
 """Labels by a model behind the chat-completions interface: OpenAI's, vLLM's, or another server's.
 
 Nothing is tuned: each text's prompt goes out as messages, and labels are read from the answer as
-from a decoder's. An answer is in WORKDIR/answers.jsonl before it is used (see `ledger`), so that a
-stopped run goes on without asking anything twice. The key stays in the environment.
+from a decoder's. An answer is in WORKDIR/answers.jsonl before it is used (see `answer_log`), so
+that a stopped run goes on without asking anything twice. The key stays in the environment.
 """
 
 import dataclasses

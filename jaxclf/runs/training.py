@@ -14,7 +14,7 @@ from jaxclf import report
 from jaxclf.adapters import tuning
 from jaxclf.adapters.tuning import Adapted
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import Checkpoints, write_base
+from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.checkpoint.model_dir import (
     AdapterInfo,
     ModelSource,
@@ -22,6 +22,7 @@ from jaxclf.checkpoint.model_dir import (
     read_adapters,
     resolve,
     write_adapters,
+    write_base,
 )
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import make_classifier

@@ -24,7 +24,7 @@ from jaxclf.tables.runs import TableRun
 
 _H100 = hardware.topology("h100:1")
 _ALONE: planning.Sizes = dict.fromkeys(sharding.AXES, 1)
-_EFFICIENCY = 0.5  # of the peak, as `planning.step_seconds` takes it
+_EFFICIENCY = 0.5  # of the peak, as `meshes.step_seconds` takes it
 # Tokens of the mean prompt: of what all have in common, by shots, of the text and of the answer.
 # Counted with Llama 3's tokenizer over 300 training records at even distances.
 _PROMPTS = {"20ng": ({0: 247, 5: 2651}, 531, 18), "massive": ({0: 654, 5: 937}, 21, 35)}
