@@ -28,7 +28,7 @@ from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.data import builtin, published, readers, records
 from jaxclf.data.readers import RawRow
 from jaxclf.data.records import Column, Defects, Schema
-from jaxclf.data.tasks import Record, Task
+from jaxclf.data.tasks import Label, Record, Task
 
 Splits = dict[str, list[Record]]
 Domain = Literal["News", "Utter", "Text"]  # what a text is called in a prompt
@@ -372,7 +372,7 @@ def _hold_out(train: Sequence[Record], fraction: float, tasks: Sequence[Task]) -
     each stays in train.
     """
     names = [task.name for task in tasks if task.kind == "class"]
-    classes: dict[tuple, list[str]] = {}
+    classes: dict[tuple[Label, ...], list[str]] = {}
     for record in train:
         classes.setdefault(tuple(record.labels[name] for name in names), []).append(record.id)
     held_out = set()
