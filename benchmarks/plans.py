@@ -1,6 +1,6 @@
 """What configs need on TPU slices and GPUs, by the planner, as tables in Markdown.
 
-    python benchmarks/plans.py                 # full tuning on the slices of the README
+    python benchmarks/plans.py                 # full tuning on the slices of docs/measurements.md
     python benchmarks/plans.py --smallest      # LoRA and QLoRA of 70B: smallest slice of each kind
     python benchmarks/plans.py --layers        # seconds to compile 8 layers and 80
     python benchmarks/plans.py --gpu           # train steps on GPUs, arithmetic beside compiler

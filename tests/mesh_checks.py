@@ -398,7 +398,7 @@ def compiled_text():
 
 
 def every_config():
-    """Every leaf of every config has a rule, and the meshes of the README divide it."""
+    """Every leaf of every config has a rule, and the meshes of docs/measurements.md divide it."""
     for path in sorted((Path(__file__).parent.parent / "configs").glob("[a-z]*.py")):
         # Of these no run begins, and the closed models have no leaves.
         if path.stem not in ("common", "families") and not path.name.startswith("gpt"):
