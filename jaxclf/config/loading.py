@@ -21,8 +21,10 @@ from typing import Any
 
 import ml_collections
 
-from jaxclf.config.schema import leaves, nearest, validate
+from jaxclf.config.schema import leaves
+from jaxclf.config.validation import validate
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.suggest import nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The experiments that come with the package: inside it in a wheel, beside it in a checkout.
@@ -48,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser, workdir: bool = True) -> None
         )
     parser.epilog = (
         "Any field of the config is overridden by --config.GROUP.FIELD=VALUE, such as "
-        "--config.train.steps=100. jaxclf/config/defaults.py lists the fields with their meaning."
+        "--config.train.steps=100. `python -m jaxclf.config.reference` lists the fields with their "
+        "meaning."
     )
 
 
@@ -138,7 +141,7 @@ def _run_file(name: str, variant: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
             f"{name}: get_config returned {type(config).__name__}; expected ml_collections."
-            "ConfigDict. Start from default() of jaxclf/config/defaults.py"
+            "ConfigDict. Start from default() of jaxclf.config.defaults"
         )
     return config
 

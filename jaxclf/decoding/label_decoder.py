@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf.config import schema as fields
+from jaxclf.config import validation
 from jaxclf.core.types import Int, Params
 from jaxclf.data import batching
 from jaxclf.data.batching import PromptBatch
@@ -45,7 +45,7 @@ class Decoding:
         names = {"mode": "decoding", "score_bound": "score_bound", "normalise": "normalise"}
         found = {field: config.eval[name] for field, name in names.items() if name in config.eval}
         for field, value in found.items():
-            fields.check(f"eval.{names[field]}", value)
+            validation.check(f"eval.{names[field]}", value)
         return cls(**found)
 
     @property

@@ -27,9 +27,10 @@ from jaxclf.checkpoint.model_dir import (
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import make_classifier
 from jaxclf.config import loading
-from jaxclf.config.schema import did_you_mean, leaves
+from jaxclf.config.schema import leaves
 from jaxclf.core.errors import InputError, NonFiniteError, Preempted
 from jaxclf.core.logs import Logger, read_metrics
+from jaxclf.core.suggest import did_you_mean
 from jaxclf.core.types import Params
 from jaxclf.data import batching, datasets, loader
 from jaxclf.data.datasets import Dataset

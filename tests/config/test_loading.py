@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxclf.config import loading, schema
+from jaxclf.config import defaults, loading, schema, validation
 from jaxclf.core.errors import ArtifactError, InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -285,8 +286,32 @@ def test_an_unusual_value_that_can_be_meant_is_taken(plain, overrides):
     loading.load(plain, overrides)
 
 
-def test_every_rule_is_about_a_field_that_exists(plain):
-    assert set(schema.RULES) <= set(dict(schema.leaves(loading.load(plain))))
+@pytest.mark.parametrize("name", schema.FIELDS)
+def test_every_field_has_a_rule_which_its_default_keeps(name):
+    field = schema.FIELDS[name]
+    assert field.rule.holds(field.default)
+    assert not field.rule.holds(None)
+    assert not field.rule.holds({"of": "another type"})
+    assert not field.rule.holds(([],))
+    for choice in field.rule.choices:
+        assert field.rule.holds(choice)
+    assert field.meaning.endswith(".")
+    with pytest.raises(InputError, match=rf"^{re.escape(name)} is (None|not the name)"):
+        validation.check(name, None)
+
+
+def test_the_defaults_are_those_of_the_schema():
+    found = dict(schema.leaves(defaults.default()))
+    assert found == {name: field.default for name, field in schema.FIELDS.items()}
+    for name, value in found.items():
+        assert type(value) is type(schema.FIELDS[name].default)
+
+
+def test_a_secret_that_stands_in_the_wrong_place_is_not_repeated():
+    with pytest.raises(InputError) as caught:
+        validation.check("api.key_env", "sk-123")
+    assert "sk-123" not in str(caught.value)
+    assert "such as OPENAI_API_KEY" in str(caught.value)
 
 
 # -- config.json
