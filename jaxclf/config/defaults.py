@@ -100,14 +100,14 @@ def _adapt(
 ) -> None:
     """Train adapters of every kernel of the layers; `qlora`: over a base in 4 bits."""
     config.tune = "lora"
-    config.lora.targets = "all-linear"
+    config.lora.target_modules = "all-linear"
     config.lora.rank = rank
     config.lora.alpha = 2.0 * rank
     config.lora.dropout = 0.05
     config.train.learning_rate = learning_rate
     config.model.param_dtype = param_dtype
     if tune == "qlora":
-        config.model.quantise = "nf4"
+        config.model.quantize = "nf4"
 
 
 ENCODERS = (
@@ -136,6 +136,6 @@ def smoke(config: ConfigDict, encoder: bool = False) -> None:
         config.train.max_length = min(longest, config.train.max_length)
     config.train.row_length = 0
     config.train.warmup_steps = 0
-    config.train.log_every = 1
-    config.train.eval_every = 0
+    config.train.logging_steps = 1
+    config.train.eval_steps = 0
     config.eval.batch_size = 8

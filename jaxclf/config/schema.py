@@ -162,13 +162,13 @@ _PROMPT = Group(
         ),
         "seeds": Field(1, whole(1), "Without tuning: sets of examples compared in one run."),
         "orders": Field(1, whole(1), "Without tuning: orders of each set compared in one run."),
-        "think": Field(
+        "chain_of_thought": Field(
             False,
             boolean,
             "Without tuning: the model reasons step by step first; the answer is read after its "
             "cue alone.",
         ),
-        "think_tokens": Field(
+        "chain_of_thought_tokens": Field(
             256, whole(1), "Tokens of the reasoning at most, beside those of the answer."
         ),
         "slots": Field("names", one_of("names", "bio"), "How slots are written in prompts."),
@@ -211,7 +211,7 @@ _MODEL = Group(
         "param_dtype": Field(
             "float32", one_of("float32", "bfloat16"), "Type that parameters are stored in."
         ),
-        "remat": Field(
+        "gradient_checkpointing": Field(
             True,
             boolean,
             "Compute the layers again in the backward pass, to save memory. False: on GPU and TPU "
@@ -236,10 +236,10 @@ _MODEL = Group(
             "Attention kernel: `cudnn` on GPU, `splash` on TPU. `auto`: that of the backend.",
             affects="nothing",
         ),
-        "quantise": Field(
+        "quantize": Field(
             "none", one_of("none", "int8", "int4", "nf4"), "Quantization of a frozen base."
         ),
-        "prefix": Field(
+        "num_virtual_tokens": Field(
             0, whole(0), "`tune=prefix`: trained keys and values before every layer's own."
         ),
     },
@@ -258,12 +258,12 @@ _MESH = Group(
 _LORA = Group(
     "Adapters, for `tune=lora`, `dora` and `lora_fa`.",
     {
-        "targets": Field(
+        "target_modules": Field(
             "q,v",
             rules.patterns("names or patterns such as q,v or all-linear"),
             "Modules with an adapter, comma-separated: names, path patterns, or `all-linear`.",
         ),
-        "layers": Field(
+        "layers_to_transform": Field(
             (),
             tuple_of("numbers of layers such as (0, 1)", whole(0).holds),
             "Layers with adapters, counted from 0. Empty: all.",
@@ -281,13 +281,13 @@ _LORA = Group(
             "Path patterns where alpha differs; the first that matches counts.",
         ),
         "dropout": Field(0.0, real(0, 1), "Dropout of what enters the addition."),
-        "rslora": Field(False, boolean, "Scale by alpha / sqrt(rank) instead."),
-        "saved": Field(
+        "use_rslora": Field(False, boolean, "Scale by alpha / sqrt(rank) instead."),
+        "modules_to_save": Field(
             "heads/.*,pooler/.*",
             rules.patterns("path patterns such as heads/.*,pooler/.*"),
             "Parameters trained and saved beside the adapters, as comma-separated path patterns.",
         ),
-        "b_rate": Field(
+        "loraplus_lr_ratio": Field(
             1.0,
             real(0, above=True),
             "LoRA+: the learning rate of matrix B is so many times that of A.",
@@ -314,7 +314,7 @@ _TRAIN = Group(
         "max_length": Field(1024, whole(1), "Tokens of one example at most."),
         "row_length": Field(0, whole(0), "Tokens of a packed row; 0: `max_length`."),
         "pack": Field(False, boolean, "Put several examples into a row."),
-        "bucket": Field(
+        "group_by_length": Field(
             False, boolean, "Make batches of examples of similar length, which need less padding."
         ),
         "share_prefix": Field(
@@ -326,17 +326,19 @@ _TRAIN = Group(
             "Compiled shapes of batches at most; past that, a new one is padded to another.",
             affects="nothing",
         ),
-        "accumulate": Field(1, whole(1), "Micro-batches that a step's batch is split into."),
+        "gradient_accumulation_steps": Field(
+            1, whole(1), "Micro-batches that a step's batch is split into."
+        ),
         "learning_rate": Field(1e-3, real(0), "Peak learning rate."),
         "schedule": Field("constant", _SCHEDULE, "Learning rate after the warm-up."),
         "warmup_steps": Field(0, whole(0), "Steps of linear warm-up from 0."),
         "weight_decay": Field(
             0.0, real(0), "AdamW's decoupled decay; norms and biases are left alone."
         ),
-        "b1": Field(0.9, real(0, 1), "Adam's decay of the first moment."),
-        "b2": Field(0.999, real(0, 1), "Adam's decay of the second moment."),
-        "eps": Field(1e-8, real(0, above=True), "Adam's epsilon."),
-        "clip_norm": Field(
+        "adam_beta1": Field(0.9, real(0, 1), "Adam's decay of the first moment."),
+        "adam_beta2": Field(0.999, real(0, 1), "Adam's decay of the second moment."),
+        "adam_epsilon": Field(1e-8, real(0, above=True), "Adam's epsilon."),
+        "max_grad_norm": Field(
             1.0, real(0), "Gradients are clipped to this global norm; 0: no clipping."
         ),
         "trained": Field(
@@ -361,13 +363,13 @@ _TRAIN = Group(
             "Non-finite steps in a row that are skipped before the run stops; 0: stop at the "
             "first.",
         ),
-        "log_every": Field(10, whole(1), "Steps between logged metrics.", affects="nothing"),
-        "eval_every": Field(0, whole(0), "Steps between evaluations on dev; 0: only at the end."),
-        "checkpoint_every": Field(
+        "logging_steps": Field(10, whole(1), "Steps between logged metrics.", affects="nothing"),
+        "eval_steps": Field(0, whole(0), "Steps between evaluations on dev; 0: only at the end."),
+        "save_steps": Field(
             500, whole(0), "Steps between checkpoints; 0: only at the end.", affects="nothing"
         ),
         "keep": Field(1, whole(1), "Latest checkpoints kept, beside the best.", affects="nothing"),
-        "best_metric": Field(
+        "metric_for_best_model": Field(
             "",
             rules.text,
             "Dev metric that chooses the best checkpoint, such as `intent.accuracy`. Empty: the "
@@ -539,7 +541,7 @@ _EVAL = Group(
             "Split that the temperature of class probabilities is fitted on.",
             affects="report",
         ),
-        "wanted_accuracy": Field(
+        "target_accuracy": Field(
             0.95,
             real(0, 1),
             "The report says from which confidence on so many answers are right; 0: it does not.",
@@ -558,7 +560,7 @@ _EVAL = Group(
             "`decoding=score`: share of the labels' probability that may stay unread; 0: none.",
             affects="report",
         ),
-        "normalise": Field(
+        "normalize": Field(
             "none",
             one_of("none", "length", "pmi", "contextual"),
             "`decoding=score`: what scores are normalized by.",

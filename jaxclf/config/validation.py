@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxclf.config import renames
 from jaxclf.config.rules import Rule, one_of
 from jaxclf.config.schema import FIELDS, TASKS, leaves
 from jaxclf.core.errors import InputError
@@ -21,6 +22,8 @@ def validate(config: ConfigDict) -> None:
             )
         check(name, found[name])
     for name, value in found.items():
+        if renamed := renames.answer(name):
+            raise InputError(renamed)
         if not _is_plain(value):
             raise InputError(
                 f"{name} is {value!r}; expected true, false, a number, text or a tuple of these"
@@ -64,26 +67,28 @@ def _check_tuning(config: ConfigDict) -> None:
             f"parameters; tune={config.tune!r} trains others. Set tune='full', or "
             "train.trained='all'"
         )
-    if config.tune == "full" and config.model.quantise != "none":
+    if config.tune == "full" and config.model.quantize != "none":
         raise InputError(
-            f"model.quantise is {config.model.quantise!r}: a quantised model is frozen. Set tune "
+            f"model.quantize is {config.model.quantize!r}: a quantised model is frozen. Set tune "
             "to 'lora' or another that trains adapters"
         )
-    if (config.tune == "prefix") != (config.model.prefix > 0):
+    if (config.tune == "prefix") != (config.model.num_virtual_tokens > 0):
         raise InputError(
-            f"model.prefix is {config.model.prefix} and tune is {config.tune!r}; tune='prefix' "
-            "needs some, such as 16, and nothing else does"
+            f"model.num_virtual_tokens is {config.model.num_virtual_tokens} and tune is "
+            f"{config.tune!r}; tune='prefix' needs some, such as 16, and nothing else does"
         )
 
 
 def _check_batches(train: ConfigDict) -> None:
-    if train.batch_size % train.accumulate:
+    if train.batch_size % train.gradient_accumulation_steps:
         raise InputError(
-            f"train.batch_size is {train.batch_size:,}; expected a multiple of train.accumulate, "
-            f"which is {train.accumulate:,}"
+            f"train.batch_size is {train.batch_size:,}; expected a multiple of "
+            f"train.gradient_accumulation_steps, which is {train.gradient_accumulation_steps:,}"
         )
-    if train.pack and train.bucket:
-        raise InputError("train.pack and train.bucket exclude each other: packed rows are all full")
+    if train.pack and train.group_by_length:
+        raise InputError(
+            "train.pack and train.group_by_length exclude each other: packed rows are all full"
+        )
     if 0 < train.row_length < train.max_length:
         raise InputError(
             f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "
@@ -123,15 +128,15 @@ def _check_prompt(prompt: ConfigDict, decoding: str) -> None:
             "prompt.definitions is empty; template 'definitions' expects a JSON file "
             '{"label": "what it means"}. Name it, or choose template \'labels\''
         )
-    if prompt.think and decoding != "free":
+    if prompt.chain_of_thought and decoding != "free":
         raise InputError(
-            f"prompt.think needs eval.decoding='free'; it is {decoding!r}, which leaves no room "
-            "for thoughts. Set one of them otherwise"
+            f"prompt.chain_of_thought needs eval.decoding='free'; it is {decoding!r}, which leaves "
+            "no room for thoughts. Set one of them otherwise"
         )
-    if prompt.think and {"plain", "cloze"} & set(styles):
+    if prompt.chain_of_thought and {"plain", "cloze"} & set(styles):
         raise InputError(
-            "prompt.think is an instruction, which templates 'plain' and 'cloze' have none of. "
-            "Choose listing, labels, definitions or choice"
+            "prompt.chain_of_thought is an instruction, which templates 'plain' and 'cloze' have "
+            "none of. Choose listing, labels, definitions or choice"
         )
     if prompt.seeds > 1 and (not prompt.shots or prompt.choose == "similar"):
         raise InputError(

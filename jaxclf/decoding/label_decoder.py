@@ -42,7 +42,7 @@ class Decoding:
     @classmethod
     def of(cls, config: ConfigDict) -> "Decoding":
         """From a run's config, also from one that is older than these fields; raises InputError."""
-        names = {"mode": "decoding", "score_bound": "score_bound", "normalise": "normalise"}
+        names = {"mode": "decoding", "score_bound": "score_bound", "normalise": "normalize"}
         found = {field: config.eval[name] for field, name in names.items() if name in config.eval}
         for field, value in found.items():
             validation.check(f"eval.{names[field]}", value)

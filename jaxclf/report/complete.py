@@ -12,8 +12,8 @@ from jaxclf.core.errors import ArtifactError
 
 # What a run may differ in and still be the one that is asked for: none of it moves a figure.
 _SAME = ("mesh.", "model.attention", "api.base_url", "api.concurrency", "api.timeout")
-_SAME += ("api.retries", "api.max_cost", "train.checkpoint_every", "train.keep")
-_SAME += ("train.log_every", "train.max_shapes")
+_SAME += ("api.retries", "api.max_cost", "train.save_steps", "train.keep")
+_SAME += ("train.logging_steps", "train.max_shapes")
 
 
 def finished(config: ConfigDict, folder: Path) -> dict[str, Any] | None:

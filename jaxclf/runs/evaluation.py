@@ -44,7 +44,7 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
     result = _run_report(opened) | report.decoding(classifier.facts())
     result["eval"] = metrics.compute(predictions, recipe.tasks, recipe.slot_format)
     result["eval_split"] = split
-    wanted = config.eval.get("wanted_accuracy", 0.0)  # older runs do not have it
+    wanted = config.eval.get("target_accuracy", 0.0)  # older runs do not have it
     result["calibration"] = calibration.measure(predictions, recipe.tasks, temperatures, wanted)
     predictions = calibration.tempered(predictions, temperatures)
     result.pop("attens", None)  # of the run's own evaluation

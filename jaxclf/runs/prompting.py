@@ -85,7 +85,7 @@ def decoder(find: FindModel) -> Open:
     def opened(config: ConfigDict, workdir: Path) -> Asked:
         base = None
         if config.model.checkpoint:
-            base = find(config.model.checkpoint, config.model.quantise)
+            base = find(config.model.checkpoint, config.model.quantize)
         setup = prepare(config, workdir, base)
         plan = transfer.plan(setup.model, base, config.model.heads, setup.recipe)
         params = transfer.load(setup.model, base, plan, jax.random.key(config.seed))
@@ -152,7 +152,7 @@ def run(
             for each in _ask(_styled(config, style), asked, records, list(ways))
         ]
     figures = [metrics.compute(each.predictions, tasks, config.prompt.slots) for each in answered]
-    first, wanted = answered[0], config.eval.wanted_accuracy
+    first, wanted = answered[0], config.eval.target_accuracy
     result = {
         "config": config.to_dict(),
         "data": data_facts(asked.dataset),

@@ -54,9 +54,9 @@ _FREE_FIELDS = (
     "eval.",
     "mesh.",
     "model.attention",
-    "train.checkpoint_every",
+    "train.save_steps",
     "train.keep",
-    "train.log_every",
+    "train.logging_steps",
     "train.max_shapes",
     "train.steps",
     "train.epochs",
@@ -80,14 +80,16 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             setup = prepare(config, workdir, base)
         config = with_steps(config, setup.examples, setup.shared)
         _check_best_metric(config, setup.dataset.tasks)
-        main = config.train.best_metric or "score"
+        main = config.train.metric_for_best_model or "score"
         with Checkpoints(workdir, config.train.keep, main) as checkpoints:
             run = _Run(config, workdir, setup, checkpoints, interrupts)
             run.start(base)
             interrupts.hold()
             with (
                 processes.own_folder(workdir) as folder,
-                Logger(folder, config.train.steps, run.step, every=config.train.log_every) as log,
+                Logger(
+                    folder, config.train.steps, run.step, every=config.train.logging_steps
+                ) as log,
             ):
                 run.fit(log)
                 return run.finish(log)
@@ -96,11 +98,12 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
 def _check_rows(config: ConfigDict) -> None:
     """Raise InputError where the rows of a step cannot be divided over the mesh."""
     train, parts = config.train, sharding.rows()
-    if train.batch_size % (parts * train.accumulate):
+    if train.batch_size % (parts * train.gradient_accumulation_steps):
         raise InputError(
             f"train.batch_size is {train.batch_size:,}; expected a multiple of {parts:,} (mesh.data"
-            " times mesh.fsdp: the devices that share a step's rows) times train.accumulate, "
-            f"{train.accumulate:,}. Raise it, or lower mesh.fsdp and raise mesh.tensor"
+            " times mesh.fsdp: the devices that share a step's rows) times "
+            f"train.gradient_accumulation_steps, {train.gradient_accumulation_steps:,}. Raise it, "
+            "or lower mesh.fsdp and raise mesh.tensor"
         )
 
 
@@ -164,7 +167,7 @@ class _Run:
         used = config.train.vocabulary == "used"
         tokens = loader.used_tokens(setup.examples) if used else None
         self.tuning = tuning.choose(config, setup.model.abstract, tokens)
-        self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
+        self.optimizer = optim.optimizer(config.train, config.lora.loraplus_lr_ratio)
         self.step_function = make_train_step(
             setup.model,
             self.tuning,
@@ -181,9 +184,9 @@ class _Run:
             row_length=(config.train.row_length or config.train.max_length)
             if config.train.pack
             else 0,
-            like_lengths=config.train.bucket,
+            like_lengths=config.train.group_by_length,
             shared=setup.shared,
-            groups=config.train.accumulate,
+            groups=config.train.gradient_accumulation_steps,
         )
         self.budget = Budget(config.train.max_shapes)
         # Of steps, since this process started.
@@ -256,7 +259,7 @@ class _Run:
                 "adapters of several processes need a base on disk: set model.checkpoint"
             )
         params = sharding.born(model.init, key)
-        write_base(directory, params, model.config, fields.param_dtype, fields.quantise)
+        write_base(directory, params, model.config, fields.param_dtype, fields.quantize)
 
     def params(self) -> Params:
         """The parameters that label: the whole tree as it is now, adapters bound to it."""
@@ -286,7 +289,9 @@ class _Run:
         while self.step < train.steps:
             batch = self.budget.fit(next(self.batches))
             with jax.transfer_guard("disallow"):  # but for what is handed over by name
-                device_batch = sharding.put_batch(_micro_batches(batch, train.accumulate), axis=1)
+                device_batch = sharding.put_batch(
+                    _micro_batches(batch, train.gradient_accumulation_steps), axis=1
+                )
                 self.state, step_metrics = self.train_step(self.state, self.frozen, device_batch)
             if late is not None:
                 self.read(late, self.step, logger)
@@ -295,8 +300,8 @@ class _Run:
             self.count(batch, logger)
 
             self.interrupts.reached(self.step)
-            evaluates = _due(self.step, train.eval_every, train.steps) and self.dev_records()
-            if evaluates or _due(self.step, train.checkpoint_every, train.steps) or self.stopping():
+            evaluates = _due(self.step, train.eval_steps, train.steps) and self.dev_records()
+            if evaluates or _due(self.step, train.save_steps, train.steps) or self.stopping():
                 self.read(step_metrics, self.step, logger)  # nothing that went wrong is saved
                 late = None
                 self.seconds += time.perf_counter() - mark
@@ -337,7 +342,9 @@ class _Run:
         if batch.prefixes is not None:
             tokens += int(np.count_nonzero(batch.prefixes.numbers))
             self.saved_tokens += self.setup.shared.saved(
-                batch.prefixes.seen, batch.segment_ids, self.config.train.accumulate
+                batch.prefixes.seen,
+                batch.segment_ids,
+                self.config.train.gradient_accumulation_steps,
             )
         examples = int(batch.segment_ids.max(axis=-1).sum())
         self.tokens += tokens
@@ -358,7 +365,7 @@ class _Run:
                     "at the data of that step"
                 )
             logger.say(f"step {step:,} skipped: loss {values.loss}")
-        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+        if step % self.config.train.logging_steps == 0 or step == self.config.train.steps:
             shown = {
                 "train/loss": float(values.loss),
                 "train/accuracy": float(values.accuracy),
@@ -443,7 +450,7 @@ class _Run:
         result = self.describe(step) | report.decoding(self.classifier.facts())
         result["eval"] = metrics.compute(predictions, tasks, self.config.prompt.slots)
         result["eval_split"] = split
-        wanted = self.config.eval.wanted_accuracy
+        wanted = self.config.eval.target_accuracy
         result["calibration"] = calibration.measure(predictions, tasks, temperatures, wanted)
         if processes.is_first():
             if temperatures:
@@ -535,11 +542,11 @@ def device() -> str:
 
 
 def _check_best_metric(config: ConfigDict, tasks: Sequence[Task]) -> None:
-    """Raise InputError where train.best_metric names nothing that an evaluation measures."""
+    """Raise InputError where an evaluation does not measure train.metric_for_best_model."""
     measured = metrics.names(tasks)
-    if (wanted := config.train.best_metric) and wanted not in measured:
+    if (wanted := config.train.metric_for_best_model) and wanted not in measured:
         raise InputError(
-            f"train.best_metric is {wanted!r}; expected one of {', '.join(measured)}"
+            f"train.metric_for_best_model is {wanted!r}; expected one of {', '.join(measured)}"
             f"{did_you_mean(wanted, measured)}"
         )
 

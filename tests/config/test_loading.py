@@ -59,7 +59,7 @@ def imported(errors: str) -> set[str]:
         ("train.pack=1", True),
         ("data.root=a=b, c", "a=b, c"),
         ("model.checkpoint=", ""),
-        ("--config.train.clip_norm=0", 0.0),
+        ("--config.train.max_grad_norm=0", 0.0),
         ("seed=7", 7),
     ],
 )
@@ -91,7 +91,7 @@ def test_the_last_override_of_a_field_counts(plain):
         ("steps=5", "Did you mean '--config.train.steps'"),
         ("train.steps.x=5", "Did you mean '--config.train.steps'"),
         ("train.lr=5", "train.learning_rate"),
-        ("train=5", "--config.train is a group of fields; set one of: train.accumulate"),
+        ("train=5", "--config.train is a group of fields; set one of: train.adam_beta1"),
         ("train.steps=5.5", "--config.train.steps=5.5: expected a whole number, such as 1000"),
         ("train.steps=" + "9" * 5000, "expected a whole number"),
         ("train.steps=", "expected a whole number"),
@@ -115,10 +115,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def test_parse_separates_overrides_from_options():
-    words = ["--config", "a.py:smoke", "--workdir=runs", "--config.train.clip_norm", "-1"]
+    words = ["--config", "a.py:smoke", "--workdir=runs", "--config.train.max_grad_norm", "-1"]
     arguments = loading.parse(make_parser(), ["--config.seed=3", *words])
     assert (arguments.config, arguments.workdir) == ("a.py:smoke", "runs")
-    assert arguments.overrides == ["--config.seed=3", "--config.train.clip_norm=-1"]
+    assert arguments.overrides == ["--config.seed=3", "--config.train.max_grad_norm=-1"]
 
 
 @pytest.mark.parametrize(
@@ -240,11 +240,14 @@ def test_an_edit_of_the_file_is_seen_at_once(tmp_path):
         (["train.batch_size=0"], "train.batch_size is 0; expected a whole number of at least 1"),
         (["train.steps=-1"], "expected a whole number of at least 0"),
         (["train.learning_rate=inf"], "train.learning_rate is inf; expected a number of at least"),
-        (["train.b1=1"], "expected a number of at least 0 and below 1"),
-        (["train.eps=0"], "expected a number above 0"),
+        (["train.adam_beta1=1"], "expected a number of at least 0 and below 1"),
+        (["train.adam_epsilon=0"], "expected a number above 0"),
         (["train.trained=last:0"], "expected all, last:N, biases, norms or a regular expression"),
         (["train.trained=lay(er"], "expected all, last:N, biases, norms or a regular expression"),
-        (["train.batch_size=8", "train.accumulate=3"], "expected a multiple of train.accumulate"),
+        (
+            ["train.batch_size=8", "train.gradient_accumulation_steps=3"],
+            "expected a multiple of train.gradient_accumulation_steps",
+        ),
         (["train.row_length=10"], "train.row_length is 10; expected 0 or at least"),
         (["prompt.template=cloce"], "Did you mean 'cloze'?"),
         (["prompt.styles=('labels','lables')"], "expected templates such as"),
@@ -254,8 +257,14 @@ def test_an_edit_of_the_file_is_seen_at_once(tmp_path):
         (["prompt.seeds=2", "prompt.shots=1", "prompt.choose=similar"], "there is one"),
         (["prompt.orders=3", "prompt.shots=2"], "2 examples have 2 orders"),
         (["prompt.styles=('labels',)", "prompt.file=x"], "compare it with itself"),
-        (["prompt.think=true", "eval.decoding=score"], "prompt.think needs eval.decoding='free'"),
-        (["prompt.think=true", "prompt.template=cloze"], "prompt.think is an instruction"),
+        (
+            ["prompt.chain_of_thought=true", "eval.decoding=score"],
+            "prompt.chain_of_thought needs eval.decoding='free'",
+        ),
+        (
+            ["prompt.chain_of_thought=true", "prompt.template=cloze"],
+            "prompt.chain_of_thought is an instruction",
+        ),
         (["data.name=file", "data.task=label"], "data.train is empty; expected a jsonl, csv or"),
         (["data.name=file", "data.train=a.csv"], "data.slots is empty, but data.task is 'both'"),
     ],
@@ -414,7 +423,7 @@ def test_a_config_is_found_and_finds_its_neighbours_from_any_folder(tmp_path):
         "from configs import quickstart\n\ndef get_config():\n    return quickstart.get_config()\n"
     )
     script = (
-        f"import sys; sys.path.append({str(REPOSITORY)!r}); from jaxclf.config import loading; "
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from jaxclf.config import loading; "
         "print(loading.load(sys.argv[1]).seed)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
