@@ -26,8 +26,7 @@ from jaxclf.checkpoint.model_dir import (
 )
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import make_classifier
-from jaxclf.config import loading
-from jaxclf.config.schema import leaves
+from jaxclf.config import identity, loading
 from jaxclf.core.errors import InputError, NonFiniteError, Preempted
 from jaxclf.core.logs import Logger, read_metrics
 from jaxclf.core.suggest import did_you_mean
@@ -45,23 +44,6 @@ from jaxclf.metrics import calibration, metrics
 from jaxclf.runs.setup import Setup, prepare
 from jaxclf.training import optim
 from jaxclf.training.train_step import Metrics, TrainState, init_state, make_train_step
-
-# What a resumed run may change: it alters what is shown or kept, or for how long a run goes on,
-# but no step already taken.
-_FREE_FIELDS = (
-    *("api.concurrency", "api.key_env", "api.retries", "api.timeout"),
-    *("api.input_price", "api.output_price", "api.max_cost"),
-    "eval.",
-    "mesh.",
-    "model.attention",
-    "train.save_steps",
-    "train.keep",
-    "train.logging_steps",
-    "train.max_shapes",
-    "train.steps",
-    "train.epochs",
-)
-_CONSTANT_STEPS = ("constant",)  # schedules that do not depend on train.steps
 
 
 def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) -> dict[str, Any]:
@@ -111,14 +93,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     """Make `workdir` this run's, or check that it already is."""
     path = workdir / "config.json"
     if path.is_file():
-        before = dict(leaves(loading.read(path)))
-        free = _FREE_FIELDS
-        if config.train.schedule not in _CONSTANT_STEPS:
-            free = tuple(name for name in free if name not in ("train.steps", "train.epochs"))
         changed = [
-            f"{name}: {before.get(name)!r} there, {value!r} now"
-            for name, value in leaves(config)
-            if before.get(name) != value and not name.startswith(free)
+            f"{name}: {before!r} there, {now!r} now"
+            for name, (before, now) in identity.changes_of_steps(loading.read(path), config).items()
         ]
         if changed:
             raise InputError(
