@@ -92,7 +92,7 @@ _DATA = Group(
         "train_examples": Field(
             0,
             whole(0),
-            "Few labels: as many training records, drawn by seed and class; 0: all.",
+            "Training records kept to learn from few labels, drawn by seed and class; 0: all.",
         ),
         "dev_fraction": Field(
             0.0,
@@ -115,7 +115,9 @@ _DATA = Group(
         "text": Field("text", rules.nonempty, "`name=file`: column of the text."),
         "label": Field("label", rules.column, "`name=file`: column of the label."),
         "slots": Field("", rules.column, "`name=file`: column of the slots, one tag a word."),
-        "id": Field("", rules.column, "`name=file`: column of the record's name. Empty: numbered."),
+        "id": Field(
+            "", rules.column, "`name=file`: column of the record's id. Empty: file and line."
+        ),
         "pair": Field("", rules.column, "`name=file`: column of a second text, for encoders."),
         "kind": Field(
             "class", one_of("class", "multilabel", "regression"), "`name=file`: what a label is."
@@ -290,7 +292,7 @@ _LORA = Group(
         "loraplus_lr_ratio": Field(
             1.0,
             real(0, above=True),
-            "LoRA+: the learning rate of matrix B is so many times that of A.",
+            "LoRA+: the ratio of the learning rate of matrix B to that of A.",
         ),
     },
 )
@@ -303,7 +305,7 @@ _TRAIN = Group(
         "epochs": Field(
             0.0,
             real(0),
-            "Above 0: in place of `steps`, so many passes over the training split.",
+            "Passes over the training split, in place of `steps`; 0: `steps` counts.",
             affects="report",
         ),
         "batch_size": Field(
@@ -427,7 +429,9 @@ _ATTENS = Group(
             "Pooling of the last hidden states over tokens; `last`: for decoders.",
         ),
         "padding": Field(
-            0, whole(0), "Above 0: texts are padded to so many tokens, which are pooled too."
+            0,
+            whole(0),
+            "Pad texts to this many tokens, and pool the padding too; 0: no padding is pooled.",
         ),
         "over": Field("mean", one_of("mean", "max", "min"), "Pooling over the modules' outputs."),
         "combine": Field(
@@ -514,7 +518,7 @@ _EVAL = Group(
         "limit": Field(
             0,
             whole(0),
-            "Records of dev scored during training and for the temperature; 0: all.",
+            "Dev records scored during training and for the temperature; 0: all.",
             affects="report",
         ),
         "fallback": Field(
@@ -544,7 +548,8 @@ _EVAL = Group(
         "target_accuracy": Field(
             0.95,
             real(0, 1),
-            "The report says from which confidence on so many answers are right; 0: it does not.",
+            "The report gives the confidence threshold from which this share of answers is right; "
+            "0: none is given.",
             affects="report",
         ),
         "decoding": Field(
