@@ -58,11 +58,11 @@ SPECS = {
 def configuration():
     config = defaults.default()
     config.tune = "lora"
-    config.lora.targets = "q,v"
-    config.model.remat = False
+    config.lora.target_modules = "q,v"
+    config.model.gradient_checkpointing = False
     config.model.unroll = DIMENSIONS.num_layers
     config.train.learning_rate = 1e-4
-    config.train.clip_norm = 0.0
+    config.train.max_grad_norm = 0.0
     return config
 
 

@@ -55,7 +55,7 @@ def configuration():
     )
     config.train.learning_rate = 1e-4
     config.train.weight_decay = 0.01
-    config.train.clip_norm = 0.0  # the other side has none
+    config.train.max_grad_norm = 0.0  # the other side has none
     config.model.unroll = 6
     config.train.prng = "rbg"
     return config

@@ -119,7 +119,9 @@ def on_gpus() -> str:
     ]
     print("\n".join(lines), flush=True)
     for name, topology, mesh, accumulate in ON_GPUS:
-        loaded = loading.load(f"configs/{name}", [f"train.accumulate={accumulate}"])
+        loaded = loading.load(
+            f"configs/{name}", [f"train.gradient_accumulation_steps={accumulate}"]
+        )
         top = hardware.topology(topology)
         read = plans.read(loaded, say=lambda text: None)
         sizes = plans.read_mesh(mesh, top)

@@ -135,7 +135,7 @@ def execute(job: "TableRun", config: ConfigDict) -> None:
         modules.own_base(job.load_base(), job.shared)
     base = None
     if config.model.checkpoint:
-        base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
+        base = from_hf.resolve(config.model.checkpoint, config.model.quantize)
     if config.attens.modules:
         train_ensemble(config, job.folder, base, from_peft.convert)
     else:

@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         from jaxclf.convert import from_hf
 
         with processes.first_then_others("convert"):
-            base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
+            base = from_hf.resolve(config.model.checkpoint, config.model.quantize)
     if config.attens.modules:
         from jaxclf.convert import from_peft
         from jaxclf.ensemble.run import train_ensemble

@@ -21,8 +21,11 @@ from typing import Any
 
 import ml_collections
 
-from jaxclf.config.schema import leaves, nearest, validate
+from jaxclf.config import renames
+from jaxclf.config.schema import SCHEMA, Group, leaves
+from jaxclf.config.validation import validate
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.suggest import nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The experiments that come with the package: inside it in a wheel, beside it in a checkout.
@@ -48,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser, workdir: bool = True) -> None
         )
     parser.epilog = (
         "Any field of the config is overridden by --config.GROUP.FIELD=VALUE, such as "
-        "--config.train.steps=100. jaxclf/config/defaults.py lists the fields with their meaning."
+        "--config.train.steps=100. `python -m jaxclf.config.reference` lists the fields with their "
+        "meaning."
     )
 
 
@@ -138,7 +142,7 @@ def _run_file(name: str, variant: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
             f"{name}: get_config returned {type(config).__name__}; expected ml_collections."
-            "ConfigDict. Start from default() of jaxclf/config/defaults.py"
+            "ConfigDict. Start from default() of jaxclf.config.defaults"
         )
     return config
 
@@ -185,6 +189,8 @@ def _line_in(path: str, error: Exception) -> str:
 
 def _message(error: Exception) -> str:
     """One line; ml_collections wraps a KeyError and prints the whole config into it."""
+    if renamed := _old_name(error):
+        return renamed
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     inner: Any = error
     while isinstance(inner, KeyError | AttributeError) and inner.args:
@@ -193,6 +199,24 @@ def _message(error: Exception) -> str:
     if isinstance(error, ImportError) and re.search(r"\bconfigs\b", text):
         text += ". Defaults and model families are in jaxclf.config: defaults, families"
     return kind + " ".join(text.split())
+
+
+def _old_name(error: Exception) -> str:
+    """What to tell where a config's file used a field by the name that it had before, or nothing.
+
+    ml_collections says which field it does not know, but not of which group: that is the object
+    whose method failed.
+    """
+    unknown = re.search(r"""['"](\w+)['"]""", str(error))
+    if unknown is None or not isinstance(error, AttributeError | KeyError):
+        return ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ml_collections.ConfigDict):
+            for name, group in SCHEMA.items():
+                if isinstance(group, Group) and {*owner} >= {*group.fields}:
+                    return renames.answer(f"{name}.{unknown[1]}")
+    return ""
 
 
 # -- overrides
@@ -251,7 +275,9 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
 
 
 def _unknown_field(config: ml_collections.ConfigDict, name: str) -> str:
-    """The message for a field that does not exist: the nearest one, or those of its group."""
+    """The message for a field that does not exist: its new name, the nearest, or its group's."""
+    if renamed := renames.answer(name):
+        return f"--config.{name}: {renamed}"
     fields = [field for field, _ in leaves(config)]
     group, _, last = name.rpartition(".")
     inside = [field for field in fields if field.startswith(f"{group}.")]
@@ -283,16 +309,23 @@ def read(path: str | Path) -> ml_collections.ConfigDict:
     Raises InputError if there is none, ArtifactError if the file is damaged.
     """
     try:
-        fields = _tuples(json.loads(Path(path).read_bytes()))
-        if not isinstance(fields, dict):
-            raise ValueError("expected an object of fields")
-        return ml_collections.ConfigDict(fields).lock()
+        return from_json(json.loads(Path(path).read_bytes()))
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file. Expected the folder of a run that training has started"
         ) from None
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a config: {error}") from error
+
+
+def from_json(fields: Any) -> ml_collections.ConfigDict:
+    """The locked config of fields as JSON has them, by the names that they have today.
+
+    Raises ValueError if they are none.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError("expected an object of fields")
+    return ml_collections.ConfigDict(_tuples(renames.current(fields))).lock()
 
 
 def _tuples(value: Any) -> Any:
