@@ -11,11 +11,10 @@ import ast
 import contextlib
 import inspect
 import json
-import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import ml_collections
 from jaxclf.config import renames
 from jaxclf.config.schema import SCHEMA, Group, leaves
 from jaxclf.config.validation import validate
+from jaxclf.core import files
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.suggest import nearest
 
@@ -153,7 +153,7 @@ def _shipped(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def _importable(folder: Path) -> Generator[None]:
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -258,7 +258,7 @@ def _read_bool(text: str) -> bool:
     return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
 
 
-def _read_tuple(text: str) -> tuple:
+def _read_tuple(text: str) -> tuple[Any, ...]:
     value = ast.literal_eval(text)
     if not isinstance(value, tuple):
         raise ValueError
@@ -297,10 +297,7 @@ def _unknown_field(config: ml_collections.ConfigDict, name: str) -> str:
 
 def write(config: ml_collections.ConfigDict, path: str | Path) -> None:
     """Write the config as JSON, in one step: no reader ever sees half a file."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    files.write_json(path, config.to_dict(), sort_keys=True)
 
 
 def read(path: str | Path) -> ml_collections.ConfigDict:

@@ -11,8 +11,7 @@ from jaxclf.config.schema import SCHEMA, Field, Group
 _HEAD = """\
 # Config fields
 
-<!-- Written by `python -m jaxclf.config.reference > docs/reference/config.md`. Edit
-jaxclf/config/schema.py instead. -->
+<!-- Written by `python -m jaxclf.config.reference`: edit jaxclf/config/schema.py instead. -->
 
 An experiment's file starts from `default()` of `jaxclf.config.defaults` and states what differs.
 Any field is set on the command line too: `--config.train.steps=100`, and a tuple as

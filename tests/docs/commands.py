@@ -16,7 +16,7 @@ from unittest import mock
 
 import pytest
 
-from jaxclf.config import defaults, loading, schema
+from jaxclf.config import defaults, loading, validation
 from jaxclf.planning import hardware, plans
 from jaxclf.tables import definitions
 from tests.docs.pages import ROOT
@@ -110,7 +110,7 @@ def _check_module(module: str, words: Command) -> None:
     else:
         config = defaults.default()
         loading.override(config, overrides)
-        schema.validate(config)
+        validation.validate(config)
     if module == "jaxclf.plan" and options.topology != "auto":
         topology = hardware.topology(options.topology)
         assert not options.mesh or plans.read_mesh(options.mesh, topology)

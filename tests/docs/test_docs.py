@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import jaxclf
 from benchmarks import imports
 from docs import hooks
-from jaxclf.config import defaults
+from jaxclf.config import defaults, renames
 from tests.docs import commands
 from tests.docs.pages import (
     KINDS,
@@ -314,7 +314,8 @@ def wrong(span: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_modules_and_fields_exist(page):
-    assert [span for span in spans(page) if wrong(span)] == []
+    known = renames.RENAMED if page == "docs/reference/config.md" else ()  # it lists them
+    assert [span for span in spans(page) if wrong(span) and span not in known] == []
 
 
 @pytest.mark.parametrize(
