@@ -45,3 +45,20 @@ def forks() -> Iterator[Forks]:
     """Starts processes that have imported everything."""
     with serving() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The tiny decoder; a module that needs another one has its own."""
+    from jaxclf.models import registry
+    from tests.tiny import CONFIG
+
+    return registry.create(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    """Random parameters of the module's `model`."""
+    from tests.tiny import random_params
+
+    return random_params(model)

@@ -43,11 +43,6 @@ def model(tokenizer):
     return registry.create(small)
 
 
-@pytest.fixture(scope="module")
-def params(model):
-    return random_params(model)
-
-
 def classifier(model, tokenizer, tasks, **decoding) -> GenerativeClassifier:
     prompt = Prompt((), (Piece("\nLabel:", is_data=False),))
     recipe = Recipe(tasks, prompt, "names", max_length=64, max_new_tokens=24)

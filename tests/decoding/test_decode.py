@@ -7,22 +7,11 @@ import pytest
 
 from jaxclf.data import batching
 from jaxclf.decoding import decode
-from jaxclf.models import registry
 from jaxclf.models.decoder import Llama
-from tests.tiny import CONFIG, examples, random_params
+from tests.tiny import CONFIG, examples
 
 NEW = 12
 NEVER = CONFIG.vocab_size  # an end that no row reaches
-
-
-@pytest.fixture(scope="module")
-def model():
-    return registry.create(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    return random_params(model)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pytest
 from jaxclf.data import batching
 from jaxclf.decoding import label_choice, trie
 from jaxclf.decoding.label_scores import Ranker, probabilities
-from jaxclf.models import registry
 from tests.tiny import CONFIG, examples, random_params
 
 END = 2
@@ -20,11 +19,6 @@ LABELS = (
     *((14, first, second) for first in (3, 4, 15) for second in (16, 17, 18, 19)),
 )
 SIZES = [(0, 1, 2), (3, 13, 0), (2, 4, 1), (0, 2, 0), (0, 3, 0), (0, 6, 0), (0, 9, 0)]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return registry.create(CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from jaxclf.models import registry
 from jaxclf.prompts import builder
 from jaxclf.prompts.builder import Piece, Prompt
 from jaxclf.prompts.template import letters
-from tests.tiny import CONFIG, random_params
+from tests.tiny import CONFIG
 
 INTENT = Task("intent", "class", ("alarm_query", "alarm_set", "play", "play_music", "weather"))
 TOPIC = Task("topic", "class", ("sci", "sci.med", "sci.space"))
@@ -50,11 +50,6 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     return registry.create(dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size))
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    return random_params(model)
 
 
 def classifier(

@@ -13,17 +13,7 @@ from jaxclf.models import layers, registry
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.masks import causal_mask
 from jaxclf.training import losses
-from tests.tiny import CONFIG, examples, random_params, shapes, summed_loss
-
-
-@pytest.fixture(scope="module")
-def model():
-    return registry.create(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    return random_params(model)
+from tests.tiny import CONFIG, examples, shapes, summed_loss
 
 
 def whole_row(length: int):

@@ -25,16 +25,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "train_step.json"
 SIZES = [(3, 5, 1), (3, 9, 2), (3, 2, 1), (3, 11, 1), (3, 4, 9), (3, 8, 7), (3, 3, 2), (3, 7, 4)]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return registry.create(CONFIG)
-
-
-@pytest.fixture(scope="module")
-def params(model):
-    return random_params(model)
-
-
 def batch_of(micro_batches: int) -> batching.Batch:
     """Eight examples `[micro, 8 / micro, …]`, on the device."""
     batch = batching.padded([batching.row(example) for example in examples(SIZES)])
