@@ -13,8 +13,12 @@ from jaxclf.metrics import calibration, metrics
 from jaxclf.prompts.source import prompt_source
 
 
-def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
+def evaluate(
+    opened: Opened, output: Path, split: str = "", *, keeps: bool = True
+) -> dict[str, Any]:
     """Score `split` (default: the run's) and write report and predictions into `output`.
+
+    `keeps=False`: they will not stay there, so that nobody is told where they are.
 
     Same checkpoint, data and batch size give the same numbers as the run's own report. Raises
     InputError where the data have other labels than the run or no such split.
@@ -53,7 +57,8 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
     checkpoint = tree_store.fingerprint(opened.source.manifest)
     report.write(output, result, predictions, recipe.tasks, [], checkpoint)
     print(report.table(result))
-    print(f"report: {output / 'report.html'}")
+    if keeps:
+        print(f"report: {output / 'report.html'}")
     return result
 
 
