@@ -26,8 +26,8 @@ from jaxclf.data.tasks import Record, Task, words
 from jaxclf.distributed import sharding
 from jaxclf.ensemble.run import open_any
 
-Text = str | tuple[str, str]
-"""A text, or a pair of texts."""
+Texts = str | Iterable[Any]
+"""A text, or texts: strings, or pairs of strings."""
 
 
 def load(
@@ -53,10 +53,13 @@ def load(
     cache.keep_programs()
     lines = loading.as_lines(overrides)
     path = Path(source).expanduser()
-    if not _is_run(path):
-        return LoadedClassifier(exported.open_exported(str(source), lines))
-    lines = [*_mesh_that_fits(path), *lines]
-    return LoadedClassifier(open_any(path, step, lines, from_hf.resolve, from_peft.convert))
+    with logs.quiet():  # what is converted on the way is of no interest
+        if _is_run(path):
+            lines = [*_mesh_that_fits(path), *lines]
+            opened = open_any(path, step, lines, from_hf.resolve, from_peft.convert)
+        else:
+            opened = exported.open_exported(str(source), lines)
+    return LoadedClassifier(opened)
 
 
 def _is_run(path: Path) -> bool:
@@ -105,9 +108,7 @@ class LoadedClassifier:
         """
         return self._one_or_all({task.name: np.array(task.labels, object) for task in self.tasks})
 
-    def predict(
-        self, texts: Text | Iterable[Text], *, batch_size: int = 0, progress: bool = False
-    ) -> Any:
+    def predict(self, texts: Texts, *, batch_size: int = 0, progress: bool = False) -> Any:
         """The label of each text: an array of N, a list for slots; of a text alone, its label.
 
         texts: one text, or a sequence of texts or of pairs of texts. batch_size: texts at once; 0:
@@ -129,9 +130,7 @@ class LoadedClassifier:
             return self._one_or_all({name: label for name, (label,) in found.items()})
         return self._one_or_all({task.name: _column(found[task.name], task) for task in self.tasks})
 
-    def predict_proba(
-        self, texts: Text | Iterable[Text], *, batch_size: int = 0, progress: bool = False
-    ) -> Any:
+    def predict_proba(self, texts: Texts, *, batch_size: int = 0, progress: bool = False) -> Any:
         """Probabilities `[N, C]` in the order of `classes_`, tempered as the run found best.
 
         Arguments are those of `predict`; a text alone gives `[C]`. Of several labels each has a
@@ -153,7 +152,7 @@ class LoadedClassifier:
         return self._one_or_all(found)
 
     def predictions(
-        self, texts: Text | Iterable[Text], *, batch_size: int = 0, progress: bool = False
+        self, texts: Texts, *, batch_size: int = 0, progress: bool = False
     ) -> list[Prediction]:
         """All that is known of each text: labels, scores, and what the model wrote.
 
@@ -187,7 +186,7 @@ class LoadedClassifier:
         return f"<LoadedClassifier of {', '.join(tasks)}>"
 
 
-def read_texts(texts: Text | Iterable[Text]) -> list[Record]:
+def read_texts(texts: Texts) -> list[Record]:
     """Texts as records, by the rules for texts of files; raises InputError naming the first bad."""
     schemas = Schema("text"), Schema("text", pair="pair")
     defects = Defects()

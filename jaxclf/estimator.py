@@ -6,7 +6,7 @@ import math
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from jaxclf import api, train
-from jaxclf.api import Text
+from jaxclf.api import Texts
 from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.model_dir import ModelSource, read_model
 from jaxclf.config import defaults, loading
@@ -130,9 +130,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
 
     # -- fitting
 
-    def fit(
-        self, X: Iterable[Text], y: Any, eval_set: tuple[Iterable[Text], Any] | None = None
-    ) -> "TextClassifier":
+    def fit(self, X: Texts, y: Any, eval_set: tuple[Texts, Any] | None = None) -> "TextClassifier":
         """Train on texts `X` and their labels `y`, from the model's own parameters each time.
 
         eval_set: further texts and labels, which choose the best step and are reported on. Raises
@@ -173,6 +171,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         self, data: Path, records: Sequence[Record], labels: "_Labels", has_dev: bool
     ) -> ConfigDict:
         """The config of the run that `fit` is."""
+        if self.epochs is not None and not self.epochs > 0:
+            raise InputError(f"epochs is {self.epochs}; expected a number above 0, or None")
         name, checkpoint = _find(self.model)
         base = from_hf.resolve(checkpoint) if checkpoint else None
         dimensions = registry.find(name) if base is None else _dimensions(base)
@@ -225,7 +225,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
 
     # -- labels
 
-    def predict(self, X: Iterable[Text]) -> Any:
+    def predict(self, X: Texts) -> Any:
         """The label of each text `[N]`; of several labels what `y` was, lists or an indicator.
 
         >>> classifier = jaxclf.TextClassifier("encoder_smoke", epochs=1, verbose=False)
@@ -235,14 +235,14 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return self._labels.read(self.classifier_.predict(_texts(X), progress=self._shows(X)))
 
-    def predict_proba(self, X: Iterable[Text]) -> np.ndarray:
+    def predict_proba(self, X: Texts) -> np.ndarray:
         """Probabilities `[N, C]` in the order of `classes_`; of several labels each its own."""
         check_is_fitted(self)
         found = self.classifier_.predict_proba(_texts(X), progress=self._shows(X))
         order = {name: column for column, name in enumerate(self.classifier_.classes_)}
         return found[:, [order[name] for name in self._labels.names]]
 
-    def score(self, X: Iterable[Text], y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Texts, y: Any, sample_weight: Any = None) -> float:
         """The share of texts whose label is right; of several labels, all of them."""
         check_is_fitted(self)
         gold, found = self._labels.flags(y), self._labels.flags(self.predict(X))
