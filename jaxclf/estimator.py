@@ -70,7 +70,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
 
     Texts are strings or pairs of strings; labels are strings, numbers or anything else that can be
     hashed, and come back as they came. Several labels a text are a list of lists, or an indicator
-    matrix `[N, C]`.
+    `[N, C]` of zeros and ones.
 
     model: a short name ("minilm", "roberta_base", "llama3.2_1b", see `CHECKPOINTS`), a checkpoint
     (a folder of ours or of Hugging Face's, a hub id), or a small model that starts at random
@@ -499,6 +499,8 @@ def _form(y: Any) -> tuple[_Form, Any]:
     y = y.to_numpy() if hasattr(y, "to_numpy") else y
     if not isinstance(y, np.ndarray):
         y = list(y)
+        if (flags := _indicator(y)) is not None:
+            return "indicator", flags
         if y and all(isinstance(labels, list | tuple | set | frozenset) for labels in y):
             return "lists", y
         y = _array(y)
@@ -512,6 +514,19 @@ def _form(y: Any) -> tuple[_Form, Any]:
     if y.dtype.kind != "O":
         check_classification_targets(y)
     return "one", y
+
+
+def _indicator(rows: list[Any]) -> np.ndarray | None:
+    """Rows of zeros and ones as the indicator that scikit-learn takes them for, if they are that.
+
+    So [[0, 1], [1, 0]] is an indicator; sets of labels 0 and 1 have to be sets or tuples.
+    """
+    if not rows or not all(isinstance(row, list | np.ndarray) for row in rows):
+        return None
+    if {len(row) for row in rows} != {len(rows[0])} or len(rows[0]) < 2:
+        return None
+    flags = np.array(rows)
+    return flags if flags.dtype.kind in "biuf" and np.isin(flags, (0, 1)).all() else None
 
 
 def _array(values: list[Any]) -> np.ndarray:

@@ -56,9 +56,9 @@ def evaluate(
     result["data"] = {"name": dataset.name, **result["data"], **facts}
     checkpoint = tree_store.fingerprint(opened.source.manifest)
     report.write(output, result, predictions, recipe.tasks, [], checkpoint)
-    print(report.table(result))
+    logs.say(report.table(result))
     if keeps:
-        print(f"report: {output / 'report.html'}")
+        logs.say(f"report: {output / 'report.html'}")
     return result
 
 
