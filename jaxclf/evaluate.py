@@ -1,13 +1,23 @@
 """Score a trained classifier again.
 
 python -m jaxclf.evaluate --checkpoint runs/quickstart --output runs/quickstart-test
+
+In Python the same is jaxclf.evaluate("runs/quickstart", "runs/quickstart-test").
 """
 
 import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxclf.config import loading
 from jaxclf.core import errors
+from jaxclf.core.modules import make_callable
+
+if TYPE_CHECKING:
+    from jaxclf.checkpoint.steps import Which
+    from jaxclf.report.result import Report
 
 
 def main(arguments: list[str]) -> None:
@@ -33,20 +43,45 @@ def main(arguments: list[str]) -> None:
 
     # Only now what takes seconds to import.
     from jaxclf.checkpoint.steps import read_step
+
+    step = read_step(options.step)
+    run(options.checkpoint, options.output, options.split, step, options.overrides)
+
+
+def run(
+    checkpoint: str | Path,
+    output: str | Path | None = None,
+    split: str = "",
+    step: "Which" = "best",
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> "Report":
+    """Score a run, or a step of one, and return the report; `jaxclf.evaluate` is this function.
+
+    output: the folder for report and predictions; None: neither is kept. split: train, dev or test;
+    "": the run's. overrides: fields of the run's config to change, such as the place of the data.
+    Raises the errors of `jaxclf.core.errors`, whose texts are those of the command.
+
+    >>> report = jaxclf.evaluate("runs/smoke", split="dev")
+    >>> report["eval_split"]
+    'dev'
+    """
     from jaxclf.convert import from_hf, from_peft
     from jaxclf.core import cache
     from jaxclf.ensemble.opening import open_any
+    from jaxclf.report.result import PAGE, Report
     from jaxclf.runs import evaluation
 
     cache.keep_programs()
-    opened = open_any(
-        options.checkpoint,
-        read_step(options.step),
-        options.overrides,
-        from_hf.resolve,
-        from_peft.convert,
-    )
-    evaluation.evaluate(opened, Path(options.output), options.split)
+    lines = loading.as_lines(overrides)
+    opened = open_any(checkpoint, step, lines, from_hf.resolve, from_peft.convert)
+    if output is not None:
+        return Report(evaluation.evaluate(opened, Path(output), split), Path(output))
+    with tempfile.TemporaryDirectory() as folder:
+        result = evaluation.evaluate(opened, Path(folder), split, keeps=False)
+        return Report(result, Path(checkpoint), (Path(folder) / PAGE).read_text("utf-8"))
+
+
+make_callable(__name__, run)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,24 @@ python -m jaxclf.train --config configs/quickstart.py --workdir runs/quickstart
 
 The same command resumes a run that was stopped. Exit codes: 0 done, 2 wrong input, 3 corrupt or
 mismatched artifact, 4 input or output failed, 5 training went non-finite, 75 stopped after saving.
-On several hosts start it on each, with --distributed; launch/ does that.
+On several hosts start it on each, with --distributed; launch/ does that. In Python the same is
+jaxclf.train("configs/quickstart.py", "runs/quickstart").
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from jaxclf.config import loading
 from jaxclf.core import errors
 from jaxclf.core.allocator import keep_freed_memory
+from jaxclf.core.modules import make_callable
+
+if TYPE_CHECKING:
+    from jaxclf.report.result import Report
 
 
 def main(arguments: list[str]) -> None:
@@ -43,20 +50,35 @@ def main(arguments: list[str]) -> None:
 
     keep_freed_memory()
     # Only now what takes seconds to import: a typo is told at once.
-    from jaxclf.core import cache
     from jaxclf.distributed import processes
 
-    cache.keep_programs()
     if options.distributed:
         processes.join(options.heartbeat)
     run(config, Path(options.workdir))
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Train, evaluate and report what the config says, from the checkpoint that it names."""
+def run(
+    config: ConfigDict | str | Path,
+    workdir: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> "Report":
+    """Train or resume a run, evaluate it and return its report; `jaxclf.train` is this function.
+
+    config: a config, or the file of one, with its variant if it has any. workdir: the folder that
+    receives all results. overrides: fields to change, as on the command line or by their names.
+    Raises the errors of `jaxclf.core.errors`, whose texts are those of the command.
+
+    >>> report = jaxclf.train("configs/quickstart.py:smoke", "runs/smoke", {"train.steps": 2})
+    >>> report["eval"]["intent"]["support"]
+    24
+    """
+    config, workdir = loading.changed(config, overrides), Path(workdir)
+    from jaxclf.core import cache
     from jaxclf.distributed import processes
+    from jaxclf.report.result import Report
     from jaxclf.runs.training import train
 
+    cache.keep_programs()
     base = None
     if config.model.checkpoint:
         from jaxclf.convert import from_hf
@@ -67,10 +89,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         from jaxclf.convert import from_peft
         from jaxclf.ensemble.run import train_ensemble
 
-        train_ensemble(config, workdir, base, from_peft.convert)
+        result = train_ensemble(config, workdir, base, from_peft.convert)
     else:
-        train(config, workdir, base)
+        result = train(config, workdir, base)
+    return Report(result, workdir)
 
+
+make_callable(__name__, run)
 
 if __name__ == "__main__":
     errors.run(main)

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,34 @@ def _old_name(error: Exception) -> str:
 
 
 # -- overrides
+
+
+def changed(
+    config: ml_collections.ConfigDict | str | Path,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+) -> ml_collections.ConfigDict:
+    """A config, or that of a file (see `load`), with the overrides applied: locked and validated.
+
+    `overrides`: as on the command line, or values by the names of their fields. The config given
+    stays as it is. Raises InputError as `load` and `override` do.
+    """
+    lines = as_lines(overrides)
+    if not isinstance(config, ml_collections.ConfigDict):
+        return load(str(config), lines)
+    copied = config.copy_and_resolve_references().unlock()
+    override(copied, lines)
+    validate(copied)
+    return copied.lock()
+
+
+def as_lines(overrides: Mapping[str, Any] | Iterable[str]) -> list[str]:
+    """`{"train.steps": 9}` → `["train.steps=9"]`; what is in lines already, as it is."""
+    if isinstance(overrides, str):
+        return [overrides]
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in overrides.items()}
+    return [f"{name}={value}" for name, value in values.items()]
 
 
 def override(config: ml_collections.ConfigDict, overrides: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.model_dir import find_model
 from jaxclf.convert import attributes, decoders, encoders, files, mapping, t5
-from jaxclf.core import cache, errors, tree
+from jaxclf.core import cache, errors, logs, tree
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.core.files import read_json, write_json
 from jaxclf.models import quantization, registry
@@ -110,7 +110,7 @@ def cached(
     dtype: str = "keep",
     quantise: Quantise = "none",
     *,
-    progress: Callable[[str], None] = print,
+    progress: Callable[[str], None] = logs.say,
 ) -> Path:
     """The model directory of a Hugging Face directory or hub id, converted at the first call.
 

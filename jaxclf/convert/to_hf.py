@@ -20,7 +20,7 @@ from jaxclf import report
 from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.model_dir import ModelSource
 from jaxclf.checkpoint.steps import Which
-from jaxclf.convert import attributes, files, mapping
+from jaxclf.convert import attributes, exported, files, mapping
 from jaxclf.convert import merge as merging
 from jaxclf.convert.from_hf import FAMILIES, TOKENIZER_FILES
 from jaxclf.core import errors, tree
@@ -134,6 +134,8 @@ def _export(
         (new / "config.json").write_text(text + "\n", "utf-8")
         files.copy_files(found.tokenizer_dir, new, TOKENIZER_FILES)
         files.copy_files(found.model_json.parent, new, ["generation_config.json"])
+        if found.run_dir is not None and (found.run_dir / "task.json").is_file():
+            exported.write(new, found.run_dir, found.step, head)
         (new / "README.md").write_text(card if isinstance(card, str) else card(found))
 
 

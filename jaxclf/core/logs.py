@@ -6,6 +6,7 @@ with Logger(workdir, total_steps=1000) as log:
     log.say("checkpoint saved")
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,23 @@ from typing import Any, SupportsFloat
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 _SECONDS_BETWEEN_LINES = 5.0
+_is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
+
+
+@contextmanager
+def quiet(wanted: bool = True) -> Iterator[None]:
+    """Within the block, in this thread, nothing is shown; files are written as ever."""
+    token = _is_quiet.set(wanted)
+    try:
+        yield
+    finally:
+        _is_quiet.reset(token)
+
+
+def say(text: str) -> None:
+    """Print a line, unless it is `quiet`."""
+    if not _is_quiet.get():
+        print(text, flush=True)
 
 
 class Logger:
@@ -46,7 +65,7 @@ class Logger:
         )
         self._rates = Rates(resume_step)
         self._console = Console(file=sys.stdout)
-        self._bar = _make_bar(self._console) if self._console.is_terminal else None
+        self._bar = _make_bar(self._console) if _has_bars(self._console) else None
         self._row = self._bar and self._bar.add_task(
             "", total=total_steps, completed=resume_step, facts=""
         )
@@ -99,20 +118,20 @@ class Logger:
         if self._bar:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, flush=True)
+            say(text)
 
 
 @contextmanager
 def count(name: str, total: int, done: int = 0, bar: Any = None) -> Iterator[Callable[[int], None]]:
     """Progress of `total` things, `done` of them before; the block gets a function to add more.
 
-    A line of the given rich bar, of one of its own on a terminal, or a plain line every few
-    seconds.
+    A line of the given rich bar, of one of its own on a terminal or in a notebook, or a plain line
+    every few seconds.
     """
     from rich.console import Console
 
     console = Console(file=sys.stdout)
-    own = bar is None and console.is_terminal
+    own = bar is None and _has_bars(console)
     if own:
         bar = _make_bar(console)
         bar.start()
@@ -130,7 +149,7 @@ def count(name: str, total: int, done: int = 0, bar: Any = None) -> Iterator[Cal
             bar.update(row, completed=counted, facts=facts)
         elif now - told > _SECONDS_BETWEEN_LINES:
             told = now
-            print(f"{counted}/{total}  {facts}", flush=True)
+            say(f"{counted}/{total}  {facts}")
 
     try:
         yield advance
@@ -205,6 +224,15 @@ def _lines(path: Path) -> list[tuple[str, dict]]:
             if line.endswith("\n") and isinstance(row, dict) and isinstance(row.get("step"), int):
                 lines.append((line, row))
     return lines
+
+
+def _has_bars(console: Any) -> bool:
+    """Whether a bar can move there: on a terminal, and in a notebook that has widgets."""
+    if _is_quiet.get():
+        return False
+    return console.is_terminal or (
+        console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    )
 
 
 def _make_bar(console: Any) -> Any:

@@ -19,6 +19,7 @@ from jaxclf.data.slot_formats import slot_tags
 from jaxclf.data.tasks import Label, Record, TaskKind, words
 
 SHOWN_DEFECTS = 10
+_REMEDY = "Correct them, or set data.on_defect=skip to go on without these records."
 SPLITS = {name: name for name in ("train", "dev", "heldout", "test")} | {"validation": "dev"}
 
 
@@ -80,7 +81,7 @@ class Defects:
             self.shown.append(f"{where}: {defect}")
         self.counts[split] = self.counts.get(split, 0) + 1
 
-    def check(self) -> None:
+    def check(self, remedy: str = _REMEDY) -> None:
         """Raises InputError with the first defects, unless they are to be skipped."""
         count = sum(self.counts.values())
         if self.skip or not count:
@@ -89,7 +90,6 @@ class Defects:
         lines += self.shown
         if count > len(self.shown):
             lines.append(f"and {count - len(self.shown):,} more")
-        remedy = "Correct them, or set data.on_defect=skip to go on without these records."
         raise InputError("\n  ".join(lines) + "\n" + remedy)
 
 

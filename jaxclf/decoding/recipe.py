@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from jaxclf.core.errors import ArtifactError
 from jaxclf.core.files import write_json
@@ -64,7 +65,20 @@ class Recipe:
     def load(cls, path: Path) -> "Recipe":
         """Read what `save` wrote; raises ArtifactError when it is missing or not one of ours."""
         try:
-            fields = json.loads(path.read_text())
+            return cls.parse(json.loads(path.read_text()), path)
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"{path} is missing: predictions need the prompt and labels that a run was "
+                "trained with; give a run directory made by jaxclf.train"
+            ) from error
+        except ValueError as error:
+            raise ArtifactError(f"{path} is not a recipe of ours: {error!r}") from error
+
+    @classmethod
+    def parse(cls, fields: Any, source: object) -> "Recipe":
+        """A recipe from the JSON of its fields; raises ArtifactError, naming the `source`."""
+        try:
+            fields = dict(fields)
             fields["tasks"] = tuple(
                 Task(**task | {"labels": tuple(task["labels"])}) for task in fields["tasks"]
             )
@@ -75,10 +89,5 @@ class Recipe:
                 )
                 fields["prompt"] = Prompt(**fields["prompt"] | {"before": before, "after": after})
             return cls(**fields)
-        except FileNotFoundError as error:
-            raise ArtifactError(
-                f"{path} is missing: predictions need the prompt and labels that a run was "
-                "trained with; give a run directory made by jaxclf.train"
-            ) from error
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} is not a recipe of ours: {error!r}") from error
+            raise ArtifactError(f"{source} is not a recipe of ours: {error!r}") from error

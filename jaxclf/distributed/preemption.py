@@ -1,6 +1,7 @@
 """A request to stop (SIGTERM), taken at a point where the work can be saved."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 import jax
@@ -19,7 +20,8 @@ class Interrupts:
             step()                      # SIGTERM here is seen by the loop, which saves
 
     One of several processes leaves SIGTERM to JAX, which tells all of them to stop after the same
-    step.
+    step. Only the main thread may handle signals: in another one SIGTERM ends the process as it
+    would without this.
     """
 
     def __init__(self):
@@ -37,7 +39,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self._previous = None
-        if jax.process_count() == 1:
+        is_main = threading.current_thread() is threading.main_thread()
+        if jax.process_count() == 1 and is_main:
             self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 

@@ -14,8 +14,12 @@ from jaxclf.prompts.source import prompt_source
 from jaxclf.runs import facts
 
 
-def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
+def evaluate(
+    opened: Opened, output: Path, split: str = "", *, keeps: bool = True
+) -> dict[str, Any]:
     """Score `split` (default: the run's) and write report and predictions into `output`.
+
+    `keeps=False`: they will not stay there, so that nobody is told where they are.
 
     Same checkpoint, data and batch size give the same numbers as the run's own report. Raises
     InputError where the data have other labels than the run or no such split.
@@ -53,7 +57,7 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
         "tasks": report.describe_tasks(dataset.tasks),
     }
     checkpoint = tree_store.fingerprint(opened.source.manifest)
-    facts.publish(output, result, predictions, recipe.tasks, checkpoint=checkpoint)
+    facts.publish(output, result, predictions, recipe.tasks, checkpoint=checkpoint, keeps=keeps)
     return result
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.classifiers import transfer
+from jaxclf.core import logs
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.loader import Examples
 from jaxclf.data.predictions import Prediction
@@ -63,18 +64,21 @@ def publish(
     checkpoint: str = "",
     *,
     more: str = "",
-    say: Callable[[str], None] = print,
+    keeps: bool = True,
+    say: Callable[[str], None] = logs.say,
 ) -> None:
     """Write report and predictions, by the first process, and say what they hold.
 
-    `more`: a table to show below the figures.
+    `more`: a table to show below the figures. `keeps=False`: the files will not stay there, so that
+    nobody is told where they are.
     """
     if processes.is_first():
         report.write(workdir, result, predictions, tasks, history, checkpoint)
     processes.wait("report")
     for text in filter(None, (report.table(result), more)):
         say(text)
-    say(f"report: {workdir / 'report.html'}")
+    if keeps:
+        say(f"report: {workdir / 'report.html'}")
 
 
 def data_facts(dataset: Dataset, examples: Examples = ()) -> dict[str, Any]:

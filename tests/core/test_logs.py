@@ -163,3 +163,25 @@ def test_a_workdir_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         Logger(tmp_path / "file", 10)
+
+
+def test_nothing_is_shown_where_it_is_quiet(tmp_path, capfd):
+    with logs.quiet():
+        run(tmp_path, range(1, 4), total=3)
+        with logs.count("labelling", 3) as advance:
+            advance(3)
+        logs.say("hidden")
+    logs.say("shown")
+    assert capfd.readouterr().out == "shown\n"
+    assert steps_in(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("has_widgets", [False, True])
+def test_a_notebook_has_a_bar_where_it_has_widgets(monkeypatch, has_widgets):
+    from rich.console import Console
+
+    spec = "spec" if has_widgets else None
+    monkeypatch.setattr(logs.importlib.util, "find_spec", lambda _: spec)
+    assert logs._has_bars(Console(force_jupyter=True)) == has_widgets
+    with logs.quiet():
+        assert not logs._has_bars(Console(force_jupyter=True))

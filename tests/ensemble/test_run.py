@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxclf
 from jaxclf import report
 from jaxclf.checkpoint.model_dir import resolve
 from jaxclf.config import loading
@@ -151,6 +152,8 @@ def test_evaluate_and_predict_agree_with_the_run(finished, tmp_path):
     labels = [json.loads(line) for line in (tmp_path / "labels.jsonl").open()]
     assert [row["id"] for row in labels] == ["1", "2"]
     assert {row["predicted"]["rte"] for row in labels} <= {"entailment", "not_entailment"}
+    in_python = jaxclf.load(finished).predict([(record.text, record.pair) for record in texts])
+    assert in_python.tolist() == [row["predicted"]["rte"] for row in labels]
 
 
 def test_an_unfinished_ensemble_labels_nothing(finished, tmp_path):

@@ -1,0 +1,167 @@
+"""A Hugging Face classifier as one of ours: what to ask it, and how to read its answer.
+
+An export of a run says so itself, in `jaxclf.json` beside its config.json: the run's tasks, prompt
+and lengths, how labels are decoded, and the temperatures of its probabilities. Of another
+classifier the labels and their kind stand in config.json, as in transformers.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxclf.checkpoint.model_dir import read_model
+from jaxclf.classifiers import transfer
+from jaxclf.classifiers.opening import Opened, make_classifier
+from jaxclf.config import defaults, loading
+from jaxclf.convert import attributes, from_hf
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.files import read_json
+from jaxclf.data.tasks import OTHER, SlotFormat, Task, TaskKind
+from jaxclf.data.tokenizer import Tokenizer
+from jaxclf.decoding.recipe import Recipe
+from jaxclf.distributed import sharding
+from jaxclf.metrics import calibration
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.from_config import create_model
+from jaxclf.models.heads import HeadConfig
+
+FILE = "jaxclf.json"
+_KINDS: dict[Any, TaskKind] = {
+    "single_label_classification": "class",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+
+
+def write(directory: Path, run_dir: Path, step: int | None, head: HeadConfig | None) -> None:
+    """Write into an export what the run knows of itself; `head`: the one that went along."""
+    recipe = Recipe.load(run_dir / "task.json")
+    if head is not None:
+        recipe = dataclasses.replace(
+            recipe, tasks=tuple(task for task in recipe.tasks if task.name == head.name)
+        )
+    evaluation = loading.read(run_dir / "config.json").eval.to_dict()
+    temperatures = {}
+    if evaluation.get("temperature") == "dev":
+        temperatures = calibration.load(run_dir / calibration.FILE, step)
+    fields = {
+        "recipe": dataclasses.asdict(recipe),
+        "eval": evaluation,
+        "temperatures": {
+            task.name: temperatures[task.name] for task in recipe.tasks if task.name in temperatures
+        },
+    }
+    text = json.dumps(fields, indent=1, ensure_ascii=False)
+    (directory / FILE).write_text(text + "\n", "utf-8")
+
+
+def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
+    """Load a classifier of Hugging Face's format: a directory, a hub id or `package:NAME/FOLDER`.
+
+    `overrides` (`eval.batch_size=8`) change the defaults, or what the export says of itself. Raises
+    InputError where it is no classifier or its labels cannot be known, ArtifactError where it is
+    damaged, StorageError where the hub does not give it.
+    """
+    directory = from_hf.locate(source)
+    if not (directory / "config.json").is_file():
+        adapters = (directory / "adapter_config.json").is_file()
+        remedy = (
+            "It holds adapters alone: make a model of them and their base with python -m "
+            "jaxclf.convert.from_peft and jaxclf.convert.to_hf --merge"
+            if adapters
+            else "Expected a run directory of jaxclf.train, a step of one, or a Hugging Face "
+            "classifier (config.json and safetensors)"
+        )
+        raise InputError(f"{directory} holds no classifier. {remedy}")
+    theirs = read_json(directory / "config.json")
+    config = defaults.default()
+    with config.unlocked():
+        config.model.name, config.model.checkpoint = "", source
+    recipe: Recipe | None = None
+    temperatures: dict[str, float] = {}
+    if (directory / FILE).is_file():
+        recipe, temperatures = _read(directory / FILE, config)
+    with config.unlocked():
+        loading.override(config, overrides)
+    if config.eval.temperature == "none":
+        temperatures = {}
+    found = from_hf.resolve(source, config.model.quantize)
+    tokenizer = Tokenizer.load(found.tokenizer_dir)
+    dimensions, _ = read_model(found.model_json)
+    if isinstance(dimensions, EncoderConfig):
+        if not dimensions.heads:
+            raise InputError(
+                f"{directory} is an encoder without a head that classifies; expected "
+                "…ForSequenceClassification or …ForTokenClassification. Train one from it: "
+                "config.model.checkpoint, or jaxclf.TextClassifier"
+            )
+        if recipe is None:
+            longest = min(dimensions.max_position, tokenizer.hf.model_max_length)
+            recipe = _recipe(theirs, dimensions.heads[0], longest, directory / "config.json")
+        (head,) = dimensions.heads
+        head = dataclasses.replace(head, name=recipe.tasks[0].name)
+        dimensions = dataclasses.replace(dimensions, heads=(head,))
+    elif recipe is None:
+        raise InputError(
+            f"{directory} generates text, and nothing there says which labels it is asked for: "
+            f"{FILE} is missing, which jaxclf.convert.to_hf writes beside an exported run. Ask it "
+            "with python -m jaxclf.prompt, or train it on your data"
+        )
+    model = create_model(config, dimensions)
+    classifier = make_classifier(model, tokenizer, recipe, config)
+    with sharding.use(config.mesh) as mesh:
+        plan = transfer.plan(model, found, "keep", recipe)
+        params = transfer.load(model, found, plan, jax.random.key(config.seed))
+    return Opened(classifier.with_params(params, mesh, temperatures), config, found)
+
+
+def _read(path: Path, config: ConfigDict) -> tuple[Recipe, dict[str, float]]:
+    """The recipe and temperatures of an export; its way of decoding goes into `config`."""
+    fields = read_json(path)
+    try:
+        recipe = Recipe.parse(fields["recipe"], path)
+        with config.unlocked():
+            for name, value in fields["eval"].items():
+                if name in config.eval:
+                    config.eval[name] = value
+        return recipe, {str(name): float(value) for name, value in fields["temperatures"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{path} was not written by jaxclf.convert.to_hf ({error!r}). Export the run again, or "
+            "remove the file to take the labels from config.json"
+        ) from error
+
+
+def _recipe(theirs: Mapping[str, Any], head: HeadConfig, longest: int, path: Path) -> Recipe:
+    """What a classifier that we did not train is asked: its labels, by its config.json."""
+    labels = attributes.labels(theirs, path)
+    slot_format: SlotFormat = "names"
+    if head.kind == "token":
+        slots, slot_format = _slots(labels, path)
+        task = Task("slots", "slots", slots)
+    else:
+        problem = theirs.get("problem_type")
+        if problem not in (None, *_KINDS):
+            raise InputError(f"{path}: problem_type is {problem!r}; known: {', '.join(_KINDS)}")
+        # As transformers does: one score is a number, several are classes of which one holds.
+        kind = _KINDS.get(problem) or ("regression" if len(labels) == 1 else "class")
+        task = Task("label", kind, () if kind == "regression" else labels)
+    return Recipe((task,), None, slot_format, max_length=longest, max_new_tokens=0)
+
+
+def _slots(labels: Sequence[str], path: Path) -> tuple[tuple[str, ...], SlotFormat]:
+    """The slots that a head of tokens scores: BIO tags (O, B-x, I-x, B-y …), or Other and names."""
+    if labels[0] == OTHER:
+        return tuple(labels[1:]), "names"
+    slots = tuple(label[2:] for label in labels[1::2])
+    if tuple(labels) == ("O", *(f"{mark}-{name}" for name in slots for mark in "BI")):
+        return slots, "bio"
+    raise InputError(
+        f"{path}: id2label is {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}; expected "
+        f"O, B-x, I-x, B-y, I-y … in this order, or {OTHER} and then the slots' names"
+    )
