@@ -1,22 +1,17 @@
 """Score a trained classifier again.
 
-python -m jaxclf.evaluate --checkpoint runs/quickstart --output runs/quickstart-test
+jaxclf evaluate --checkpoint runs/quickstart --output runs/quickstart-test
 """
 
-import argparse
 from pathlib import Path
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("evaluate", __doc__)
     parser.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="a run directory, or a step of one"
     )
@@ -33,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
     # Only now what takes seconds to import.
     from jaxclf.checkpoint.steps import read_step
-    from jaxclf.convert import from_hf, from_peft
+    from jaxclf.convert import hf_import, peft_import
     from jaxclf.core import cache
     from jaxclf.ensemble.run import open_any
     from jaxclf.runs import evaluation
@@ -43,8 +38,8 @@ def main(arguments: list[str]) -> None:
         options.checkpoint,
         read_step(options.step),
         options.overrides,
-        from_hf.resolve,
-        from_peft.convert,
+        hf_import.resolve,
+        peft_import.convert,
     )
     evaluation.evaluate(opened, Path(options.output), options.split)
 

@@ -1,29 +1,24 @@
 """Train, evaluate and report a classifier.
 
-python -m jaxclf.train --config configs/quickstart.py --workdir runs/quickstart
+jaxclf train --config configs/quickstart.py --workdir runs/quickstart
 
 The same command resumes a run that was stopped. Exit codes: 0 done, 2 wrong input, 3 corrupt or
 mismatched artifact, 4 input or output failed, 5 training went non-finite, 75 stopped after saving.
 On several hosts start it on each, with --distributed; launch/ does that.
 """
 
-import argparse
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 from jaxclf.core.allocator import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("train", __doc__)
     loading.add_arguments(parser)
     parser.add_argument(
         "--distributed",
@@ -59,15 +54,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     base = None
     if config.model.checkpoint:
-        from jaxclf.convert import from_hf
+        from jaxclf.convert import hf_import
 
         with processes.first_then_others("convert"):
-            base = from_hf.resolve(config.model.checkpoint, config.model.quantise)
+            base = hf_import.resolve(config.model.checkpoint, config.model.quantise)
     if config.attens.modules:
-        from jaxclf.convert import from_peft
+        from jaxclf.convert import peft_import
         from jaxclf.ensemble.run import train_ensemble
 
-        train_ensemble(config, workdir, base, from_peft.convert)
+        train_ensemble(config, workdir, base, peft_import.convert)
     else:
         train(config, workdir, base)
 

@@ -21,7 +21,7 @@ import json, os, sys
 import rich.progress, sklearn.metrics, tensorboardX
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from jaxclf.core import errors
-import jaxclf.convert.from_hf, jaxclf.runs.training, tests.mesh_checks
+import jaxclf.convert.hf_import, jaxclf.runs.training, tests.mesh_checks
 
 def run(asked):
     os.environ.update(asked["environment"])
