@@ -1,6 +1,7 @@
 """A request to stop (SIGTERM), taken at a point where the work can be saved."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 import jax
@@ -19,7 +20,7 @@ class Interrupts:
             step()                      # SIGTERM here is seen by the loop, which saves
 
     One of several processes leaves SIGTERM to JAX, which tells all of them to stop after the same
-    step.
+    step. Outside the main thread SIGTERM is left as it is: Python takes signals there alone.
     """
 
     def __init__(self):
@@ -37,7 +38,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self._previous = None
-        if jax.process_count() == 1:
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
