@@ -65,7 +65,7 @@ def ours(connection) -> None:
     from jaxclf.distributed.preemption import Interrupts
     from jaxclf.ensemble import features, fitting
     from jaxclf.ensemble.attens import Combiner, Pooling
-    from jaxclf.ensemble.features import Seen
+    from jaxclf.ensemble.features import AdaptedBase
     from jaxclf.models.from_config import create_model
     from jaxclf.training.losses import Term
 
@@ -77,7 +77,7 @@ def ours(connection) -> None:
     params = transfer.load(model, base, transfer.plan(model, base, "new"), jax.random.key(0))
     spec = lora.Spec(targets=("q", "k", "v"), rank=4, alpha=32.0)
     adapters = {f"m{n}": lora.init(params, spec, jax.random.key(n)) for n in range(MODULES)}
-    seen = Seen(model, params, "base", adapters, {name: name for name in adapters})
+    seen = AdaptedBase(model, params, "base", adapters, {name: name for name in adapters})
     with tempfile.TemporaryDirectory() as scratch:
         folder, start = Path(scratch), time.perf_counter()
         data = {}

@@ -20,7 +20,7 @@ from jaxclf.data import batching, loader, prefixes
 from jaxclf.data.batching import Batch, PromptBatch
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.examples import Tokens
-from jaxclf.data.prefixes import NONE, Shared
+from jaxclf.data.prefixes import NONE, SharedPrefixes
 from jaxclf.data.tasks import Task
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.label_decoder import Decoding, Mode
@@ -145,7 +145,7 @@ def placed(tree: Tree, axis: int = 0) -> Tree:
     return jax.tree.map(one, tree)
 
 
-def train_batch(examples: Any, *, pack_into: int, shared: Shared, accumulate: int) -> Batch:
+def train_batch(examples: Any, *, pack_into: int, shared: SharedPrefixes, accumulate: int) -> Batch:
     """A step's batch in micro-batches of ROWS rows, packed into so many tokens each if > 0."""
     batches = loader.train_batches(
         examples,
@@ -211,12 +211,12 @@ def score_batch(examples: Sequence[Encoded]) -> Batch:
     return placed(batch)
 
 
-def prompt_batch(examples: Sequence[Tokens], shared: Shared = NONE) -> PromptBatch:
+def prompt_batch(examples: Sequence[Tokens], shared: SharedPrefixes = NONE) -> PromptBatch:
     _, batch = next(loader.prompt_batches(examples, sharding.divisible(ROWS), shared))
     return placed(batch)
 
 
-def prefix_batch(shared: Shared) -> PromptBatch:
+def prefix_batch(shared: SharedPrefixes) -> PromptBatch:
     return placed(batching.prefix_row(shared))
 
 

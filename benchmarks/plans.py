@@ -165,7 +165,7 @@ def layers() -> None:
     from jaxclf.config import loading
     from jaxclf.models import registry
     from jaxclf.planning import hardware, programs
-    from jaxclf.planning.estimate import Job
+    from jaxclf.planning.estimate import PlannedRun
 
     sizes = {"data": 1, "fsdp": 8, "tensor": 4, "sequence": 1}
     seconds = {}
@@ -173,7 +173,7 @@ def layers() -> None:
         dims = dataclasses.replace(registry.find("llama3_70b"), num_layers=count)
         registry.CONFIGS[f"llama_{count}"] = dims
         fields = loading.load("configs/llama3_70b_20ng.py", [f"model.name=llama_{count}"])
-        program = programs.train_step(Job(fields, hardware.topology("v5p:4x4x2")), sizes, 1)
+        program = programs.train_step(PlannedRun(fields, hardware.topology("v5p:4x4x2")), sizes, 1)
         seconds[count] = program.compile_seconds
         print(f"{count} layers: {seconds[count]:.1f} s to compile", flush=True)
     print(f"{seconds[80] / seconds[8]:.2f} times as long for ten times the layers")

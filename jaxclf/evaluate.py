@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     from jaxclf.checkpoint.steps import read_step
     from jaxclf.convert import hf_import, peft_import
     from jaxclf.core import cache
-    from jaxclf.ensemble.run import open_any
+    from jaxclf.ensemble.opening import open_any
     from jaxclf.runs import evaluation
 
     cache.keep_programs()

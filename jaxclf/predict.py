@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     from jaxclf.convert import hf_import, peft_import
     from jaxclf.core import cache
     from jaxclf.data.records import Schema
-    from jaxclf.ensemble.run import open_any
+    from jaxclf.ensemble.opening import open_any
     from jaxclf.runs import labelling
 
     records = labelling.read_texts(

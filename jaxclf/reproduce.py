@@ -23,7 +23,7 @@ from jaxclf.core import command, errors
 from jaxclf.tables import definitions
 
 if TYPE_CHECKING:
-    from jaxclf.tables.runs import Job
+    from jaxclf.tables.runs import TableRun
 
 # A smoke run's time goes into compiling: quick compilation, and programs kept however small.
 _SMOKE = {
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
 
     # Only now what takes seconds to import: a typo is told at once.
     from jaxclf.tables import costs
-    from jaxclf.tables.runs import Job
+    from jaxclf.tables.runs import TableRun
 
     workdir = Path(options.workdir)
     asks = any(run.config.startswith("gpt") for run in table.runs)
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     stands_in = smoke and asks and not given and not options.list
     with _standin(workdir) if stands_in else contextlib.nullcontext(()) as address:
         jobs = [
-            Job(run, seed, workdir, (*options.overrides, *address))
+            TableRun(run, seed, workdir, (*options.overrides, *address))
             for run in table.runs
             for seed in range(options.seeds)
         ]
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(
-    table: definitions.Table, jobs: Sequence["Job"], workers: int, notes: Sequence[str]
+    table: definitions.Table, jobs: Sequence["TableRun"], workers: int, notes: Sequence[str]
 ) -> None:
     """Run what is not finished, then print and write the table, also of what SIGTERM left."""
     from jaxclf.report import tables as shown
@@ -91,7 +91,7 @@ def _run(
     workdir = jobs[0].workdir
     workdir.mkdir(parents=True, exist_ok=True)
     stopped: errors.Preempted | None = None
-    failed: dict[Job, str] = {}
+    failed: dict[TableRun, str] = {}
     try:
         failed = runs.carry_out(jobs, execute, workers, keep=table.smoke)
     except errors.Preempted as error:
@@ -106,7 +106,7 @@ def _run(
         sys.exit(1)
 
 
-def execute(job: "Job", config: ConfigDict) -> None:
+def execute(job: "TableRun", config: ConfigDict) -> None:
     """One run, by the command that its config is for; called in a process of its own."""
     from jaxclf.core.allocator import keep_freed_memory
 

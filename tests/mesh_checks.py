@@ -407,13 +407,13 @@ def every_config():
 
 def _every_leaf(path: Path):
     from jaxclf.config import loading
-    from jaxclf.planning.estimate import Job
+    from jaxclf.planning.estimate import PlannedRun
     from jaxclf.planning.hardware import topology
 
     for variant in ("", ":qlora"):  # whose leaves are those of :lora and of a base in 4 bits
         if variant and path.name.startswith(("attens", "my_task", "quickstart", "tiny")):
             continue
         found = loading.load(f"{path}{variant}")
-        job = Job(found, topology("v5p:2x2x2"))
+        job = PlannedRun(found, topology("v5p:2x2x2"))
         sizes = {"data": 1, "fsdp": 4, "tensor": 2, "sequence": 1}
         assert job.need(sizes, 1).parameters > 0

@@ -1,0 +1,1 @@
+"""Few trained parameters beside a frozen model."""

@@ -27,7 +27,7 @@ from jaxclf.core.tree import flatten, nest
 from jaxclf.core.types import Array, Float, Int, Key, Params
 from jaxclf.models.kernels import LoraKernel, column_norms, plain
 
-Kind = Literal["lora", "dora", "lora_fa"]
+AdapterKind = Literal["lora", "dora", "lora_fa"]
 
 ALL_LINEAR = "all-linear"
 _IN_LAYERS = "layers/"
@@ -44,7 +44,7 @@ class Spec:
     enters `a`.
     """
 
-    kind: Kind = "lora"
+    kind: AdapterKind = "lora"
     targets: tuple[str, ...] = ("q", "v")
     layers: tuple[int, ...] = ()
     rank: int = 8

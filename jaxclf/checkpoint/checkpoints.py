@@ -1,32 +1,16 @@
-"""What a run saves and finds again, and what stands behind a checkpoint's path.
-
-RUN/model.json, tokenizer/               the model's dimensions, its tokenizer
-RUN/checkpoints/STEP/params/             parameters, see `storage`
-RUN/checkpoints/STEP/state/              optimizer state, step, rng
-RUN/checkpoints/STEP/meta/meta.json      data iterator, metrics, manifests
-
-MODEL/model.json, tokenizer/             a converted model has the same at its root
-MODEL/params/, manifest.json
-
-Where `adapters.json` stands at the root, params/ holds adapters (see `lora`) and not a model; the
-file tells their spec, and which base they belong to.
-"""
+"""The checkpoints of a run: saved in the background, the last and the best kept."""
 
 import contextlib
 import dataclasses
-import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.model_dir import write_model
 from jaxclf.checkpoint.steps import (
     Which,
     best_step,
@@ -39,10 +23,8 @@ from jaxclf.checkpoint.steps import (
     step_directory,
 )
 from jaxclf.checkpoint.tree_store import Manifest
-from jaxclf.core import tree
 from jaxclf.core.errors import InputError, StorageError
 from jaxclf.core.types import Tree
-from jaxclf.models.registry import ModelConfig
 
 
 class Restored(NamedTuple):
@@ -175,24 +157,6 @@ class _LastAndBest:
 
 
 # Finding ------------------------------------------------------------------------------------------
-
-
-def write_base(
-    directory: Path, params: Tree, config: ModelConfig, dtype: str, quantised: str
-) -> None:
-    """Write a model directory, which appears whole or not at all, without a tokenizer.
-
-    `params` may be adapters too; adapters.json is then the caller's.
-    """
-    partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with tree_store.TreeWriter(partial / "params") as writer:
-        for path, leaf in tree.flatten(params).items():
-            writer.write(path, leaf.shape, leaf.dtype.name, [np.asarray(leaf)])
-    manifest = tree_store.manifest_to_json(writer.manifest)
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    write_model(partial / "model.json", config, dtype, quantised)
-    partial.rename(directory)
 
 
 # Meta ---------------------------------------------------------------------------------------------

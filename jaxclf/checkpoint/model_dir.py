@@ -1,20 +1,23 @@
 """What a checkpoint's path names: a run's checkpoint or a converted model, and what it holds."""
 
 import dataclasses
-import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf.adapters import lora
 from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.steps import Which, read_meta, step_directory
 from jaxclf.checkpoint.tree_store import Manifest
+from jaxclf.core import files, tree
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.core.types import Params
+from jaxclf.core.files import write_json
+from jaxclf.core.types import Params, Tree
 from jaxclf.distributed import sharding
 from jaxclf.models import registry
 from jaxclf.models.decoder import LlamaConfig
@@ -64,7 +67,7 @@ def resolve(path: str | Path, step: Which = "best") -> ModelSource:
     path = Path(path).absolute()
     if (path / "params").is_dir() and (path / "manifest.json").is_file():
         source = path / "manifest.json"
-        manifest = tree_store.manifest_from_json(tree_store.read_json(source), source)
+        manifest = tree_store.manifest_from_json(files.read_json(source), source)
         return _source(path, path / "params", manifest, None, None)
     if (path / "params").is_dir() and (path / "meta").is_dir():
         directory, run_dir = path, path.parent.parent
@@ -133,12 +136,12 @@ def write_model(path: Path, config: ModelConfig, dtype: str, quantised: str = "n
     """Write model.json; `dtype`: of the stored parameters, `quantised`: what their kernels are."""
     fields = {"family": registry.family_of(config), **dataclasses.asdict(config)}
     fields |= {"dtype": dtype, "quantised": quantised}
-    path.write_text(json.dumps(fields, indent=2) + "\n")
+    write_json(path, fields)
 
 
 def read_model(path: Path) -> tuple[ModelConfig, str]:
     """The dimensions and the dtype of the stored parameters; raises ArtifactError."""
-    fields = tree_store.read_json(path)
+    fields = files.read_json(path)
     try:
         family, dtype = fields["family"], fields.pop("dtype")
         fields.pop("quantised", None)
@@ -157,16 +160,16 @@ def read_model(path: Path) -> tuple[ModelConfig, str]:
 
 def quantisation(source: ModelSource) -> str:
     """What the kernels of a stored model are: none, int8, int4 or nf4."""
-    return tree_store.read_json(source.model_json).get("quantised", "none")
+    return files.read_json(source.model_json).get("quantised", "none")
 
 
 def write_adapters(path: Path, info: AdapterInfo) -> None:
-    path.write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n")
+    write_json(path, dataclasses.asdict(info))
 
 
 def read_adapters(path: Path) -> AdapterInfo:
     """Inverse of `write_adapters`; raises ArtifactError."""
-    fields = tree_store.read_json(path)
+    fields = files.read_json(path)
     try:
         spec = {name: _tuples(value) for name, value in fields["spec"].items()}
         return AdapterInfo(lora.Spec(**spec), fields["checkpoint"], fields["fingerprint"])
@@ -200,3 +203,21 @@ def find_base(config: ConfigDict, run_dir: Path, find: FindModel) -> ModelSource
     if config.model.checkpoint:
         return find(config.model.checkpoint, config.model.quantise)
     return resolve(run_dir / "base")
+
+
+def write_base(
+    directory: Path, params: Tree, config: ModelConfig, dtype: str, quantised: str
+) -> None:
+    """Write a model directory, which appears whole or not at all, without a tokenizer.
+
+    `params` may be adapters too; adapters.json is then the caller's.
+    """
+    partial = directory.with_name(f"{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with tree_store.TreeWriter(partial / "params") as writer:
+        for path, leaf in tree.flatten(params).items():
+            writer.write(path, leaf.shape, leaf.dtype.name, [np.asarray(leaf)])
+    manifest = tree_store.manifest_to_json(writer.manifest)
+    write_json(partial / "manifest.json", manifest)
+    write_model(partial / "model.json", config, dtype, quantised)
+    partial.rename(directory)

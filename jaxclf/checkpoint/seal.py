@@ -6,15 +6,15 @@
 That guards against accidents and quiet edits, not against a forger, who can seal anew.
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxclf.checkpoint import tree_store
+from jaxclf.core import files
 from jaxclf.core.errors import ArtifactError
+from jaxclf.core.files import sha256
 
 REPORT, PREDICTIONS = "report.json", "predictions.jsonl"
 _REMEDY = "Restore it from a copy, or remove it and score the run again"
@@ -44,7 +44,7 @@ def read(directory: str | Path) -> dict[str, Any]:
     no alteration.
     """
     path = Path(directory) / REPORT
-    report = tree_store.read_json(path)
+    report = files.read_json(path)
     try:
         provenance = report.get("provenance")
         if provenance is None:
@@ -69,10 +69,6 @@ def read(directory: str | Path) -> dict[str, Any]:
             f"{REPORT} is {str(listed)[:16]}. {_REMEDY}"
         )
     return report
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _digests(report: Mapping[str, Any]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.tree_store import Manifest
+from jaxclf.core import files
 from jaxclf.core.errors import ArtifactError, InputError
 
 Which = int | Literal["best", "last"]
@@ -66,7 +67,7 @@ class Meta(NamedTuple):
 
 def read_meta(directory: Path) -> Meta:
     path = directory / "meta" / "meta.json"
-    sealed = tree_store.read_json(path)
+    sealed = files.read_json(path)
     try:
         meta = sealed["content"]
         if sealed_meta(meta) != sealed:

@@ -107,16 +107,6 @@ def fingerprint(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_json(path: Path) -> Any:
-    """Raises ArtifactError where the file is missing or no JSON; other OSErrors pass."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ArtifactError(f"{path}: missing") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not JSON ({error})") from error
-
-
 # Saving -------------------------------------------------------------------------------------------
 
 

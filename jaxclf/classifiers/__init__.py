@@ -1,0 +1,1 @@
+"""What labels texts, and how a trained one is opened."""

@@ -12,12 +12,12 @@ from jaxclf.core.types import Params
 from jaxclf.data import batching, loader, prefixes
 from jaxclf.data.examples import Tokens
 from jaxclf.data.predictions import Prediction
-from jaxclf.data.prefixes import Shared
+from jaxclf.data.prefixes import SharedPrefixes
 from jaxclf.data.shape_budget import Budget
 from jaxclf.data.tasks import Record, words
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding import decode
-from jaxclf.decoding.label_decoder import Answer, Answerer, Decoding, Prompts
+from jaxclf.decoding.label_decoder import Decoding, LabelAnswer, LabelDecoder, Prompts
 from jaxclf.decoding.label_scores import CONTENT_FREE
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
@@ -45,13 +45,13 @@ class GenerativeClassifier(LocalClassifier):
         self.greedy = jax.jit(decode.make_greedy(model, recipe.max_new_tokens, tokenizer.eos_id))
         self.answerer = None
         if self.decoding.mode != "free":
-            self.answerer = Answerer(model, tokenizer, recipe, self.decoding)
+            self.answerer = LabelDecoder(model, tokenizer, recipe, self.decoding)
         self.unread = 0.0  # the most probability that `predict` left unread of any text
         self.compute_prefix = jax.jit(decode.make_prefix(model))
         self.budget = Budget()
-        self._computed: tuple[Params, bytes, decode.Prefix] | None = None
+        self._computed: tuple[Params, bytes, decode.ComputedPrefix] | None = None
 
-    def prefix(self, params: Params, shared: Shared) -> decode.Prefix | None:
+    def prefix(self, params: Params, shared: SharedPrefixes) -> decode.ComputedPrefix | None:
         """The shared prefixes computed with these parameters, once for calls that follow."""
         if not shared:
             return None
@@ -144,7 +144,7 @@ class GenerativeClassifier(LocalClassifier):
             return {"mode": self.decoding.mode}
         return dataclasses.asdict(self.decoding) | {"unread": self.unread}
 
-    def chosen(self, record: Record, answer: Answer) -> Prediction:
+    def chosen(self, record: Record, answer: LabelAnswer) -> Prediction:
         """The prediction that an answer made of labels is."""
         assert self.answerer is not None
         self.unread = max(self.unread, answer.unread)

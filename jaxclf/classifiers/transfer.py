@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.model_dir import ModelSource, load_params, read_model
-from jaxclf.core import tree
+from jaxclf.core import files, tree
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Array, Key, Params
 from jaxclf.data.tasks import head_labels
@@ -26,7 +25,7 @@ from jaxclf.models.registry import Model, ModelConfig
 _REPLACEABLE = re.compile("(heads|pooler|layers(/.*)?/prefix)/.*")
 
 
-class Plan(NamedTuple):
+class Transfer(NamedTuple):
     """`taken`: leaf of the run → leaf of the checkpoint. `new`: leaves started at random.
 
     `unused`: tensors of the checkpoint that are left behind.
@@ -37,7 +36,9 @@ class Plan(NamedTuple):
     unused: tuple[str, ...]
 
 
-def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe | None = None) -> Plan:
+def plan(
+    model: Model, base: ModelSource | None, heads: str, recipe: Recipe | None = None
+) -> Transfer:
     """What `load` does, by names alone; all is random without a base, which is not listed.
 
     `heads`: "keep" those of the base (a recipe says which labels they must have), or start "new"
@@ -45,7 +46,7 @@ def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe | No
     another size or knows other labels than the recipe's task.
     """
     if base is None:
-        return Plan({}, (), ())
+        return Transfer({}, (), ())
     if base.adapters is not None:
         raise InputError(
             f"{base.model_json.parent} holds adapters, which are no base to start from. Make a "
@@ -66,10 +67,10 @@ def plan(model: Model, base: ModelSource | None, heads: str, recipe: Recipe | No
         _check_labels(base, names, recipe)
     new = tuple(path for path in wanted if _REPLACEABLE.fullmatch(path) and path not in taken)
     left = tuple(path for path in base.manifest if path not in taken.values())
-    return Plan(taken, new, (*_unused_at_conversion(base), *left))
+    return Transfer(taken, new, (*_unused_at_conversion(base), *left))
 
 
-def load(model: Model, base: ModelSource | None, plan: Plan, key: Key[Array, ""]) -> Params:
+def load(model: Model, base: ModelSource | None, plan: Transfer, key: Key[Array, ""]) -> Params:
     """A run's first parameters; raises ArtifactError where the checkpoint's body does not fit."""
     if base is None:
         return sharding.born(model.init, key)
@@ -160,4 +161,4 @@ def _unused_at_conversion(base: ModelSource) -> tuple[str, ...]:
 
 def _conversion(base: ModelSource) -> dict[str, Any]:
     path = base.model_json.parent / "conversion.json"
-    return tree_store.read_json(path) if path.is_file() else {}
+    return files.read_json(path) if path.is_file() else {}

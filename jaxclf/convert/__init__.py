@@ -1,0 +1,1 @@
+"""Checkpoints and adapters of Hugging Face's libraries, in and out."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxclf.convert import attributes
 from jaxclf.convert.attributes import is_size, refuse
-from jaxclf.convert.mapping import Family, Row
+from jaxclf.convert.mapping import Family, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.layers import RopeScaling
@@ -14,18 +14,18 @@ _LAYER = "model.layers.{layer}."
 
 # fmt: off
 ROWS = (
-    Row("model.embed_tokens.weight", "embed/embedding"),
-    Row(_LAYER + "input_layernorm.weight", "layers/attention_norm/scale"),
-    Row(_LAYER + "self_attn.q_proj.weight", "layers/attention/q/kernel", transpose=True),
-    Row(_LAYER + "self_attn.k_proj.weight", "layers/attention/k/kernel", transpose=True),
-    Row(_LAYER + "self_attn.v_proj.weight", "layers/attention/v/kernel", transpose=True),
-    Row(_LAYER + "self_attn.o_proj.weight", "layers/attention/o/kernel", transpose=True),
-    Row(_LAYER + "post_attention_layernorm.weight", "layers/mlp_norm/scale"),
-    Row(_LAYER + "mlp.gate_proj.weight", "layers/mlp/gate/kernel", transpose=True),
-    Row(_LAYER + "mlp.up_proj.weight", "layers/mlp/up/kernel", transpose=True),
-    Row(_LAYER + "mlp.down_proj.weight", "layers/mlp/down/kernel", transpose=True),
-    Row("model.norm.weight", "norm/scale"),
-    Row("lm_head.weight", "unembed/kernel", transpose=True),
+    TensorRow("model.embed_tokens.weight", "embed/embedding"),
+    TensorRow(_LAYER + "input_layernorm.weight", "layers/attention_norm/scale"),
+    TensorRow(_LAYER + "self_attn.q_proj.weight", "layers/attention/q/kernel", transpose=True),
+    TensorRow(_LAYER + "self_attn.k_proj.weight", "layers/attention/k/kernel", transpose=True),
+    TensorRow(_LAYER + "self_attn.v_proj.weight", "layers/attention/v/kernel", transpose=True),
+    TensorRow(_LAYER + "self_attn.o_proj.weight", "layers/attention/o/kernel", transpose=True),
+    TensorRow(_LAYER + "post_attention_layernorm.weight", "layers/mlp_norm/scale"),
+    TensorRow(_LAYER + "mlp.gate_proj.weight", "layers/mlp/gate/kernel", transpose=True),
+    TensorRow(_LAYER + "mlp.up_proj.weight", "layers/mlp/up/kernel", transpose=True),
+    TensorRow(_LAYER + "mlp.down_proj.weight", "layers/mlp/down/kernel", transpose=True),
+    TensorRow("model.norm.weight", "norm/scale"),
+    TensorRow("lm_head.weight", "unembed/kernel", transpose=True),
 )
 # fmt: on
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxclf.convert import attributes
-from jaxclf.convert.mapping import Family, Row
+from jaxclf.convert.mapping import Family, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.encoder import EncoderConfig, EncoderFamily
 from jaxclf.models.heads import HeadConfig, HeadKind
@@ -164,16 +164,16 @@ _TABLES: dict[EncoderFamily, _Table] = {
 }
 
 
-def _rows(config: EncoderConfig) -> list[Row]:
+def _rows(config: EncoderConfig) -> list[TensorRow]:
     table, prefix = _TABLES[config.family], f"{config.family}."
     rows = [
-        Row(f"{prefix}{theirs}.weight", f"{ours}/embedding")
+        TensorRow(f"{prefix}{theirs}.weight", f"{ours}/embedding")
         for theirs, ours in table.embeddings.items()
     ]
     for theirs, ours in table.norms.items():
         rows += [
-            Row(f"{prefix}{theirs}.weight", f"{ours}/scale"),
-            Row(f"{prefix}{theirs}.bias", f"{ours}/bias"),
+            TensorRow(f"{prefix}{theirs}.weight", f"{ours}/scale"),
+            TensorRow(f"{prefix}{theirs}.bias", f"{ours}/bias"),
         ]
     for theirs, ours in table.linears.items():
         rows += _linear(prefix + theirs, ours)
@@ -184,9 +184,9 @@ def _rows(config: EncoderConfig) -> list[Row]:
     return rows
 
 
-def _linear(theirs: str, ours: str) -> Iterator[Row]:
-    yield Row(f"{theirs}.weight", f"{ours}/kernel", transpose=True)
-    yield Row(f"{theirs}.bias", f"{ours}/bias")
+def _linear(theirs: str, ours: str) -> Iterator[TensorRow]:
+    yield TensorRow(f"{theirs}.weight", f"{ours}/kernel", transpose=True)
+    yield TensorRow(f"{theirs}.bias", f"{ours}/bias")
 
 
 # Configuration ------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import ml_dtypes  # noqa: F401 - makes "bfloat16" a dtype that numpy knows
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from jaxclf.checkpoint import tree_store
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.files import read_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CODES = {name: code for code, name in DTYPES.items()}
@@ -79,7 +79,7 @@ def _weight_files(directory: Path, single: str) -> list[Path]:
         return [directory / single]
     if (directory / _INDEX).is_file():
         try:
-            names = set(tree_store.read_json(directory / _INDEX)["weight_map"].values())
+            names = set(read_json(directory / _INDEX)["weight_map"].values())
         except (AttributeError, KeyError, TypeError) as error:
             raise ArtifactError(f"{directory / _INDEX}: holds no weight_map of names") from error
         if strange := [n for n in names if Path(n).name != n or not n.endswith(".safetensors")]:

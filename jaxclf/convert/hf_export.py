@@ -20,6 +20,7 @@ from jaxclf.convert import merge as merging
 from jaxclf.convert.hf_import import FAMILIES, TOKENIZER_FILES
 from jaxclf.core import tree
 from jaxclf.core.errors import InputError
+from jaxclf.core.files import read_json
 from jaxclf.data.tasks import head_labels
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
@@ -162,7 +163,7 @@ def labels_of(source: ModelSource, head: HeadConfig) -> tuple[Sequence[str], str
         if task is not None:
             labels, problem = head_labels(task, recipe.slot_format), _PROBLEMS.get(task.kind)
     elif (origin := source.model_json.parent / "conversion.json").is_file():
-        labels = tree_store.read_json(origin).get("labels") or ()
+        labels = read_json(origin).get("labels") or ()
     if len(labels) != head.size:
         labels = attributes.default_labels(head.size)
     return labels, problem
@@ -193,7 +194,7 @@ def _token_ids(source: ModelSource) -> dict[str, Any]:
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     generation = source.model_json.parent / "generation_config.json"
     if generation.is_file():
-        theirs = tree_store.read_json(generation)
+        theirs = read_json(generation)
         return {name: theirs.get(name) for name in names}
     if source.tokenizer_dir.is_dir():
         from jaxclf.data.tokenizer import Tokenizer

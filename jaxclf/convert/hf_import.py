@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +15,7 @@ from jaxclf.checkpoint.model_dir import find_model
 from jaxclf.convert import attributes, decoders, encoders, files, mapping, t5
 from jaxclf.core import cache, tree
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.core.files import read_json, write_json
 from jaxclf.models import quantization, registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.quantization import Quantise, QuantKernel
@@ -57,7 +57,7 @@ def convert(
     Memory peaks at the largest tensor of the source plus a few blocks. Raises InputError for a
     checkpoint that we cannot honour, ArtifactError for a corrupt or incomplete one.
     """
-    theirs = tree_store.read_json(source / "config.json")
+    theirs = read_json(source / "config.json")
     family = FAMILIES.get(str(theirs.get("model_type"))) if isinstance(theirs, dict) else None
     if family is None:
         raise InputError(
@@ -87,13 +87,13 @@ def convert(
                 count = f"{len(writer.manifest)}/{len(leaves)}"
                 progress(f"{count} {path} {stored}{list(leaf.shape)} from {parts[0].name}")
         manifest = tree_store.manifest_to_json(writer.manifest)
-        (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        write_json(new / "manifest.json", manifest)
         floats = [leaf for leaf in writer.manifest.values() if "int" not in leaf.dtype]
         largest = max(floats, key=lambda leaf: math.prod(leaf.shape))
         model_dir.write_model(new / "model.json", config, largest.dtype, quantise)
         labels = attributes.labels(theirs, source / "config.json") if _has_head(config) else None
         origin = {"source": source.absolute().name, "unused": unused, "labels": labels}
-        (new / "conversion.json").write_text(json.dumps(origin, indent=1, ensure_ascii=False))
+        write_json(new / "conversion.json", origin)
         files.copy_files(source, new / "tokenizer", TOKENIZER_FILES)
         files.copy_files(source, new, ["generation_config.json"])
 

@@ -3,7 +3,7 @@
     Row("model.layers.{layer}.mlp.up_proj.weight", "layers/mlp/up/kernel", transpose=True)
 
 says that layer i of our stacked leaf `layers/mlp/up/kernel` is the transpose of
-`model.layers.i.mlp.up_proj.weight`. A `Family` has such a table (see `llama`).
+`model.layers.i.mlp.up_proj.weight`. A `Family` has such a table (see `decoders`).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TensorRow:
     """`{layer}` in the Hugging Face name runs over the leading axis of our leaf."""
 
     theirs: str
@@ -39,7 +39,7 @@ class Family:
     the tensor they must equal.
     """
 
-    rows: Callable[[Any], Sequence[Row]]
+    rows: Callable[[Any], Sequence[TensorRow]]
     read_config: Callable[[Mapping[str, Any], object, Collection[str]], Any]
     write_config: Callable[[Any, Sequence[str]], dict[str, Any]]
     prefix: str = ""
@@ -60,7 +60,7 @@ class Tensor:
     transpose: bool
 
 
-def expand(rows: Sequence[Row], leaves: Mapping[str, Shape]) -> list[Tensor]:
+def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tensor]:
     """The tensors that make up a tree of these leaves, leaf by leaf, layers in order.
 
     A row whose leaf the tree lacks (an unembedding tied to the embedding) yields none. Raises

@@ -17,7 +17,7 @@ from typing import Any
 from jaxclf.adapters.lora import ALL_LINEAR, Place, Spec
 from jaxclf.convert import attributes
 from jaxclf.convert.attributes import is_size
-from jaxclf.convert.mapping import Row, Tensor
+from jaxclf.convert.mapping import Tensor, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.heads import HeadKind
 
@@ -325,7 +325,7 @@ def write_settings(
     places: Mapping[str, Place],
     saved: Collection[str],
     model: Sequence[Tensor],
-    rows: Sequence[Row],
+    rows: Sequence[TensorRow],
     task_type: str | None,
     base: str | None,
 ) -> dict[str, Any]:

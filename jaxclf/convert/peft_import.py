@@ -1,7 +1,6 @@
 """A LoRA adapter of the peft library becomes an adapter directory of ours."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxclf.convert.mapping import Family, Shape, Tensor
 from jaxclf.convert.peft import PREFIX, SETTINGS, TASK_TYPES, WEIGHTS
 from jaxclf.core import tree
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.files import read_json, write_json
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig, HeadKind
@@ -33,7 +33,7 @@ def convert(
     `source` holds. Raises InputError for settings that we cannot honour, ArtifactError for a
     corrupt or incomplete file, or one that does not fit the base.
     """
-    settings = peft.read_settings(tree_store.read_json(source / SETTINGS), source / SETTINGS)
+    settings = peft.read_settings(read_json(source / SETTINGS), source / SETTINGS)
     weights = files.Weights(source, file=WEIGHTS)
     checkpoint = base or _named_base(settings, source / SETTINGS)
     found = hf_import.resolve(checkpoint)
@@ -76,7 +76,7 @@ def convert(
                 parts = [tensor for tensor in tensors if tensor.ours == path]
                 _write(writer, path, parts, weights)
         manifest = tree_store.manifest_to_json(writer.manifest)
-        (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        write_json(new / "manifest.json", manifest)
         model_dir.write_model(new / "model.json", config, "float32")
         fingerprint = tree_store.fingerprint(found.manifest)
         info = AdapterInfo(spec, _reference(checkpoint), fingerprint)

@@ -4,54 +4,55 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxclf.convert import attributes
-from jaxclf.convert.mapping import Family, Row
+from jaxclf.convert.mapping import Family, TensorRow
 from jaxclf.core.errors import ArtifactError
 from jaxclf.models.t5 import T5Config
 
 
-def _side(side: str, feed_forward: int) -> list[Row]:
+def _side(side: str, feed_forward: int) -> list[TensorRow]:
     """The rows of encoder or decoder; `feed_forward`: its place among a layer's parts."""
     theirs, ours = f"{side}.block.{{layer}}.layer.", f"layers/{side}/"
     dense = f"{theirs}{feed_forward}.DenseReluDense."
     rows = [
-        Row(f"{theirs}0.layer_norm.weight", f"{ours}attention_norm/scale"),
+        TensorRow(f"{theirs}0.layer_norm.weight", f"{ours}attention_norm/scale"),
         *_attention(f"{theirs}0.SelfAttention.", f"{ours}attention/"),
-        Row(f"{theirs}{feed_forward}.layer_norm.weight", f"{ours}mlp_norm/scale"),
-        Row(f"{dense}wi_0.weight", f"{ours}mlp/gate/kernel", transpose=True),
-        Row(f"{dense}wi_1.weight", f"{ours}mlp/up/kernel", transpose=True),
-        Row(f"{dense}wo.weight", f"{ours}mlp/down/kernel", transpose=True),
-        Row(f"{side}.final_layer_norm.weight", f"{side}_norm/scale"),
-        Row(
+        TensorRow(f"{theirs}{feed_forward}.layer_norm.weight", f"{ours}mlp_norm/scale"),
+        TensorRow(f"{dense}wi_0.weight", f"{ours}mlp/gate/kernel", transpose=True),
+        TensorRow(f"{dense}wi_1.weight", f"{ours}mlp/up/kernel", transpose=True),
+        TensorRow(f"{dense}wo.weight", f"{ours}mlp/down/kernel", transpose=True),
+        TensorRow(f"{side}.final_layer_norm.weight", f"{side}_norm/scale"),
+        TensorRow(
             f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
             f"distances/{side}/embedding",
         ),
     ]
     if side == "decoder":
         rows += _attention(f"{theirs}1.EncDecAttention.", f"{ours}cross/")
-        rows.append(Row(f"{theirs}1.layer_norm.weight", f"{ours}cross_norm/scale"))
+        rows.append(TensorRow(f"{theirs}1.layer_norm.weight", f"{ours}cross_norm/scale"))
     return rows
 
 
-def _attention(theirs: str, ours: str) -> list[Row]:
+def _attention(theirs: str, ours: str) -> list[TensorRow]:
     return [
-        Row(f"{theirs}{name}.weight", f"{ours}{name}/kernel", transpose=True) for name in "qkvo"
+        TensorRow(f"{theirs}{name}.weight", f"{ours}{name}/kernel", transpose=True)
+        for name in "qkvo"
     ]
 
 
 ROWS = (
-    Row("shared.weight", "embed/embedding"),
+    TensorRow("shared.weight", "embed/embedding"),
     *_side("encoder", 1),
     *_side("decoder", 2),
-    Row("lm_head.weight", "unembed/kernel", transpose=True),
+    TensorRow("lm_head.weight", "unembed/kernel", transpose=True),
 )
 
 
-def rows(config: T5Config) -> list[Row]:
+def rows(config: T5Config) -> list[TensorRow]:
     """The table; without a gate `up` has another name."""
     if config.gated:
         return list(ROWS)
     return [
-        Row(row.theirs.replace("wi_1", "wi"), row.ours, row.transpose)
+        TensorRow(row.theirs.replace("wi_1", "wi"), row.ours, row.transpose)
         for row in ROWS
         if "wi_0" not in row.theirs
     ]

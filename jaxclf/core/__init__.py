@@ -1,0 +1,1 @@
+"""What everything stands on: errors and exit codes, array types, trees, whole files, logs."""

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -128,14 +128,15 @@ class Events:
         if self._failed:
             return
         try:
-            from tensorboard.compat.proto import event_pb2
-            from tensorboard.summary.writer.record_writer import RecordWriter
+            # Neither has types; messages are made when their module is imported.
+            from tensorboard.compat.proto import event_pb2  # pyright: ignore
+            from tensorboard.summary.writer import record_writer  # pyright: ignore
 
-            make: Any = getattr(event_pb2, "Event")  # noqa: B009 - which no type checker sees
+            make = cast(Any, event_pb2).Event
             self._path.parent.mkdir(exist_ok=True)
             # Opened each time, as metrics.jsonl is.
             with self._path.open("ab") as file:
-                writer = RecordWriter(file)
+                writer = cast(Any, record_writer).RecordWriter(file)
                 for event in events:
                     writer.write(make(wall_time=time.time(), **event).SerializeToString())
         except Exception as error:  # of the disk, or of an unfit TensorBoard or protobuf

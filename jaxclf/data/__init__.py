@@ -1,0 +1,1 @@
+"""From files to batches: records, their labels, token ids and rows of one shape."""

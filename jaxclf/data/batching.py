@@ -23,9 +23,9 @@ import numpy as np
 from jaxclf.core.types import AnyArray, Bool, Int, Prefixes, Shaped
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.examples import Tokens
-from jaxclf.data.prefixes import NONE, Shared
+from jaxclf.data.prefixes import NONE, SharedPrefixes
 
-Row = dict[str, np.ndarray]
+ExampleRow = dict[str, np.ndarray]
 
 ANSWER = "answer"  # the one target of generation
 
@@ -84,7 +84,7 @@ def bucket(length: int, smallest: int = 16) -> int:
     return size
 
 
-def row(example: Tokens | Encoded, shared: Shared = NONE) -> Row:
+def row(example: Tokens | Encoded, shared: SharedPrefixes = NONE) -> ExampleRow:
     """One example's arrays, without its prefix where that is shared; positions count from their
     first token."""
     if isinstance(example, Encoded):
@@ -110,7 +110,7 @@ def row(example: Tokens | Encoded, shared: Shared = NONE) -> Row:
     return arrays | {"seen": np.full(len(read), number, np.int32)} if shared else arrays
 
 
-def padded(rows: Sequence[Row], shared: Shared = NONE, groups: int = 1) -> Batch:
+def padded(rows: Sequence[ExampleRow], shared: SharedPrefixes = NONE, groups: int = 1) -> Batch:
     """One example a row, padded on the right to the bucket of the longest.
 
     `groups`: micro-batches that the rows are divided into; each has the shared prefixes.
@@ -151,7 +151,7 @@ def padded(rows: Sequence[Row], shared: Shared = NONE, groups: int = 1) -> Batch
     return _with_prefixes(batch, arrays.get("seen"), shared, groups)
 
 
-def packed(rows: Mapping[str, np.ndarray], shared: Shared = NONE, groups: int = 1) -> Batch:
+def packed(rows: Mapping[str, np.ndarray], shared: SharedPrefixes = NONE, groups: int = 1) -> Batch:
     """Rows filled by grain's packer, `[B, T]` and `[B, J]`, with their segment ids.
 
     The packer only lays examples side by side: label positions are moved by where their example
@@ -180,7 +180,9 @@ def packed(rows: Mapping[str, np.ndarray], shared: Shared = NONE, groups: int = 
     return _with_prefixes(batch, rows.get("seen"), shared, groups)
 
 
-def _with_prefixes(batch: Batch, seen: np.ndarray | None, shared: Shared, groups: int) -> Batch:
+def _with_prefixes(
+    batch: Batch, seen: np.ndarray | None, shared: SharedPrefixes, groups: int
+) -> Batch:
     """The batch with the shared prefixes over the rows of each group, and positions after them."""
     if not shared or seen is None:
         return batch
@@ -202,7 +204,7 @@ def _filled(segments: np.ndarray) -> np.ndarray:
     return np.where(segments == 0, np.iinfo(np.int32).max, segments)
 
 
-def prompts(examples: Sequence[Tokens], rows: int, shared: Shared = NONE) -> PromptBatch:
+def prompts(examples: Sequence[Tokens], rows: int, shared: SharedPrefixes = NONE) -> PromptBatch:
     """Prompts without answers, padded on the left; missing rows repeat the last example.
 
     Prefixes that are `shared` are left out. Where decoders of their own write the answers, labels
@@ -226,7 +228,7 @@ def prompts(examples: Sequence[Tokens], rows: int, shared: Shared = NONE) -> Pro
     return PromptBatch(tokens, segment_ids, positions, seen if shared else None, answer)
 
 
-def prefix_row(shared: Shared) -> PromptBatch:
+def prefix_row(shared: SharedPrefixes) -> PromptBatch:
     """All shared prefixes in one row, a segment each."""
     tokens, positions, numbers = shared.laid(1)
     return PromptBatch(tokens, numbers, positions)

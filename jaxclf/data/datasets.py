@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.data import builtin, published, readers, records
-from jaxclf.data.readers import Row
-from jaxclf.data.records import Defects, Schema, Target
+from jaxclf.data.readers import RawRow
+from jaxclf.data.records import Column, Defects, Schema
 from jaxclf.data.tasks import Record, Task
 
 Splits = dict[str, list[Record]]
@@ -49,7 +49,7 @@ MASSIVE_SCHEMA = Schema(
     id="id",
     text="utt",
     split="partition",
-    targets=(Target("intent", "class", "intent"), Target("slots", "slots", "annot_utt")),
+    targets=(Column("intent", "class", "intent"), Column("slots", "slots", "annot_utt")),
 )
 # The hub turns every data set into parquet files on this branch. Its main branch holds only a
 # loading script, and `datasets` runs none since version 4.
@@ -57,7 +57,7 @@ MASSIVE_REPOSITORY = "AmazonScience/massive"
 MASSIVE_REVISION = "refs/convert/parquet"
 MASSIVE_FILES = tuple(f"en-US/{split}/0000.parquet" for split in ("train", "validation", "test"))
 
-NEWSGROUPS_SCHEMA = Schema(id="id", text="text", targets=(Target("20class", "class", "label"),))
+NEWSGROUPS_SCHEMA = Schema(id="id", text="text", targets=(Column("20class", "class", "label"),))
 
 # `data.dev_fraction` takes the same records whatever the run's seed, so that runs compare.
 HELD_OUT_SEED = 0
@@ -165,7 +165,7 @@ def _builtin(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], S
 @functools.cache
 def _builtin_splits() -> Splits:
     """The same in every run of a process: a test suite makes many."""
-    rows = (Row(f"builtin:{line}", fields) for line, fields in enumerate(builtin.rows(), 1))
+    rows = (RawRow(f"builtin:{line}", fields) for line, fields in enumerate(builtin.rows(), 1))
     return records.parse(rows, MASSIVE_SCHEMA, Defects(skip=False))
 
 
@@ -226,7 +226,7 @@ def root_class(group: str) -> str:
     return group.partition(".")[0]
 
 
-def fetch_newsgroups(split: str) -> list[Row]:
+def fetch_newsgroups(split: str) -> list[RawRow]:
     """A split of "bydate", headers kept, in the order of group and number.
 
     scikit-learn decodes the posts as Latin-1 and keeps them in its own cache.
@@ -241,16 +241,16 @@ def fetch_newsgroups(split: str) -> list[Row]:
     for file, text, target in zip(found.filenames, found.data, found.target, strict=True):
         label = found.target_names[target]
         identity = f"{label}/{Path(file).name}"
-        rows.append(Row(identity, {"id": identity, "label": label, "text": text}))
+        rows.append(RawRow(identity, {"id": identity, "label": label, "text": text}))
     return sorted(rows, key=lambda row: row.where)
 
 
 def _file(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
     targets = []
     if config.label:
-        targets.append(Target("label", config.kind, config.label))
+        targets.append(Column("label", config.kind, config.label))
     if config.slots:
-        targets.append(Target("slots", "slots", config.slots))
+        targets.append(Column("slots", "slots", config.slots))
     if not targets:
         raise InputError("data.label and data.slots are both empty; name a column with labels")
     if not config.train:

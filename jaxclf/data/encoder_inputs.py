@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from jaxclf.core.errors import InputError
-from jaxclf.data.tasks import Label, Record, Task, head_labels, plain_slots
+from jaxclf.data.tasks import Label, Record, SlotFormat, Task, head_labels, plain_slots
 from jaxclf.data.tokenizer import Tokenizer
 
 Target = tuple[np.ndarray, np.ndarray]  # positions [J] and labels [J] or [J, C]
@@ -44,7 +44,7 @@ def encode(
     records: Sequence[Record],
     tasks: Sequence[Task],
     tokenizer: Tokenizer,
-    slot_format: str,
+    slot_format: SlotFormat,
     max_length: int,
     *,
     truncate: bool = True,
@@ -108,7 +108,7 @@ def _word_starts(text: str, encoding: Any) -> Iterator[tuple[int, int]]:
             last = word
 
 
-def _reader(task: Task, slot_format: str) -> Any:
+def _reader(task: Task, slot_format: SlotFormat) -> Any:
     """A function (gold label or None, words with a place, places) → labels, zeros without gold."""
     index = {label: number for number, label in enumerate(head_labels(task, slot_format))}
 

@@ -12,7 +12,7 @@ from jaxclf.data import batching
 from jaxclf.data.batching import Batch, PromptBatch
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.examples import Tokens
-from jaxclf.data.prefixes import NONE, Shared
+from jaxclf.data.prefixes import NONE, SharedPrefixes
 
 # Rows filled side by side before any is emitted; more of them leave less padding.
 _PACKING_BINS = 64
@@ -25,13 +25,13 @@ Examples = Sequence[Tokens] | Sequence[Encoded]
 class _Rows:
     """Random access to the examples' arrays, as grain reads a source."""
 
-    def __init__(self, examples: Examples, shared: Shared):
+    def __init__(self, examples: Examples, shared: SharedPrefixes):
         self.examples, self.shared = examples, shared
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> batching.Row:
+    def __getitem__(self, index: int) -> batching.ExampleRow:
         return batching.row(self.examples[index], self.shared)
 
 
@@ -40,10 +40,12 @@ class _LikeLengths(grain.experimental.FlatMapTransform):
 
     max_fan_out = _WINDOW
 
-    def __init__(self, batch_size: int, seed: int, padded: Callable[[list[batching.Row]], Batch]):
+    def __init__(
+        self, batch_size: int, seed: int, padded: Callable[[list[batching.ExampleRow]], Batch]
+    ):
         self.batch_size, self.seed, self.padded = batch_size, seed, padded
 
-    def flat_map(self, element: list[batching.Row]) -> list[Batch]:
+    def flat_map(self, element: list[batching.ExampleRow]) -> list[Batch]:
         rows = sorted(element, key=lambda row: len(row["tokens"]))
         starts = np.arange(0, len(rows), self.batch_size)
         # Drawn from the window itself: a resumed run meets the same order.
@@ -59,7 +61,7 @@ def train_batches(
     seed: int,
     row_length: int = 0,
     like_lengths: bool = False,
-    shared: Shared = NONE,
+    shared: SharedPrefixes = NONE,
     groups: int = 1,
 ) -> grain.DatasetIterator:
     """An endless iterator of `Batch`; `get_state` and `set_state` make it resumable.
@@ -108,7 +110,9 @@ def used_tokens(examples: Examples) -> np.ndarray:
     return np.unique(np.concatenate([[0], *read]))
 
 
-def label_budget(examples: Examples, name: str, row_length: int, shared: Shared = NONE) -> int:
+def label_budget(
+    examples: Examples, name: str, row_length: int, shared: SharedPrefixes = NONE
+) -> int:
     """Labels J of a target that a packed row may hold: its usual share and a quarter more."""
     rows = (batching.row(example, shared) for example in examples)
     sizes = [(len(row[f"{name}/labels"]), len(row["tokens"])) for row in rows]
@@ -119,7 +123,7 @@ def label_budget(examples: Examples, name: str, row_length: int, shared: Shared 
 
 
 def prompt_batches(
-    examples: Sequence[Tokens], batch_size: int, shared: Shared = NONE
+    examples: Sequence[Tokens], batch_size: int, shared: SharedPrefixes = NONE
 ) -> Iterator[tuple[list[int], PromptBatch]]:
     """Every example once, by length, as (indices, prompts); the last batch is filled up, not cut.
 

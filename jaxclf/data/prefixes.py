@@ -19,10 +19,10 @@ from jaxclf.data.examples import Tokens
 _DIVISIBLE = 64  # by which the tokens of a long row may be divided
 
 
-class Shared:
+class SharedPrefixes:
     """Prefixes with their numbers, from 1.
 
-    >>> shared = Shared([np.array([5, 6, 7])])
+    >>> shared = SharedPrefixes([np.array([5, 6, 7])])
     >>> shared.laid(2)                     # tokens, positions and numbers, [2, 2] each
     """
 
@@ -70,12 +70,12 @@ class Shared:
         return int(self.lengths[seen[starts]].sum()) - groups * int(self.lengths.sum())
 
 
-NONE = Shared()
+NONE = SharedPrefixes()
 
 
 def find(
     examples: Sequence[Tokens] | Sequence[Encoded], per_batch: float, least: int = 16
-) -> Shared:
+) -> SharedPrefixes:
     """The prefixes that two or more examples of a batch are expected to share.
 
     `per_batch`: examples whose rows are computed together. A prefix of one's own (examples drawn
@@ -92,4 +92,4 @@ def find(
             counts[name] += 1
             arrays[name] = example.prefix
     enough = [name for name, count in counts.items() if per_batch * count / len(examples) >= 2]
-    return Shared([arrays[name] for name in enough])
+    return SharedPrefixes([arrays[name] for name in enough])

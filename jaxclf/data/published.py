@@ -21,9 +21,9 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxclf.data.readers import Row
-from jaxclf.data.records import Schema, Target
-from jaxclf.data.tasks import Kind, Task
+from jaxclf.data.readers import RawRow
+from jaxclf.data.records import Column, Schema
+from jaxclf.data.tasks import Task, TaskKind
 
 _PAIR = ("sentence1", "sentence2")
 _SAME = ("entailment", "not_entailment")
@@ -40,14 +40,14 @@ _FINE = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class PublishedTask:
     """One task: the column on the hub and under a local root, and what its numbers stand for."""
 
     name: str
     names: tuple[str, ...]
     column: str = "label"
     local_column: str = "label"
-    kind: Kind = "class"
+    kind: TaskKind = "class"
     positive: str = ""
     metric: str = ""
 
@@ -59,7 +59,7 @@ class Published:
     `counts` are the published sizes, `sample` those of a part that a local root may hold instead.
     """
 
-    asked: tuple[Asked, ...]
+    asked: tuple[PublishedTask, ...]
     text: str
     pair: str
     repository: str
@@ -79,7 +79,7 @@ class Published:
     def schema(self, local: bool) -> Schema:
         """Which columns hold what; labels may be hidden, and a text of a pair be empty."""
         targets = tuple(
-            Target(
+            Column(
                 each.name,
                 each.kind,
                 each.local_column if local else each.column,
@@ -103,7 +103,7 @@ def _glue(
     names: tuple[str, ...],
     counts: tuple[int, int, int],
     *,
-    kind: Kind = "class",
+    kind: TaskKind = "class",
     positive: str = "",
     metric: str = "",
     kept: str = "",
@@ -113,7 +113,7 @@ def _glue(
     folder, ending = name.partition("-")[0], f"_{kept}" if kept else ""
     hub = {"train": "train", "dev": f"validation{ending}", "test": f"test{ending}"}
     return Published(
-        (Asked(name, names, kind=kind, positive=positive, metric=metric),),
+        (PublishedTask(name, names, kind=kind, positive=positive, metric=metric),),
         *columns,
         repository="nyu-mll/glue",
         revision="main",
@@ -126,7 +126,7 @@ def _glue(
 
 def _plain(
     repository: str,
-    asked: tuple[Asked, ...],
+    asked: tuple[PublishedTask, ...],
     counts: tuple[int, int],
     hub: str,
     local: tuple[str, str],
@@ -203,14 +203,14 @@ DATASETS: dict[str, Published] = {
     "glue/stsb": _glue("stsb", _PAIR, (), (5_749, 1_500, 1_379), kind="regression"),
     "imdb": _plain(
         "stanfordnlp/imdb",
-        (Asked("imdb", ("negative", "positive")),),
+        (PublishedTask("imdb", ("negative", "positive")),),
         (25_000, 25_000),
         "plain_text/SPLIT-00000-of-00001.parquet",
         ("imdb/train.jsonl.gz", "imdb/test.jsonl.gz"),
     ),
     "ag_news": _plain(
         "fancyzhx/ag_news",
-        (Asked("ag_news", ("World", "Sports", "Business", "Sci/Tech")),),
+        (PublishedTask("ag_news", ("World", "Sports", "Business", "Sci/Tech")),),
         (120_000, 7_600),
         "data/SPLIT-00000-of-00001.parquet",
         ("ag_news/train_subset.jsonl.gz", "ag_news/test.jsonl.gz"),
@@ -220,8 +220,8 @@ DATASETS: dict[str, Published] = {
     "trec": _plain(
         "CogComp/trec",
         (
-            Asked("coarse", _COARSE, "coarse_label"),
-            Asked(
+            PublishedTask("coarse", _COARSE, "coarse_label"),
+            PublishedTask(
                 "fine",
                 tuple(f"{kind}:{name}" for kind in _COARSE for name in _FINE[kind].split()),
                 "fine_label",
@@ -236,11 +236,11 @@ DATASETS: dict[str, Published] = {
 }
 
 
-def joined(rows: Iterable[Row]) -> Iterator[Row]:
+def joined(rows: Iterable[RawRow]) -> Iterator[RawRow]:
     """AG News as the hub has it: title and description as one text."""
     for row in rows:
         fields = row.fields
         if isinstance(fields, Mapping) and "title" in fields and "text" not in fields:
             text = f"{fields['title']} {fields.get('description') or ''}".strip()
-            row = Row(row.where, {**fields, "text": text})
+            row = RawRow(row.where, {**fields, "text": text})
         yield row

@@ -30,14 +30,14 @@ class Defect(ValueError):  # noqa: N818 - a finding; a row may hold one as its v
 
 
 @dataclass(frozen=True)
-class Row:
+class RawRow:
     """The raw fields of one record and where they stand (`file:line`), or what is wrong there."""
 
     where: str
     fields: Mapping[str, Any] | Defect
 
 
-def rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def rows(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
     """The rows of a file, holding at least the given columns (of plain lines: the one column).
 
     Raises InputError if the file as a whole cannot be read (missing, of no known kind, damaged,
@@ -103,15 +103,15 @@ def _decode(line: bytes) -> str:
     return line.decode(errors="surrogateescape")
 
 
-def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
     for where, line in _lines(path):
         if isinstance(line, Defect):
-            yield Row(where, line)
+            yield RawRow(where, line)
         elif line.strip():
             try:
-                yield Row(where, _json_object(line))
+                yield RawRow(where, _json_object(line))
             except Defect as defect:
-                yield Row(where, defect)
+                yield RawRow(where, defect)
 
 
 def _json_object(line: bytes) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def _json_object(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _plain_lines(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _plain_lines(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
     for where, line in _lines(path):
-        yield Row(where, line if isinstance(line, Defect) else {columns[0]: _decode(line)})
+        yield RawRow(where, line if isinstance(line, Defect) else {columns[0]: _decode(line)})
 
 
-def _csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _csv(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
     # A quoted field may go over lines, so no line can be left out: no limit here. Fields that
     # are too large are found, like all other text, when the record is made.
     lines = (_decode(line) + "\n" for _, line in _lines(path, 1 << 40) if isinstance(line, bytes))
@@ -156,17 +156,17 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             try:
                 values = next(reader, None)
             except csv.Error as error:
-                yield Row(where, Defect("", f"not csv: {error}"))
+                yield RawRow(where, Defect("", f"not csv: {error}"))
                 continue
             if values is None:
                 return
             if not values:
                 continue
             if len(values) == len(header):
-                yield Row(where, dict(zip(header, values, strict=True)))
+                yield RawRow(where, dict(zip(header, values, strict=True)))
             else:
                 reason = f"{len(values)} fields; the header has {len(header)}"
-                yield Row(where, Defect("", f"{reason}. Quote fields that hold a comma."))
+                yield RawRow(where, Defect("", f"{reason}. Quote fields that hold a comma."))
     finally:
         csv.field_size_limit(default_limit)
 
@@ -184,7 +184,7 @@ def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str]) -> 
             )
 
 
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -200,7 +200,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Row]:
                 ]
                 for fields in zip(*values, strict=True):
                     number += 1
-                    yield Row(f"{path}:{number}", dict(zip(columns, fields, strict=True)))
+                    yield RawRow(f"{path}:{number}", dict(zip(columns, fields, strict=True)))
     except pyarrow.ArrowException as error:
         raise InputError(f"{path}: not a readable parquet file: {error}") from error
 

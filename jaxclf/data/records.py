@@ -1,6 +1,6 @@
 """Raw rows → records, with every defect located as `file:line: field: reason`.
 
-A defect is: what `files` finds wrong with a row (not UTF-8, not JSON, no object, a byte order
+A defect is: what `readers` finds wrong with a row (not UTF-8, not JSON, no object, a byte order
 mark, a line of more than `MAX_BYTES`), a field that is missing or of the wrong type, an empty
 text, a NUL character, half of a surrogate pair, an id that an earlier record of the split has, a
 label that is not known, slots that do not fit the words of the text.
@@ -14,16 +14,16 @@ from typing import Any
 
 from jaxclf.core.errors import InputError
 from jaxclf.data import readers
-from jaxclf.data.readers import Defect, Row, kind_of, show
+from jaxclf.data.readers import Defect, RawRow, kind_of, show
 from jaxclf.data.slot_formats import slot_tags
-from jaxclf.data.tasks import Kind, Label, Record, words
+from jaxclf.data.tasks import Label, Record, TaskKind, words
 
 SHOWN_DEFECTS = 10
 SPLITS = {name: name for name in ("train", "dev", "heldout", "test")} | {"validation": "dev"}
 
 
 @dataclass(frozen=True)
-class Target:
+class Column:
     """The column with a task's gold labels. `known`: the labels that may occur; None: any.
 
     A class label is text or a whole number (taken as its digits); several labels are a list of
@@ -33,7 +33,7 @@ class Target:
     """
 
     task: str
-    kind: Kind
+    kind: TaskKind
     column: str
     known: frozenset[str] | None = None
     names: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Schema:
     """
 
     text: str
-    targets: tuple[Target, ...] = ()
+    targets: tuple[Column, ...] = ()
     id: str = ""
     split: str = ""
     pair: str = ""
@@ -99,13 +99,13 @@ def read(
     """The records of a file by split: that of the schema's split column, else `split`.
 
     Defects are added to `defects`, whose `check` is called after the last file. Raises what
-    `files.rows` raises.
+    `readers.rows` raises.
     """
     return parse(readers.rows(Path(path), schema.columns), schema, defects, split)
 
 
 def parse(
-    rows: Iterable[Row], schema: Schema, defects: Defects, split: str = ""
+    rows: Iterable[RawRow], schema: Schema, defects: Defects, split: str = ""
 ) -> dict[str, list[Record]]:
     """Raw rows → records by split; see `read`."""
     records: dict[str, list[Record]] = {}
@@ -193,7 +193,7 @@ def _name(fields: Mapping[str, Any], column: str) -> str:
     return value
 
 
-def _class(fields: Mapping[str, Any], target: Target) -> str:
+def _class(fields: Mapping[str, Any], target: Column) -> str:
     label = _name(fields, target.column)
     if not target.names or label in target.names:
         return label
@@ -252,7 +252,7 @@ def _check_text(text: str, column: str) -> None:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        if 0xDC80 <= code <= 0xDCFF:  # what `files` makes of a bad byte
+        if 0xDC80 <= code <= 0xDCFF:  # what `readers` makes of a bad byte
             reason = f"not UTF-8 (byte 0x{code - 0xDC00:02x}, or \\u{code:04x} escaped alone)"
         else:
             reason = f"\\u{code:04x} is half of a surrogate pair"

@@ -14,7 +14,7 @@ from typing import Literal
 
 OTHER = "Other"  # what a word outside every slot is called in prompts and answers
 
-Kind = Literal["class", "slots", "multilabel", "regression"]
+TaskKind = Literal["class", "slots", "multilabel", "regression"]
 SlotFormat = Literal["names", "bio"]  # plain slot names, or BIO tags
 Label = str | tuple[str, ...] | float | None
 
@@ -30,7 +30,7 @@ class Task:
     """
 
     name: str
-    kind: Kind
+    kind: TaskKind
     labels: tuple[str, ...]
     positive: str = ""
     metric: str = ""
@@ -89,3 +89,8 @@ def head_labels(task: Task, slot_format: SlotFormat) -> tuple[str, ...]:
     if slot_format == "bio":
         return ("O", *(f"{prefix}-{name}" for name in task.labels for prefix in "BI"))
     return (OTHER, *task.labels)
+
+
+def has_gold(record: Record, tasks: Sequence[Task]) -> bool:
+    """Whether `record` carries a label for every task."""
+    return all(record.labels.get(task.name) is not None for task in tasks)

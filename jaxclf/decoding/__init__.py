@@ -1,0 +1,1 @@
+"""From a decoder's outputs to labels: generated, chosen among the labels, or scored."""

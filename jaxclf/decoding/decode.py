@@ -13,7 +13,7 @@ from jaxclf.models.kv_cache import Before, Cache
 from jaxclf.models.registry import Model
 
 
-class Prefix(NamedTuple):
+class ComputedPrefix(NamedTuple):
     """Shared prefixes, computed: keys and values, and the number of the one each token is of."""
 
     cache: Cache
@@ -25,13 +25,13 @@ class Prefix(NamedTuple):
         return Before(self.cache, self.numbers, jnp.asarray(prompt.seen))
 
 
-def make_prefix(model: Model) -> Callable[[Params, PromptBatch], Prefix]:
+def make_prefix(model: Model) -> Callable[[Params, PromptBatch], ComputedPrefix]:
     """A function (params, one row of prefixes, a segment each) → them computed, to be jitted."""
 
-    def compute(params: Params, row: PromptBatch) -> Prefix:
+    def compute(params: Params, row: PromptBatch) -> ComputedPrefix:
         count = row.tokens.shape[1]
         _, cache = model.bind(params).begin(row.tokens, row.positions, row.segment_ids, count)
-        return Prefix(cache, jnp.asarray(row.segment_ids)[0])
+        return ComputedPrefix(cache, jnp.asarray(row.segment_ids)[0])
 
     return compute
 
@@ -50,7 +50,7 @@ def make_greedy(
     """
 
     def greedy(
-        params: Params, prompt: PromptBatch, prefix: Prefix | None = None
+        params: Params, prompt: PromptBatch, prefix: ComputedPrefix | None = None
     ) -> Int[Array, "B new"]:
         module = model.bind(params)
         before = prefix.before(prompt) if prefix else None

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxclf.core.types import AnyArray, Array, Bool, Float, Int
 from jaxclf.data.batching import PromptBatch
-from jaxclf.decoding.decode import Prefix
+from jaxclf.decoding.decode import ComputedPrefix
 from jaxclf.decoding.trie import Radix, Trie
 from jaxclf.models import layers
 from jaxclf.models.kv_cache import Before, Cache
@@ -36,7 +36,9 @@ class Read(NamedTuple):
     before: Before | None = None
 
 
-def begin(module: Any, prompt: PromptBatch, spare: int, prefix: Prefix | None = None) -> Read:
+def begin(
+    module: Any, prompt: PromptBatch, spare: int, prefix: ComputedPrefix | None = None
+) -> Read:
     """Read prompts into a cache that has room for `spare` more tokens a row."""
     before = prefix.before(prompt) if prefix else None
     answer = prompt.answer

@@ -18,7 +18,7 @@ from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding import answer_layout as answers
 from jaxclf.decoding import label_choice, trie
 from jaxclf.decoding.answer_layout import Field
-from jaxclf.decoding.decode import Prefix
+from jaxclf.decoding.decode import ComputedPrefix
 from jaxclf.decoding.label_choice import Read
 from jaxclf.decoding.label_scores import Normalise, Ranker, probabilities
 from jaxclf.decoding.recipe import Recipe
@@ -55,10 +55,10 @@ class Decoding:
 
 
 # Numbers of examples; their prompts as a batch on the devices; the prefixes that these share.
-Prompts = tuple[list[int], PromptBatch, Prefix | None]
+Prompts = tuple[list[int], PromptBatch, ComputedPrefix | None]
 
 
-class Answer(NamedTuple):
+class LabelAnswer(NamedTuple):
     """One example's labels (slots as they stand in the answer), and scores where there are any."""
 
     index: int
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
     unread: float = 0.0
 
 
-class Answerer:
+class LabelDecoder:
     """Chooses labels for prompts. Compiled programs are kept, one per prompt shape."""
 
     def __init__(self, model: Model, tokenizer: Tokenizer, recipe: Recipe, decoding: Decoding):
@@ -91,7 +91,7 @@ class Answerer:
             if decoding.mode == "score" and not field.inner
         }
 
-        def begin(params: Params, prompt: PromptBatch, prefix: Prefix | None, spare: int):
+        def begin(params: Params, prompt: PromptBatch, prefix: ComputedPrefix | None, spare: int):
             return label_choice.begin(model.bind(params), prompt, spare, prefix)
 
         def advance(params: Params, read: Read, tokens, count):
@@ -121,7 +121,7 @@ class Answerer:
         batches: Iterable[Prompts],
         word_counts: Sequence[int],
         content_free: Tokens | None = None,
-    ) -> Iterator[list[Answer]]:
+    ) -> Iterator[list[LabelAnswer]]:
         """Batches of answers to prompts that are `followed`.
 
         `word_counts`: how many slots the answer of each example has. `content_free`: the prompt
@@ -144,7 +144,7 @@ class Answerer:
         self,
         params: Params,
         prompt: PromptBatch,
-        prefix: Prefix | None,
+        prefix: ComputedPrefix | None,
         rows: "_Rows",
         priors: "_Priors",
     ) -> None:
@@ -182,7 +182,7 @@ class Answerer:
 class _Rows:
     """What was chosen so far for each row of a batch, of which `size` are computed."""
 
-    def __init__(self, answerer: Answerer, word_counts: Sequence[int], size: int):
+    def __init__(self, answerer: LabelDecoder, word_counts: Sequence[int], size: int):
         self.answerer, self.word_counts, self.size = answerer, word_counts, size
         self.count = len(word_counts)
         self.labels: list[dict[str, Label]] = [{} for _ in word_counts]
@@ -195,7 +195,7 @@ class _Rows:
         return values[np.minimum(np.arange(self.size), self.count - 1)]
 
     def plan(self, fields: Sequence[Field]) -> Int[np.ndarray, "B choices"]:
-        """The roots of the tries that each row chooses from, see `choosing.likeliest`."""
+        """The roots of the tries that each row chooses from, see `label_choice.likeliest`."""
         roots = self.answerer.roots
         rows = []
         for words in self.word_counts:
@@ -212,7 +212,7 @@ class _Rows:
         return self.filled(trie.table(rows, -1, width))
 
     def take(self, chosen: jax.Array, fields: Sequence[Field] | None = None) -> None:
-        """Note what `choosing.likeliest` chose."""
+        """Note what `label_choice.likeliest` chose."""
         fields = self.answerer.layout.fields if fields is None else fields
         for row, found in enumerate(np.asarray(chosen)[: self.count].tolist()):
             for field in fields:
@@ -234,9 +234,9 @@ class _Rows:
             self.scores[row][name] = dict(zip(field.names, p[row].tolist(), strict=True))
             self.ids[row] += field.pieces[best]
 
-    def answers(self, indices: Sequence[int]) -> list[Answer]:
+    def answers(self, indices: Sequence[int]) -> list[LabelAnswer]:
         return [
-            Answer(index, self.labels[row], self.scores[row] or None, float(self.unread[row]))
+            LabelAnswer(index, self.labels[row], self.scores[row] or None, float(self.unread[row]))
             for row, index in enumerate(indices)
         ]
 
@@ -244,7 +244,7 @@ class _Rows:
 class _Priors:
     """log p of labels after a prompt without a text, for each answer so far that there was."""
 
-    def __init__(self, answerer: Answerer, params: Params, example: Tokens | None):
+    def __init__(self, answerer: LabelDecoder, params: Params, example: Tokens | None):
         self.answerer, self.params = answerer, params
         self.example = example and _followed(example, answerer.layout.lead)
         self.known: dict[tuple[str, Ids], np.ndarray] = {}

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 from jaxclf.core.errors import ArtifactError
+from jaxclf.core.files import write_json
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record, SlotFormat, Task, words
 from jaxclf.decoding import parsing
@@ -57,7 +58,7 @@ class Recipe:
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False))
+        write_json(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":

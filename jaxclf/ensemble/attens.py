@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxclf.core.types import AnyArray, Array, Bool, Float, Key, Params
+from jaxclf.models import layers
 
 Over = Literal["mean", "max", "min"]
 Combine = Literal["sum", "mean", "product", "concat", "max", "min"]
@@ -106,7 +107,8 @@ def combine(
 
     def norm(place: str, x: AnyArray) -> Array:
         norms = params["norms"]
-        return layer_norm(norms.get(place) or norms["shared"], x)
+        found = norms.get(place) or norms["shared"]
+        return layers.layer_norm(x, found["scale"], found["bias"], _EPS)
 
     modules, base = norm("tokens", features[:, 1:]), norm("base", features[:, 0])
     if combiner.across == "batch":
@@ -144,6 +146,7 @@ def attend(
 ) -> tuple[Float[Array, "rows S D"], Float[Array, "rows N S S"]]:
     """Multi-head self-attention and its weights, which sum to 1 over the last axis.
 
+    Not that of `models.attention`, of which no kernel ever holds the weights.
     Source: Vaswani et al. 2017, section 3.2; the layout of PyTorch's MultiheadAttention.
     """
     query, key, value = (linear(params[name], x).reshape(*x.shape[:2], heads, -1) for name in "qkv")
@@ -153,15 +156,8 @@ def attend(
     return linear(params["o"], found.reshape(x.shape)), weights
 
 
-def layer_norm(params: Params, x: Float[AnyArray, "*batch D"]) -> Float[Array, "*batch D"]:
-    """Source: Ba et al. 2016."""
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + _EPS) * params["scale"] + params["bias"]
-
-
 def linear(params: Params, x: Float[AnyArray, "*batch D"]) -> Float[Array, "*batch F"]:
-    return x @ params["kernel"] + params["bias"]
+    return layers.matmul(jnp.asarray(x), params["kernel"]) + params["bias"]
 
 
 _REDUCE = {

@@ -14,7 +14,6 @@ damaged, is computed again; one whose pass was cut off goes on where it stood.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Adapters
 from jaxclf.core.errors import InputError
+from jaxclf.core.files import write_json
 from jaxclf.core.types import Array, Float, Params
 from jaxclf.data import loader
 from jaxclf.data.batching import Batch, PromptBatch
@@ -42,7 +42,7 @@ _SAVE_EVERY = 32  # batches
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class AdaptedBase:
     """The frozen parts: a base and named adapters of it, each with its fingerprint."""
 
     model: Model
@@ -110,7 +110,7 @@ def need(folder: Path, examples: Examples, names: Sequence[str], size: int) -> i
 
 def load(
     folder: Path,
-    seen: Seen,
+    seen: AdaptedBase,
     examples: Examples,
     batch_size: int,
     pooling: Pooling,
@@ -147,7 +147,9 @@ def load(
     return {name: np.load(file.path, mmap_mode="r") for name, file in files.items()}
 
 
-def _fill(files, done: int, seen: Seen, wanted, examples, batch_size, pooling, progress) -> None:
+def _fill(
+    files, done: int, seen: AdaptedBase, wanted, examples, batch_size, pooling, progress
+) -> None:
     """Compute from batch `done` on, marking how far it came."""
     names, stacks = grouped(wanted)
     compute = jax.jit(make_pass(seen.model, pooling))
@@ -210,9 +212,7 @@ class _File:
         return np.lib.format.open_memmap(self.path, "w+", np.float32, self.shape)
 
     def mark(self, state: Mapping[str, Any]) -> None:
-        partial = self.note.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": self.key, **state}) + "\n")
-        os.replace(partial, self.note)
+        write_json(self.note, {"key": self.key, **state})
 
     def checksum(self) -> str:
         try:
@@ -222,7 +222,7 @@ class _File:
             return ""
 
 
-def _key(name: str, seen: Seen, inputs: str, pooling: Pooling) -> dict[str, Any]:
+def _key(name: str, seen: AdaptedBase, inputs: str, pooling: Pooling) -> dict[str, Any]:
     return {
         "base": seen.fingerprint,
         "adapters": "" if name == BASE else seen.fingerprints[name],

@@ -20,6 +20,7 @@ from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.core.errors import NonFiniteError, Preempted
 from jaxclf.core.logs import Logger
 from jaxclf.core.types import AnyArray, Array, Float, Key, Params, Shaped
+from jaxclf.data.tasks import Task
 from jaxclf.distributed.preemption import Interrupts
 from jaxclf.ensemble import attens
 from jaxclf.ensemble.attens import Combiner
@@ -30,28 +31,28 @@ _CHUNK = 64  # steps that one compiled call makes
 _SECONDS_BETWEEN_SAVES = 60.0
 
 
-class Head(NamedTuple):
+class FeatureHead(NamedTuple):
     """Something trained on features: its random start, and features `[B, A+1, D]` to scores."""
 
     init: Callable[[Key[Array, ""]], Params]
     scores: Callable[[Params, Float[AnyArray, "B A1 D"]], Float[Array, "B C"]]
 
 
-def combiner_head(combiner: Combiner) -> Head:
+def combiner_head(combiner: Combiner) -> FeatureHead:
     """The attention ensemble."""
-    return Head(
+    return FeatureHead(
         lambda key: attens.init(combiner, key),
         lambda params, features: attens.combine(combiner, params, features)[0],
     )
 
 
-def layer_head(size: int, classes: int) -> Head:
+def layer_head(size: int, classes: int) -> FeatureHead:
     """One linear layer on the base's own vector; PyTorch's random start."""
 
     def init(key: Key[Array, ""]) -> Params:
         return attens.random_linear(key, size, classes, size**-0.5)
 
-    return Head(init, lambda params, features: attens.linear(params, features[:, 0]))
+    return FeatureHead(init, lambda params, features: attens.linear(params, features[:, 0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Data:
 
 
 def fit(
-    head: Head,
+    head: FeatureHead,
     term: Term,
     data: Data,
     config: ConfigDict,
@@ -132,7 +133,7 @@ def fit(
 
 
 def make_steps(
-    head: Head, term: Term, optimizer: optax.GradientTransformation
+    head: FeatureHead, term: Term, optimizer: optax.GradientTransformation
 ) -> Callable[[Params, Any, Any], tuple[Params, Any, Float[Array, "steps"]]]:
     """A compiled function (parameters, optimizer state, batches) that makes a step a batch.
 
@@ -180,3 +181,11 @@ def _optimizer_fields(config: ConfigDict, steps: int) -> ConfigDict:
         for name in ("learning_rate", "schedule", "weight_decay"):
             fields[name] = config.attens[name]
     return fields
+
+
+def combiner_of(config: ConfigDict, size: int, task: Task) -> Combiner:
+    fields = config.attens
+    classes = max(1, len(task.labels))
+    return Combiner(
+        size, classes, fields.heads, fields.over, fields.combine, fields.norms, fields.across
+    )

@@ -8,24 +8,30 @@ import dataclasses
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import write_base
-from jaxclf.checkpoint.model_dir import ModelSource, check_base, load_adapters, read_model, resolve
+from jaxclf.checkpoint.model_dir import (
+    ModelSource,
+    check_base,
+    load_adapters,
+    read_model,
+    resolve,
+    write_base,
+)
 from jaxclf.classifiers import transfer
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
-from jaxclf.data.tasks import Record, Task
+from jaxclf.data.tasks import has_gold
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.distributed import sharding
 from jaxclf.ensemble.attens import Pooling
-from jaxclf.ensemble.features import Seen
+from jaxclf.ensemble.features import AdaptedBase
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
@@ -107,7 +113,7 @@ class Modules:
                 config.model.name, config.model.checkpoint = "", str(self.base.model_json.parent)
         return config.lock()
 
-    def open(self, names: Sequence[str]) -> Seen:
+    def open(self, names: Sequence[str]) -> AdaptedBase:
         """The base and these modules; raises ArtifactError where a module has another base."""
         dimensions = self.dimensions
         if isinstance(dimensions, EncoderConfig):
@@ -124,7 +130,9 @@ class Modules:
             found[name] = load_adapters(source, create_model(self.config, own).abstract)
             spec = json.dumps(dataclasses.asdict(source.adapters.spec), sort_keys=True)
             fingerprints[name] = f"{tree_store.fingerprint(source.manifest)} {spec}"
-        return Seen(model, params, tree_store.fingerprint(self.base.manifest), found, fingerprints)
+        return AdaptedBase(
+            model, params, tree_store.fingerprint(self.base.manifest), found, fingerprints
+        )
 
     def _find(self, name: str) -> ModelSource:
         """The last checkpoint of a module's run, or a peft directory converted."""
@@ -209,8 +217,3 @@ def scored_split(dataset: Dataset, wanted: str) -> str:
         if any(has_gold(record, dataset.tasks) for record in dataset.splits.get(split, ())):
             return split
     raise InputError(f"data set {dataset.name} has no split with labels to score")
-
-
-def has_gold(record: Record, tasks: Iterable[Task]) -> bool:
-    """Whether the record has a label of every task."""
-    return all(record.labels.get(task.name) is not None for task in tasks)

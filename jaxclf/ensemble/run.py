@@ -11,7 +11,6 @@ Each part goes on where it was stopped, and none is made twice. Source: Beiranva
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,22 @@ from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import Checkpoints
-from jaxclf.checkpoint.model_dir import FindModel, ModelSource, find_base, find_model
-from jaxclf.checkpoint.steps import Which
+from jaxclf.checkpoint.model_dir import ModelSource
 from jaxclf.classifiers.heads import READ, inputs, whole_text_prediction
-from jaxclf.classifiers.opening import Opened, open_run
-from jaxclf.config import loading
 from jaxclf.core import logs
 from jaxclf.core.errors import InputError, Preempted, StorageError
 from jaxclf.data.predictions import Prediction
-from jaxclf.data.tasks import Record, Task
+from jaxclf.data.tasks import Record, Task, has_gold
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.distributed.preemption import Interrupts
 from jaxclf.ensemble import attens, features, fitting
 from jaxclf.ensemble.attens import Combiner
-from jaxclf.ensemble.classifier import EnsembleClassifier
-from jaxclf.ensemble.features import Seen
-from jaxclf.ensemble.fitting import Data, Head
+from jaxclf.ensemble.features import AdaptedBase
+from jaxclf.ensemble.fitting import Data, FeatureHead, combiner_of
 from jaxclf.ensemble.modules import (
     FromPeft,
     Modules,
-    has_gold,
     load_data,
     own_base,
     scored_split,
@@ -53,6 +46,7 @@ from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.registry import ModelConfig
 from jaxclf.prompts.source import prompt_source
+from jaxclf.runs import facts
 from jaxclf.runs.training import claim
 from jaxclf.training.losses import Term
 
@@ -91,82 +85,6 @@ def train_ensemble(
         return _write(modules, parts)
 
 
-def is_ensemble(path: str | Path) -> bool:
-    """Whether the folder is that of a run of an ensemble."""
-    path = Path(path) / "config.json"
-    return path.is_file() and bool(loading.read(path).get("attens", {}).get("modules"))
-
-
-def open_ensemble(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    find: FindModel = find_model,
-    from_peft: FromPeft | None = None,
-) -> Opened:
-    """Load a finished run, ready to label texts for all of its targets.
-
-    Arguments as of `classify.open_run`. Raises ArtifactError where a part is missing or damaged,
-    InputError where the run did not finish, or has several prompts.
-    """
-    path = Path(path)
-    config = loading.read(path / "config.json")
-    with config.unlocked():
-        loading.override(config, overrides)
-    recipe = Recipe.load(path / "task.json")
-    if not (path / report.REPORT).is_file():
-        raise InputError(f"{path}: the ensemble is not finished; run the command of training again")
-    if recipe.prompt is not None and len(config.attens.targets) > 1:
-        raise InputError(
-            f"{path}: each target of a decoder has a prompt of its own; train one each"
-        )
-    facts = report.read(path)["attens"]
-    base = find_base(config, path, find)
-    modules = Modules(config, path, base, from_peft)
-    wanted = {name for task in recipe.tasks for name in facts[task.name]["modules"]}
-    with sharding.use(config.mesh) as mesh:
-        seen = modules.open(sorted(wanted))
-        names, stacks = features.grouped(seen.adapters)
-        combiners, trained = {}, {}
-        for task in recipe.tasks:
-            chosen = facts[task.name]["modules"]
-            combiner = _combiner(config, modules.dimensions.hidden_size, task)
-            combiners[task.name] = combiner, tuple(1 + names.index(name) for name in chosen)
-            abstract = jax.eval_shape(partial(attens.init, combiner), jax.random.key(0))
-            folder = path / "combiners" / f"{task.name}-{len(chosen)}"
-            with Checkpoints(folder, 1, "") as checkpoints:
-                restored = checkpoints.restore_params("last", abstract)
-                trained[task.name] = jax.device_put(restored, sharding.whole())
-    classifier = EnsembleClassifier(
-        seen.model, modules.tokenizer, recipe, modules.pooling, combiners
-    )
-    params = {"base": seen.params, "modules": stacks, "combiners": trained}
-    source = dataclasses.replace(
-        base, manifest=tree_store.describe(trained), run_dir=path, step=config.attens.epochs
-    )
-    return Opened(classifier.with_params(params, mesh), config, source)
-
-
-def open_any(
-    path: str | Path,
-    step: Which,
-    overrides: Sequence[str] = (),
-    find: FindModel = find_model,
-    from_peft: FromPeft | None = None,
-) -> Opened:
-    """An ensemble or any other run, as the commands open it; an ensemble has no other steps."""
-    if is_ensemble(path):
-        return open_ensemble(path, overrides, find, from_peft)
-    return open_run(Path(path), step, overrides, find)
-
-
-def _combiner(config: ConfigDict, size: int, task: Task) -> Combiner:
-    fields = config.attens
-    classes = max(1, len(task.labels))
-    return Combiner(
-        size, classes, fields.heads, fields.over, fields.combine, fields.norms, fields.across
-    )
-
-
 # Targets ------------------------------------------------------------------------------------------
 
 
@@ -202,7 +120,9 @@ class _Target:
 class _Part:
     """All that is done for one target."""
 
-    def __init__(self, modules: Modules, target: _Target, seen: Seen, interrupts: Interrupts):
+    def __init__(
+        self, modules: Modules, target: _Target, seen: AdaptedBase, interrupts: Interrupts
+    ):
         self.run, self.target, self.seen, self.interrupts = modules, target, seen, interrupts
         self.metrics: dict[str, dict[str, float]] = {}
         self.facts: dict[str, dict[str, Any]] = {}
@@ -268,9 +188,9 @@ class _Part:
     def combine(self, task: Task, vectors: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
         """Train and score what is asked for one task; the scores [N, C] of the ensemble."""
         run, fields, target = self.run, self.run.config.attens, self.target
-        combiner = _combiner(run.config, run.dimensions.hidden_size, task)
+        combiner = combiner_of(run.config, run.dimensions.hidden_size, task)
         head = fitting.combiner_head(combiner)
-        facts: dict[str, Any] = {"split": target.split, "methods": {}, "by_k": {}}
+        said: dict[str, Any] = {"split": target.split, "methods": {}, "by_k": {}}
         found = np.zeros(0)
         for k in dict.fromkeys((fields.k, *fields.sweep)):
             modules = run.chosen(target.name, k)
@@ -284,18 +204,18 @@ class _Part:
             results = fitting.apply(function, data[target.split], run.config.eval.batch_size)
             scores, attention = results
             values = self.score(task, scores)
-            facts["by_k"][str(len(modules))] = values
+            said["by_k"][str(len(modules))] = values
             if k == fields.k:
                 found = scores
-                facts["methods"]["AttEns"] = values
-                facts["modules"] = modules
+                said["methods"]["AttEns"] = values
+                said["modules"] = modules
                 if fields.across == "modules":
-                    facts["attention"] = np.round(attention.mean(axis=0), 6).tolist()
+                    said["attention"] = np.round(attention.mean(axis=0), 6).tolist()
                 self.combiners[task.name] = params
                 self.read_history(task, name)
         if fields.baselines:
-            facts["methods"] = self.baselines(task, vectors) | facts["methods"]
-        self.facts[task.name] = facts
+            said["methods"] = self.baselines(task, vectors) | said["methods"]
+        self.facts[task.name] = said
         return found
 
     def baselines(
@@ -323,7 +243,7 @@ class _Part:
             found["FT_LoRA"] = report.read(own)["eval"][task.name]
         return found
 
-    def fit(self, name: str, task: Task, head: Head, data: Data) -> Any:
+    def fit(self, name: str, task: Task, head: FeatureHead, data: Data) -> Any:
         run = self.run
         print(f"training {name} on {len(data):,} texts", flush=True)
         directory = run.workdir / "combiners" / name
@@ -381,40 +301,36 @@ def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
     sets = {part.target.name: part.target.dataset for part in parts}
     combiners = {name: params for part in parts for name, params in part.combiners.items()}
     total = sum(leaf.size for leaf in jax.tree.leaves(combiners))
-    result = {
-        "config": modules.config.to_dict(),
-        "data": {
-            "name": ", ".join(sets),
-            "records": {
-                name: {split: len(found) for split, found in each.splits.items()}
-                for name, each in sets.items()
-            },
-            "fingerprint": ", ".join(each.fingerprint for each in sets.values()),
-            "tasks": report.describe_tasks(tasks),
+    data = {
+        "name": ", ".join(sets),
+        "records": {
+            name: {split: len(found) for split, found in each.splits.items()}
+            for name, each in sets.items()
         },
-        "model": {
-            "name": modules.config.model.name,
-            "family": registry.family_of(modules.dimensions),
-            "checkpoint": modules.config.model.checkpoint,
-            "dimensions": dataclasses.asdict(modules.dimensions),
-            "modules": [*map(short, modules.names)],
-            "trained_parameters_of_the_combiners": total,
-            "tokenizer": modules.tokenizer.fingerprint,
-        },
-        "train": {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
+        "fingerprint": ", ".join(each.fingerprint for each in sets.values()),
+        "tasks": report.describe_tasks(tasks),
+    }
+    model = {
+        "name": modules.config.model.name,
+        "family": registry.family_of(modules.dimensions),
+        "checkpoint": modules.config.model.checkpoint,
+        "dimensions": dataclasses.asdict(modules.dimensions),
+        "modules": [*map(short, modules.names)],
+        "trained_parameters_of_the_combiners": total,
+        "tokenizer": modules.tokenizer.fingerprint,
+    }
+    result = facts.describe(modules.config, data, model, {"device": facts.device()})
+    result |= {
         "eval": {name: values for part in parts for name, values in part.metrics.items()},
         "eval_split": " and ".join(dict.fromkeys(part.target.split for part in parts)),
         "calibration": {
             name: figures for part in parts for name, figures in part.calibration.items()
         },
-        "attens": {name: facts for part in parts for name, facts in part.facts.items()},
-        "versions": report.versions(),
+        "attens": {name: found for part in parts for name, found in part.facts.items()},
     }
     predictions = [each for part in parts for each in part.predictions]
     history = [row for part in parts for row in part.history]
     checkpoint = tree_store.fingerprint(tree_store.describe(combiners))
-    report.write(modules.workdir, result, predictions, tasks, history, checkpoint)
-    print(report.table(result))
-    print(report.methods_table(result["attens"], tasks))
-    print(f"report: {modules.workdir / 'report.html'}")
+    methods = report.methods_table(result["attens"], tasks)
+    facts.publish(modules.workdir, result, predictions, tasks, history, checkpoint, more=methods)
     return result

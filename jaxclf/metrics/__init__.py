@@ -1,0 +1,1 @@
+"""How good predictions are, how sure that is, and how far probabilities can be trusted."""

@@ -9,15 +9,15 @@ that has it is the one that is right or wrong.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxclf.checkpoint import tree_store
+from jaxclf.core import files
 from jaxclf.core.errors import ArtifactError
+from jaxclf.core.files import write_json
 from jaxclf.core.types import Float, Int
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
@@ -303,7 +303,7 @@ def _logits(rows: Sequence[Sequence[float]]) -> np.ndarray:
 
 def save(path: Path, temperatures: Mapping[str, float], step: int) -> None:
     """Write the temperatures of the parameters of `step`."""
-    path.write_text(json.dumps({"step": step, "temperature": dict(temperatures)}, indent=1) + "\n")
+    write_json(path, {"step": step, "temperature": dict(temperatures)})
 
 
 def load(path: Path, step: int | None) -> dict[str, float]:
@@ -313,7 +313,7 @@ def load(path: Path, step: int | None) -> dict[str, float]:
     """
     if not path.is_file():
         return {}
-    content = tree_store.read_json(path)
+    content = files.read_json(path)
     try:
         found = {str(name): float(value) for name, value in content["temperature"].items()}
         if not all(value > 0 for value in found.values()):

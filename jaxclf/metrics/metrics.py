@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from jaxclf.data.predictions import UNPARSED, Prediction
-from jaxclf.data.tasks import Kind, Label, SlotFormat, Task, bio_slots, plain_slots
+from jaxclf.data.tasks import Label, SlotFormat, Task, TaskKind, bio_slots, plain_slots
 from jaxclf.decoding.parsing import slot_items
 
 _ZERO: Any = 0  # what a ratio of nothing is, without a warning
-_MEASURED: dict[Kind, tuple[str, ...]] = {
+_MEASURED: dict[TaskKind, tuple[str, ...]] = {
     "class": (
         *("accuracy", "f1", "macro_f1", "micro_f1", "matthews"),
         *("unparsed_rate", "unparsed", "support"),

@@ -15,7 +15,7 @@ from jaxclf.models import shared_prefix_attention
 from jaxclf.models.layers import dropout
 from jaxclf.models.log_sum_exp import NOTHING, merge
 from jaxclf.models.masks import Implementation, Outer, Segments, SharedSegments, Visible
-from jaxclf.models.shared_prefix_attention import Shared
+from jaxclf.models.shared_prefix_attention import SharedMask
 
 # What scores get beside: `[_, N, T, S]`, or that of so many (int) queries from a place on.
 Bias = Float[Array, "_ N _ _"] | Callable[[Int[Array, ""], int], Float[Array, "_ N _ _"]]
@@ -42,14 +42,14 @@ def attend(
     key, value = (constrain(each, "batch", None, "heads", None) for each in (key, value))
     drops = random_key is not None and rate > 0
     is_bare = not drops and bias is None and scale is None
-    assert is_bare or not isinstance(mask, Shared | SharedSegments)
+    assert is_bare or not isinstance(mask, SharedMask | SharedSegments)
     if isinstance(mask, Segments) and not is_bare:
         found = _by_blocks(query, key, value, mask, rate, random_key, bias, scale)
     elif isinstance(mask, Segments):
         found = _within(query, key, value, mask)
     elif isinstance(mask, SharedSegments):
         found = _within_shared(query, key, value, mask)
-    elif isinstance(mask, Shared):
+    elif isinstance(mask, SharedMask):
         found = shared_prefix_attention.attend(query, key, value, mask)
     else:
         assert not callable(bias), "a mask needs all of the bias"

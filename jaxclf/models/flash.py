@@ -3,7 +3,7 @@
 A query sees the keys of its own segment, earlier ones alone if causal. Nothing of the size of
 queries times keys is ever stored, and blocks of keys of which a block of queries sees nothing are
 not read: a packed row costs what its texts cost. Log-sum-exps are float32 and have gradients, so
-that several blocks of keys meet in one softmax (`merged.merge`).
+that several blocks of keys meet in one softmax (`log_sum_exp.merge`).
 
 Source: Dao 2023 (FlashAttention-2), algorithms 1 and 2.
 """

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxclf.core.types import AnyArray, Array, Bool, Float, Int
 from jaxclf.distributed.sharding import constrain
 from jaxclf.models.masks import Outer, Segments, Visible
-from jaxclf.models.shared_prefix_attention import Shared
+from jaxclf.models.shared_prefix_attention import SharedMask
 
 
 class Source(NamedTuple):
@@ -84,7 +84,7 @@ class Before(NamedTuple):
     numbers: Int[Array, " P"]
     seen: Int[Array, " B"]
 
-    def mask(self, own: Visible, layer: Int[Array, ""]) -> Shared | Segments:
+    def mask(self, own: Visible, layer: Int[Array, ""]) -> SharedMask | Segments:
         """What tokens see of one layer: `own` places of their row after the prefixes."""
         key, value = self.cache.key[layer, 0], self.cache.value[layer, 0]
         if isinstance(own, Segments):
@@ -94,6 +94,6 @@ class Before(NamedTuple):
         assert isinstance(own, jax.Array)
         rows, _, count, _ = own.shape
         seen = (self.seen[:, None] == self.numbers) & (self.numbers > 0)
-        return Shared(
+        return SharedMask(
             jnp.broadcast_to(seen[:, None], (rows, count, seen.shape[1])), own, key=key, value=value
         )

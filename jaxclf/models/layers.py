@@ -93,10 +93,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """`(x - mean) / sqrt(variance + eps) * scale + bias`, reduced in float32.
-
-    Source: Ba et al. 2016.
-    """
+    """See `layer_norm`."""
 
     def __init__(self, size: int, *, eps: float, dtype: Any):
         self.scale = nnx.Param(jnp.ones(size, dtype))
@@ -104,13 +101,22 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        normal = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
-        return normal * self.scale.get_value().astype(x.dtype) + self.bias.get_value().astype(
-            x.dtype
-        )
+        return layer_norm(x, self.scale.get_value(), self.bias.get_value(), self.eps)
+
+
+def layer_norm(
+    x: Float[AnyArray, "*batch D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float
+) -> Float[Array, "*batch D"]:
+    """`(x - mean) / sqrt(variance + eps) * scale + bias`, reduced in float32.
+
+    Source: Ba et al. 2016.
+    """
+    x = jnp.asarray(x)
+    x32 = x.astype(jnp.float32)
+    centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+    normal = (centered * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+    return normal * scale.astype(x.dtype) + bias.astype(x.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxclf.core.types import AnyArray, Array, Bool, Float, Int, Prefixes
 from jaxclf.models import shared_prefix_attention
 from jaxclf.models.layers import take_places
-from jaxclf.models.shared_prefix_attention import Shared
+from jaxclf.models.shared_prefix_attention import SharedMask
 
 Implementation = Literal["plain", "cudnn", "splash"]
 
@@ -93,7 +93,7 @@ class SharedSegments:
         return dataclasses.replace(self, own=self.own.after(key, value))
 
 
-Visible = Bool[Array, "B 1 T S"] | Segments | Shared | SharedSegments
+Visible = Bool[Array, "B 1 T S"] | Segments | SharedMask | SharedSegments
 
 
 def visible(
@@ -118,7 +118,7 @@ def visible_after(
     positions: Int[AnyArray, "B CT"],
     segment_ids: Int[AnyArray, "B T"],
     implementation: Implementation,
-) -> Shared | SharedSegments:
+) -> SharedMask | SharedSegments:
     """The same, of earlier tokens, for rows that begin with their part of the prefixes.
 
     `positions`: of all tokens of a row; its own go on from the end of the prefix that they see.
@@ -131,9 +131,9 @@ def visible_after(
     return SharedSegments(numbers, seen, Segments(segment_ids, True, implementation))
 
 
-def at_places(mask: Visible, places: Int[AnyArray, "B J"]) -> Bool[Array, "B 1 J S"] | Shared:
+def at_places(mask: Visible, places: Int[AnyArray, "B J"]) -> Bool[Array, "B 1 J S"] | SharedMask:
     """What these places alone may see; kernels that make no mask compute all places."""
     assert not isinstance(mask, Segments | SharedSegments)
-    if isinstance(mask, Shared):
+    if isinstance(mask, SharedMask):
         return mask.at(places)
     return take_places(mask[:, 0], places)[:, None]

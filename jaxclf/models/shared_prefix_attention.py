@@ -22,7 +22,7 @@ _SCORES_AT_ONCE = 1 << 16
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Shared:
+class SharedMask:
     """What tokens may see where prefixes are shared.
 
     seen: of all P prefix tokens. own: of the row's own S tokens, which the last O places see. lead:
@@ -36,12 +36,12 @@ class Shared:
     key: Float[Array, "E K H"] | None = None
     value: Float[Array, "E K H"] | None = None
 
-    def at(self, places: Int[AnyArray, "B J"]) -> "Shared":
+    def at(self, places: Int[AnyArray, "B J"]) -> "SharedMask":
         """What these places may see, none of which belongs to a prefix."""
         own = layers.take_places(self.own[:, 0], places - self.lead)[:, None]
         return dataclasses.replace(self, seen=layers.take_places(self.seen, places), own=own)
 
-    def after(self, key: Float[Array, "E K H"], value: Float[Array, "E K H"]) -> "Shared":
+    def after(self, key: Float[Array, "E K H"], value: Float[Array, "E K H"]) -> "SharedMask":
         """The same with keys and values before all others, which every token sees."""
         seen = jnp.pad(self.seen, ((0, 0), (0, 0), (len(key), 0)), constant_values=True)
         if self.key is not None and self.value is not None:
@@ -55,7 +55,7 @@ def training_mask(
     seen: Int[AnyArray, "B T"],
     positions: Int[AnyArray, "B CT"],
     own: Bool[Array, "B 1 T T"],
-) -> Shared:
+) -> SharedMask:
     """What rows may see that begin with C tokens of the prefixes `numbers` (0: padding).
 
     `seen`: the number of the prefix that each own token continues (0: none). Tokens of a prefix see
@@ -65,14 +65,14 @@ def training_mask(
     prefixes, places = jnp.ravel(jnp.asarray(numbers)), jnp.ravel(positions[:, :lead])
     continued = jnp.concatenate([numbers, seen], axis=1)[..., None]
     visible = (continued == prefixes) & (prefixes > 0) & (places <= positions[..., None])
-    return Shared(visible, own, lead)
+    return SharedMask(visible, own, lead)
 
 
 def attend(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
-    mask: Shared,
+    mask: SharedMask,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention over prefixes and own tokens; scores and softmax are float32."""
     before = _prefixes(key, mask.key, mask), _prefixes(value, mask.value, mask)
@@ -118,7 +118,7 @@ def _parts(size: int, count: int) -> list[slice]:
 
 
 def _prefixes(
-    rows: Float[Array, "B S K H"], before: Float[Array, "E K H"] | None, mask: Shared
+    rows: Float[Array, "B S K H"], before: Float[Array, "E K H"] | None, mask: SharedMask
 ) -> Float[Array, "P K H"]:
     """Keys or values of all prefixes: what was computed before, then each row's part."""
     found = laid(rows[:, : mask.lead])

@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxclf.core.types import Array, Bool, Float
 from jaxclf.models.masks import Segments, SharedSegments, Visible
-from jaxclf.models.shared_prefix_attention import Shared
+from jaxclf.models.shared_prefix_attention import SharedMask
 
 
 class SoftPrefix(nnx.Module):
@@ -30,7 +30,7 @@ class SoftPrefix(nnx.Module):
     ) -> tuple[
         Float[Array, "B _ K H"],
         Float[Array, "B _ K H"],
-        Bool[Array, "B 1 T _"] | Segments | Shared | SharedSegments,
+        Bool[Array, "B 1 T _"] | Segments | SharedMask | SharedSegments,
     ]:
         """Keys, values and what is seen of them with the prefix before."""
         if not isinstance(mask, jax.Array):

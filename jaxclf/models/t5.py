@@ -195,7 +195,7 @@ class MLP(nnx.Module):
         return self.down(sharding.inner(inner, x.shape[-1]))
 
 
-class Seen(NamedTuple):
+class EncodedPrompt(NamedTuple):
     """What one decoder layer sees of the encoder's outputs: keys, values and a mask."""
 
     key: Float[Array, "B S N H"]
@@ -237,7 +237,7 @@ class Block(nnx.Module):
         key, value = self.attention.keys(normal)
         seen = None
         if self.cross is not None and encoded is not None and encoded_mask is not None:
-            seen = Seen(*self.cross.keys(encoded), encoded_mask)
+            seen = EncodedPrompt(*self.cross.keys(encoded), encoded_mask)
         return self.finish(x, normal, key, value, mask, bias, seen, random_key)
 
     def cached(
@@ -248,7 +248,7 @@ class Block(nnx.Module):
         cache: Cache,
         layer: Int[Array, ""],
         slot: Int[Array, ""] | int,
-        seen: Seen,
+        seen: EncodedPrompt,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """The same, with this call's keys and values put into the cache and all of it attended."""
         normal = self.attention_norm(x)
@@ -264,7 +264,7 @@ class Block(nnx.Module):
         value: Float[Array, "B S N H"],
         mask: Bool[Array, "B 1 T S"] | Segments,
         bias: Bias,
-        seen: Seen | None,
+        seen: EncodedPrompt | None,
         random_key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         """Residuals, attention and feed-forward after the keys of self-attention."""
@@ -443,7 +443,7 @@ class T5(nnx.Module):
 
         def body(block, carry, layer, _):
             x, cache = carry
-            read = Seen(source.key[layer], source.value[layer], seen)
+            read = EncodedPrompt(source.key[layer], source.value[layer], seen)
             return block.cached(x, mask, bias, cache, layer, slot, read)
 
         carry = self._start(tokens, None), Cache(cache.key, cache.value)

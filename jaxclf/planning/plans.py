@@ -1,7 +1,6 @@
 """The plan of a config: what fits, what it takes and how long, as a table and as JSON."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxclf.core.errors import InputError
+from jaxclf.core.files import write_json
 from jaxclf.distributed import sharding
 from jaxclf.models import registry
-from jaxclf.planning import collectives, estimate, gpus, hardware, programs, workload
+from jaxclf.planning import collectives, gpus, hardware, meshes, programs, workload
 from jaxclf.planning.collectives import Crossing
-from jaxclf.planning.estimate import Choice, Job, Need, Sizes
+from jaxclf.planning.estimate import Need, PlannedRun, Sizes
 from jaxclf.planning.hardware import GIB, Topology
+from jaxclf.planning.meshes import Choice
 from jaxclf.planning.programs import Program
 from jaxclf.planning.workload import Workload
 
@@ -45,7 +46,7 @@ class Plan:
         return "\n".join(self.lines)
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.data, indent=1) + "\n")
+        write_json(path, self.data)
 
 
 def read_mesh(text: str, topology: Topology) -> Sizes:
@@ -80,7 +81,7 @@ def plan(
     say: Callable[[str], None] = print,
 ) -> Plan:
     """The plan on one slice, with this mesh or the fastest that fits."""
-    job = Job(config, topology, workload=found)
+    job = PlannedRun(config, topology, workload=found)
     if not job.compiles:
         say(
             f"without the compiler for GPUs bytes are an estimate, and kernels are those of a CPU: "
@@ -90,10 +91,10 @@ def plan(
         accumulate = config.train.accumulate
         say(f"compiling for {topology.name}, {_mesh_name(sizes)} …")
         return _one(job, sizes, accumulate, decoding)
-    ranked = estimate.fitting(job)
+    ranked = meshes.fitting(job)
     shown = [_choice_line(choice) for choice in ranked[:8]]
     if not ranked:
-        everything = estimate.choices(job)
+        everything = meshes.choices(job)
         least = min(everything, key=lambda choice: choice.need.total, default=None)
         return _nothing(job, least)
     say("\n".join(["meshes by estimated time of a step:", *shown]))
@@ -122,9 +123,9 @@ def smallest(
         found = None
         for shape in hardware.CHIPS[name].sizes:
             topology = hardware.topology(f"{name}:{shape}")
-            job = Job(config, topology, workload=load)
+            job = PlannedRun(config, topology, workload=load)
             # The leanest decides: by arithmetic, then by the compiler.
-            choice = estimate.leanest(job)
+            choice = meshes.leanest(job)
             if choice is None or choice.need.total > topology.chip.usable:
                 continue
             say(f"compiling for {topology.name}, {_mesh_name(choice.sizes)} …")
@@ -146,7 +147,7 @@ def smallest(
     return Plan(any_fits, tuple(lines), {"smallest": data})
 
 
-def _one(job: Job, sizes: Sizes, accumulate: int, decoding: bool) -> Plan:
+def _one(job: PlannedRun, sizes: Sizes, accumulate: int, decoding: bool) -> Plan:
     """All programs of a run on one mesh; raises InputError where it cannot be divided so."""
     chip, estimated, train = job.topology.chip, not job.compiles, job.config.train
     need, rows = job.need(sizes, accumulate), job.rows(accumulate)
@@ -207,7 +208,7 @@ def _one(job: Job, sizes: Sizes, accumulate: int, decoding: bool) -> Plan:
     return Plan(fits, tuple(lines), data)
 
 
-def _head(job: Job, sizes: Sizes, accumulate: int, mean: float | None) -> list[str]:
+def _head(job: PlannedRun, sizes: Sizes, accumulate: int, mean: float | None) -> list[str]:
     """What is planned, and what was assumed of its data."""
     topology, chip, rows = job.topology, job.topology.chip, job.rows(accumulate)
     nodes = f" in {topology.nodes:,} nodes" if topology.nodes > 1 else ""
@@ -236,7 +237,7 @@ def _kept(need: Need) -> list[str]:
     ]
 
 
-def _numbers(program: Program, job: Job, sizes: Sizes, beside: int) -> dict[str, Any]:
+def _numbers(program: Program, job: PlannedRun, sizes: Sizes, beside: int) -> dict[str, Any]:
     chip, found = job.topology.chip, program.traffic
     crossing: dict[str, Crossing] = {}
     for each in found.exchanges:
@@ -274,7 +275,7 @@ def _numbers(program: Program, job: Job, sizes: Sizes, beside: int) -> dict[str,
     }
 
 
-def _lines(name: str, numbers: dict[str, Any], job: Job) -> list[str]:
+def _lines(name: str, numbers: dict[str, Any], job: PlannedRun) -> list[str]:
     counts, beside = numbers["collectives_count"], numbers["collectives_asynchronous"]
     sent = ", ".join(
         f"{kind} {size:.1f} GiB in {counts[kind]:,.0f} ({beside[kind]:,.0f} asynchronous)"
@@ -310,7 +311,7 @@ def _lines(name: str, numbers: dict[str, Any], job: Job) -> list[str]:
     return lines
 
 
-def _nothing(job: Job, least: Choice | None) -> Plan:
+def _nothing(job: PlannedRun, least: Choice | None) -> Plan:
     chip = job.topology.chip
     reason = (
         f"no mesh of {job.topology.count:,} chips divides {job.config.train.batch_size:,} rows"

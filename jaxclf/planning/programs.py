@@ -25,7 +25,7 @@ from jaxclf.data import batching
 from jaxclf.data.batching import Batch, PromptBatch
 from jaxclf.decoding import decode, label_choice, label_decoder
 from jaxclf.decoding.answer_layout import Field
-from jaxclf.decoding.label_decoder import Answerer, Decoding
+from jaxclf.decoding.label_decoder import Decoding, LabelDecoder
 from jaxclf.distributed import sharding
 from jaxclf.ensemble import features, fitting
 from jaxclf.ensemble.attens import Combiner, Pooling
@@ -33,7 +33,7 @@ from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.registry import Model
 from jaxclf.planning import gpus, hlo
-from jaxclf.planning.estimate import Job, Sizes, of_rows
+from jaxclf.planning.estimate import PlannedRun, Sizes, of_rows
 from jaxclf.planning.hardware import Topology
 from jaxclf.planning.workload import Workload
 from jaxclf.training import optim
@@ -64,7 +64,7 @@ class Program:
         return self.arguments + self.temporary
 
 
-def of(job: Job, sizes: Sizes, accumulate: int) -> dict[str, Callable[[], Program]]:
+def of(job: PlannedRun, sizes: Sizes, accumulate: int) -> dict[str, Callable[[], Program]]:
     """Name → what compiles it: all that a run of the config does on its devices.
 
     Each raises InputError where rows or leaves cannot be divided, `MemoryError` where the compiler
@@ -85,7 +85,7 @@ def of(job: Job, sizes: Sizes, accumulate: int) -> dict[str, Callable[[], Progra
     return found
 
 
-def train_step(job: Job, sizes: Sizes, accumulate: int) -> Program:
+def train_step(job: PlannedRun, sizes: Sizes, accumulate: int) -> Program:
     """The true train step: dropout of the model and its adapters on."""
     train, parts = job.config.train, sizes["data"] * sizes["fsdp"]
     if train.batch_size % (accumulate * parts):
@@ -109,7 +109,7 @@ def train_step(job: Job, sizes: Sizes, accumulate: int) -> Program:
         return compiled(job, jitted, state, frozen, job.batch(accumulate))
 
 
-def prediction(job: Job, sizes: Sizes) -> Program:
+def prediction(job: PlannedRun, sizes: Sizes) -> Program:
     """An encoder's scores of one batch of the longest texts."""
     found = _workload(job)
     with jax.set_mesh(mesh(job.topology, sizes)):
@@ -121,7 +121,7 @@ def prediction(job: Job, sizes: Sizes) -> Program:
 # Decoders -----------------------------------------------------------------------------------------
 
 
-def decoding(job: Job, sizes: Sizes) -> Program:
+def decoding(job: PlannedRun, sizes: Sizes) -> Program:
     """Answers to one batch of the longest prompts, free or among the labels.
 
     Prefixes that the prompts share were computed before.
@@ -144,7 +144,7 @@ def decoding(job: Job, sizes: Sizes) -> Program:
         return _of_params(job, constrained, prompt, prefix, _rows_of(plan))
 
 
-def scoring(job: Job, sizes: Sizes) -> tuple[Program, Program]:
+def scoring(job: PlannedRun, sizes: Sizes) -> tuple[Program, Program]:
     """Prompts read, and the labels of the first task scored after them.
 
     All labels at once, or as many as a bound usually leaves to be read.
@@ -174,14 +174,14 @@ def scoring(job: Job, sizes: Sizes) -> tuple[Program, Program]:
         return first, _of_params(job, ranker._some, read, chosen, nodes)
 
 
-def _classifier(job: Job) -> GenerativeClassifier:
+def _classifier(job: PlannedRun) -> GenerativeClassifier:
     found = _workload(job)
     return GenerativeClassifier(job.model, found.tokenizer, found.recipe, Decoding.of(job.config))
 
 
 def _prompts(
-    job: Job, rows: int, answerer: Answerer | None = None
-) -> tuple[PromptBatch, decode.Prefix | None]:
+    job: PlannedRun, rows: int, answerer: LabelDecoder | None = None
+) -> tuple[PromptBatch, decode.ComputedPrefix | None]:
     """The longest prompts, and the prefixes that they share as the devices hold them."""
     followed = None if answerer is None else answerer.followed
     prompt, shared = _workload(job).prompt_batch(rows, followed)
@@ -193,7 +193,7 @@ def _prompts(
     return _rows_of(prompt), prefix
 
 
-def _plan(job: Job, answerer: Answerer, rows: int, fields: Sequence[Field]) -> Any:
+def _plan(job: PlannedRun, answerer: LabelDecoder, rows: int, fields: Sequence[Field]) -> Any:
     """What each row chooses from, where every text has as many words as the longest."""
     return label_decoder._Rows(answerer, [_workload(job).words] * rows, rows).plan(fields)
 
@@ -201,7 +201,7 @@ def _plan(job: Job, answerer: Answerer, rows: int, fields: Sequence[Field]) -> A
 # Ensembles ----------------------------------------------------------------------------------------
 
 
-def module_features(job: Job, sizes: Sizes) -> Program:
+def module_features(job: PlannedRun, sizes: Sizes) -> Program:
     """What an ensemble's base and all its modules see in one batch of the longest texts."""
     fields, dimensions = job.config.attens, job.model.config
     if isinstance(dimensions, EncoderConfig):
@@ -218,7 +218,7 @@ def module_features(job: Job, sizes: Sizes) -> Program:
         return compiled(job, jax.jit(compute), base, stacks, batch)
 
 
-def combiner(job: Job, sizes: Sizes) -> Program:
+def combiner(job: PlannedRun, sizes: Sizes) -> Program:
     """An ensemble's steps on what its modules saw; every device has all of it."""
     fields, size = job.config.attens, job.model.config.hidden_size
     task = _workload(job).dataset.tasks[0]
@@ -243,12 +243,12 @@ def combiner(job: Job, sizes: Sizes) -> Program:
         return compiled(job, steps, *jax.tree.map(_everywhere, arguments))
 
 
-def _modules(job: Job) -> int:
+def _modules(job: PlannedRun) -> int:
     fields = job.config.attens
     return fields.k or len(fields.modules)
 
 
-def _texts(job: Job, rows: int) -> Batch | PromptBatch:
+def _texts(job: PlannedRun, rows: int) -> Batch | PromptBatch:
     """Texts as an ensemble's base reads them; those of other modules may fill max_length."""
     if not job.model.is_encoder:
         return _rows_of(_workload(job).prompt_batch(rows, share=False)[0])
@@ -295,12 +295,12 @@ def _slice(name: str) -> Any:
         ) from error
 
 
-def compiled(job: Job, function: Any, *arguments: Any) -> Program:
+def compiled(job: PlannedRun, function: Any, *arguments: Any) -> Program:
     """A jitted function compiled for the mesh in use; see `of` for what it raises."""
     return _compiled(job, function, *arguments)[0]
 
 
-def _compiled(job: Job, function: Any, *arguments: Any) -> tuple[Program, Any]:
+def _compiled(job: PlannedRun, function: Any, *arguments: Any) -> tuple[Program, Any]:
     traced = function.trace(*arguments)
     count = job.topology.count
     turns = job.label_tokens if job.workload is None else job.workload.recipe.max_new_tokens
@@ -327,7 +327,7 @@ def _compiled(job: Job, function: Any, *arguments: Any) -> tuple[Program, Any]:
     return program, found
 
 
-def _with_result(job: Job, function: Any, *arguments: Any) -> tuple[Program, Any]:
+def _with_result(job: PlannedRun, function: Any, *arguments: Any) -> tuple[Program, Any]:
     """A function compiled, and what it gives as it lies on the mesh, for a program after it."""
     program, found = _compiled(job, jax.jit(function), *arguments)
     shapes = jax.eval_shape(function, *arguments)
@@ -339,7 +339,7 @@ def _with_result(job: Job, function: Any, *arguments: Any) -> tuple[Program, Any
     return program, result
 
 
-def _bound(job: Job, function: Any) -> Any:
+def _bound(job: PlannedRun, function: Any) -> Any:
     """A function of the model's parameters as one of what is trained and what is frozen."""
 
     def joined(trained, frozen, *rest):
@@ -348,12 +348,12 @@ def _bound(job: Job, function: Any) -> Any:
     return joined
 
 
-def _of_params(job: Job, function: Any, *arguments: Any) -> Program:
+def _of_params(job: PlannedRun, function: Any, *arguments: Any) -> Program:
     """A function of the model's parameters, compiled for arguments after them."""
     return compiled(job, jax.jit(_bound(job, function)), *_params(job), *arguments)
 
 
-def _params(job: Job) -> tuple[Any, Any]:
+def _params(job: PlannedRun) -> tuple[Any, Any]:
     """(trained, frozen) as they lie on the mesh in use."""
     state, frozen = job.state
     return sharding.abstract(state.trained), sharding.abstract(frozen)
@@ -364,7 +364,7 @@ def _rows_of(batch: Any) -> Any:
     return jax.tree.map(lambda array: of_rows(array.shape, array.dtype, 0), batch)
 
 
-def _workload(job: Job) -> Workload:
+def _workload(job: PlannedRun) -> Workload:
     assert job.workload is not None, "what a program reads must be known"
     return job.workload
 

@@ -26,8 +26,8 @@ from jaxclf.data.datasets import Dataset
 from jaxclf.data.encoder_inputs import Encoded, encode
 from jaxclf.data.examples import Tokens
 from jaxclf.data.loader import Examples
-from jaxclf.data.prefixes import NONE, Shared
-from jaxclf.data.tasks import Record, Task, words
+from jaxclf.data.prefixes import NONE, SharedPrefixes
+from jaxclf.data.tasks import Record, Task, has_gold, words
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models.encoder import EncoderConfig
@@ -71,7 +71,7 @@ class Workload:
     objective: Objective
     notes: tuple[str, ...]
 
-    def shared(self, config: ConfigDict) -> Shared:
+    def shared(self, config: ConfigDict) -> SharedPrefixes:
         """The prefixes that the examples of a micro-batch share."""
         return NONE if self.recipe.prompt is None else shared_prefixes(config, self.means)  # pyright: ignore
 
@@ -106,7 +106,7 @@ class Workload:
         rows: int,
         followed: Callable[[Sequence[Tokens]], list[Tokens]] | None = None,
         share: bool = True,
-    ) -> tuple[PromptBatch, Shared]:
+    ) -> tuple[PromptBatch, SharedPrefixes]:
         """The longest prompts that are answered together, and the prefixes that they share.
 
         `followed`: what puts the beginning of an answer after them.
@@ -285,7 +285,7 @@ def _answers(config: ConfigDict, dataset: Dataset, records: Sequence[Record], pr
     return [
         prompt.lead + prompts.answer(each, dataset.tasks, config.prompt.slots, prompt.lettered)
         for each in records
-        if prompts.has_gold(each, dataset.tasks)
+        if has_gold(each, dataset.tasks)
     ]
 
 

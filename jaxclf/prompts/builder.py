@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from jaxclf.config.schema import TEMPLATES
 from jaxclf.core.errors import InputError
-from jaxclf.data.tasks import OTHER, Record, Task
+from jaxclf.data.tasks import OTHER, Record, SlotFormat, Task
 from jaxclf.prompts import styles
 from jaxclf.prompts.template import (
     SLOT_FORMATS,
@@ -29,7 +29,6 @@ from jaxclf.prompts.template import (
     data,
     filled,
     fixed,
-    has_gold,
     joined,
     label_list,
 )
@@ -42,7 +41,6 @@ __all__ = [
     "PromptSource",
     "answer",
     "build",
-    "has_gold",
     "listing",
 ]
 
@@ -119,7 +117,8 @@ def build(
     without gold.
     """
     template = _chosen("prompt.template", prompt_config.template, TEMPLATES)
-    slot_format = _chosen("prompt.slots", prompt_config.slots, SLOT_FORMATS)
+    slot_format: SlotFormat = prompt_config.slots
+    _chosen("prompt.slots", slot_format, SLOT_FORMATS)
     wrapper = _WRAPPERS[_chosen("prompt.wrapper", prompt_config.wrapper, tuple(_WRAPPERS))]
     for task in tasks:
         if task.kind not in ("class", "slots"):
@@ -158,7 +157,11 @@ def build(
 
 
 def _listing(
-    domain: str, tasks: Sequence[Task], shots: Sequence[Record], slot_format: str, think: bool
+    domain: str,
+    tasks: Sequence[Task],
+    shots: Sequence[Record],
+    slot_format: SlotFormat,
+    think: bool,
 ) -> tuple[list[Piece], list[Piece], list[Piece]]:
     """The blocks of Listings 1 to 12 as (system part, before the text, after the text)."""
     given = _NOUNS[domain]
@@ -196,7 +199,7 @@ def _listing(
     return system, query, [fixed(f"\nEnd of <<{domain}>>\n{end}")]
 
 
-def _question(task: Task, domain: str, slot_format: str) -> list[Piece]:
+def _question(task: Task, domain: str, slot_format: SlotFormat) -> list[Piece]:
     """The sentences that say what to do for one task, with its label list."""
     noun = _NOUNS[domain].split(maxsplit=1)[1]
     labels = data(label_list(task, slot_format))
@@ -215,7 +218,7 @@ def _question(task: Task, domain: str, slot_format: str) -> list[Piece]:
 
 
 def _examples(
-    domain: str, tasks: Sequence[Task], shots: Sequence[Record], slot_format: str
+    domain: str, tasks: Sequence[Task], shots: Sequence[Record], slot_format: SlotFormat
 ) -> list[Piece]:
     """Solved examples between their delimiters, each as the real text and answer will stand."""
     pieces = [fixed("Beginning of <<Examples>>\n")]
@@ -231,7 +234,7 @@ def _examples(
 
 
 def _plain(
-    tasks: Sequence[Task], shots: Sequence[Record], slot_format: str
+    tasks: Sequence[Task], shots: Sequence[Record], slot_format: SlotFormat
 ) -> tuple[list[Piece], list[Piece]]:
     """Text and cue only, for models trained from scratch, which can use no instruction."""
     end = f"\n{cue(tasks)}"
@@ -247,7 +250,7 @@ def _own_template(
     domain: str,
     tasks: Sequence[Task],
     shots: Sequence[Record],
-    slot_format: str,
+    slot_format: SlotFormat,
 ) -> tuple[list[Piece], list[Piece]]:
     """Fill a user's template file: UTF-8 text with `$` placeholders, as in `string.Template`.
 

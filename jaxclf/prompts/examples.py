@@ -7,9 +7,9 @@ import numpy as np
 
 from jaxclf.core.errors import InputError
 from jaxclf.data.examples import Tokens
-from jaxclf.data.tasks import Record, Task
+from jaxclf.data.tasks import Record, SlotFormat, Task, has_gold
 from jaxclf.data.tokenizer import Tokenizer
-from jaxclf.prompts.builder import Prompt, answer, has_gold
+from jaxclf.prompts.builder import Prompt, answer
 
 
 def tokenize(
@@ -17,7 +17,7 @@ def tokenize(
     tasks: Sequence[Task],
     prompt: Prompt | Callable[[int, Record], Prompt],
     tokenizer: Tokenizer,
-    slot_format: str,
+    slot_format: SlotFormat,
     max_length: int,
     *,
     truncate: bool = True,

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxclf.core.errors import InputError
-from jaxclf.data.tasks import Record, Task
-from jaxclf.prompts.builder import has_gold
+from jaxclf.data.tasks import Record, Task, has_gold
 
 Chooser = Callable[..., list[Record]]  # (index, record) or nothing → examples
 

@@ -13,7 +13,7 @@ def prompt_source(
 ) -> tuple[Prompt, PromptSource]:
     """The run's fixed prompt, and what training and evaluation use: it, or one for each text.
 
-    `draw`, `order`: of the examples, see `shots.chooser`.
+    `draw`, `order`: of the examples, see `few_shot.chooser`.
     """
     fields = config.prompt
     choose = few_shot.chooser(

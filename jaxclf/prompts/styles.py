@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxclf.core.errors import InputError
-from jaxclf.data.tasks import OTHER, Record, Task
+from jaxclf.data.tasks import OTHER, Record, SlotFormat, Task
 from jaxclf.prompts.template import Piece, answer, cue, data, filled, fixed, label_list, letters
 
 THOUGHTS = "Thoughts:"  # stands before what a model thinks
@@ -23,7 +23,7 @@ THOUGHTS = "Thoughts:"  # stands before what a model thinks
 def instructed(
     tasks: Sequence[Task],
     shots: Sequence[Record],
-    slot_format: str,
+    slot_format: SlotFormat,
     *,
     meanings: Mapping[str, str] | None = None,
     lettered: bool = False,
@@ -103,7 +103,7 @@ def read_meanings(path: str, tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def _question(
-    task: Task, slot_format: str, meanings: Mapping[str, str] | None, lettered: bool
+    task: Task, slot_format: SlotFormat, meanings: Mapping[str, str] | None, lettered: bool
 ) -> list[Piece]:
     """What to do for one task, with its labels, options or definitions."""
     listed = data(label_list(task, slot_format))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxclf.core.errors import InputError
-from jaxclf.data.tasks import Record, Task, plain_slots
+from jaxclf.data.tasks import Record, SlotFormat, Task, plain_slots
 
 SLOT_FORMATS = ("names", "bio")
 """Slots as plain names, where equal neighbours form one span, or as BIO tags."""
@@ -72,7 +72,7 @@ PromptSource = Prompt | Callable[[int, Record], Prompt]
 
 
 def answer(
-    record: Record, tasks: Sequence[Task], slot_format: str = "names", lettered: bool = False
+    record: Record, tasks: Sequence[Task], slot_format: SlotFormat = "names", lettered: bool = False
 ) -> str:
     """The text a model should generate for `record`.
 
@@ -89,12 +89,7 @@ def answer(
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def has_gold(record: Record, tasks: Sequence[Task]) -> bool:
-    """Whether `record` carries a label for every task."""
-    return all(record.labels.get(task.name) is not None for task in tasks)
-
-
-def _value(record: Record, task: Task, slot_format: str, lettered: bool) -> str | list[str]:
+def _value(record: Record, task: Task, slot_format: SlotFormat, lettered: bool) -> str | list[str]:
     gold = record.labels.get(task.name)
     if task.kind == "class" and isinstance(gold, str):
         return letters(task).get(gold, gold) if lettered else gold
@@ -124,7 +119,7 @@ def cue(tasks: Sequence[Task], lettered: bool = False) -> str:
     return "Label:" if tasks[0].kind == "class" else "Slots:"
 
 
-def label_list(task: Task, slot_format: str) -> str:
+def label_list(task: Task, slot_format: SlotFormat) -> str:
     """The labels as a Python list: `['alarm_set', 'play_music']`."""
     if task.kind == "slots" and slot_format == "bio":
         return str([f"{prefix}-{name}" for name in task.labels for prefix in "BI"])

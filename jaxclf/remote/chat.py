@@ -1,8 +1,8 @@
 """Labels by a model behind the chat-completions interface: OpenAI's, vLLM's, or another server's.
 
 Nothing is tuned: each text's prompt goes out as messages, and labels are read from the answer as
-from a decoder's. An answer is in WORKDIR/answers.jsonl before it is used (see `ledger`), so that a
-stopped run goes on without asking anything twice. The key stays in the environment.
+from a decoder's. An answer is in WORKDIR/answers.jsonl before it is used (see `answer_log`), so
+that a stopped run goes on without asking anything twice. The key stays in the environment.
 """
 
 import dataclasses
@@ -17,9 +17,8 @@ from ml_collections import ConfigDict
 
 from jaxclf.core.errors import InputError
 from jaxclf.data.predictions import Prediction
-from jaxclf.data.tasks import Record, SlotFormat, Task
+from jaxclf.data.tasks import Record
 from jaxclf.decoding.recipe import Recipe
-from jaxclf.prompts import builder
 from jaxclf.prompts.builder import PromptSource
 from jaxclf.remote import answer_log
 from jaxclf.remote.answer_log import Answer, Ledger
@@ -33,7 +32,7 @@ Questions = Mapping[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class RequestEstimate:
     """What a run would still send.
 
     stored: answers that are there already. completion_tokens: the most that may come. cost: in the
@@ -68,7 +67,7 @@ class Account:
         self._paid: set[str] = set()  # of these: asked by this process
         self._announced: set[str] = set()
 
-    def announce(self, questions: Questions) -> Estimate:
+    def announce(self, questions: Questions) -> RequestEstimate:
         """Print what asking these takes; raises InputError where `api.max_cost` is less."""
         with Ledger(self.path) as answers:
             return self._announce(answers, questions)
@@ -115,14 +114,14 @@ class Account:
             "cost": self._cost(*tokens),
         }
 
-    def _announce(self, answers: Ledger, questions: Questions) -> Estimate:
+    def _announce(self, answers: Ledger, questions: Questions) -> RequestEstimate:
         self._announced |= questions.keys()
         missing = [asked for key, asked in questions.items() if key not in answers]
         sizes = [sum(len(part["content"]) for part in asked["messages"]) for asked in missing]
         tokens_in = sum(math.ceil(size / CHARACTERS_PER_TOKEN) for size in sizes)
         tokens_out = sum(asked["max_tokens"] for asked in missing)
         cost = self._cost(tokens_in, tokens_out)
-        estimate = Estimate(
+        estimate = RequestEstimate(
             len(missing), len(questions) - len(missing), tokens_in, tokens_out, cost
         )
         print(f"{self.api.model}: {estimate}", flush=True)
@@ -173,7 +172,7 @@ def _tokens(answers: Iterable[Answer]) -> tuple[int, int]:
 class ChatClassifier:
     """Labels texts by asking a server, many at once and each prompt once.
 
-    The recipe's `max_new_tokens` are the server's own tokens: see `longest_answer`.
+    The recipe's `max_new_tokens` are the server's own tokens: see `answer_length.in_characters`.
     """
 
     def __init__(self, recipe: Recipe, account: Account):
@@ -228,26 +227,3 @@ class ChatClassifier:
     def facts(self) -> dict[str, Any]:
         """None of its own: what the answers took is in the account's."""
         return {}
-
-
-def longest_answer(
-    tasks: Sequence[Task], train_records: Sequence[Record], slot_format: SlotFormat
-) -> int:
-    """Tokens that the longest answer may take, whatever tokens the server has.
-
-    Classes are all known beforehand; of slots the training split's longest answer gets a quarter
-    more room. Two characters are taken as a token: names such as comp.sys.ibm.pc.hardware have
-    short ones, and what is given too much costs nothing.
-    """
-    answers = [
-        builder.answer(record, tasks, slot_format)
-        for record in train_records
-        if builder.has_gold(record, tasks)
-    ]
-    longest = max(map(len, answers), default=0)
-    if any(task.kind == "slots" for task in tasks):
-        longest = math.ceil(1.25 * longest)
-    else:
-        worst = Record("", "", {task.name: max(task.labels, key=len) for task in tasks})
-        longest = max(longest, len(builder.answer(worst, tasks, slot_format)))
-    return math.ceil(longest / 2) + 8  # of which some end the answer

@@ -8,15 +8,15 @@ it is written (see `seal`).
 
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jaxclf.checkpoint.seal import PREDICTIONS, REPORT, read, seal, sha256
+from jaxclf.checkpoint.seal import PREDICTIONS, REPORT, read, seal
 from jaxclf.core.errors import ArtifactError
+from jaxclf.core.files import write_text
 from jaxclf.data.predictions import UNPARSED, Prediction
 from jaxclf.data.tasks import Label, Task
 from jaxclf.report.card import model_card
@@ -48,7 +48,6 @@ __all__ = [
     "versions",
     "write",
     "write_predictions",
-    "write_text",
 ]
 
 _PACKAGES = (
@@ -185,16 +184,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def write_text(path: Path, text: str) -> str:
-    """Write a text file so that under its name there is the old one or the whole new one.
-
-    Returns its SHA-256.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    # A lone surrogate, which UTF-8 has no form for, becomes its escape: in JSON the same text.
-    content = text.encode("utf-8", "backslashreplace")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-    return sha256(content)

@@ -9,7 +9,7 @@ from jaxclf.report.names import metric_name, show, spread
 
 
 def curve_page(curve: Mapping[str, Any], picture: bytes) -> str:
-    """The whole page of what `curves.summary` found; `picture`: its SVG."""
+    """The whole page of what `learning_curve.summary` found; `picture`: its SVG."""
     seeds = len({run["seed"] for run in curve["runs"]})
     header = f"<p>{text(curve['split'])} · seeds {seeds}</p>"
     image = f'<img alt="learning curve" style="max-width:720px" src="{plots.data_uri(picture)}">'

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxclf.report import write_text
+from jaxclf.core.files import write_text
 from jaxclf.report.markup import document, text
 from jaxclf.report.markup import table as html_table
 from jaxclf.report.names import metric_name

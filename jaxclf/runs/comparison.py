@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from jaxclf import report
 from jaxclf.config.schema import did_you_mean
 from jaxclf.core.errors import ArtifactError, InputError, JaxclfError
+from jaxclf.core.files import write_text
 from jaxclf.data import datasets
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import SlotFormat, Task
@@ -275,5 +276,5 @@ def write(output: Path, comparison: Mapping[str, Any]) -> None:
     """comparison.json and comparison.html."""
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False)
-    report.write_text(output / "comparison.json", text + "\n")
-    report.write_text(output / "comparison.html", report.comparison_page(comparison))
+    write_text(output / "comparison.json", text + "\n")
+    write_text(output / "comparison.html", report.comparison_page(comparison))

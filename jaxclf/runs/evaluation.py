@@ -9,8 +9,9 @@ from jaxclf.classifiers.opening import Opened
 from jaxclf.core import logs
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets
-from jaxclf.metrics import calibration, metrics
+from jaxclf.metrics import calibration
 from jaxclf.prompts.source import prompt_source
+from jaxclf.runs import facts
 
 
 def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
@@ -42,18 +43,17 @@ def evaluate(opened: Opened, output: Path, split: str = "") -> dict[str, Any]:
             tempered=False,
         )
     result = _run_report(opened) | report.decoding(classifier.facts())
-    result["eval"] = metrics.compute(predictions, recipe.tasks, recipe.slot_format)
-    result["eval_split"] = split
-    wanted = config.eval.get("wanted_accuracy", 0.0)  # older runs do not have it
-    result["calibration"] = calibration.measure(predictions, recipe.tasks, temperatures, wanted)
+    result |= facts.scores(config, recipe, predictions, split, temperatures)
     predictions = calibration.tempered(predictions, temperatures)
     result.pop("attens", None)  # of the run's own evaluation
-    facts = {"fingerprint": dataset.fingerprint, "tasks": report.describe_tasks(dataset.tasks)}
-    result["data"] = {"name": dataset.name, **result["data"], **facts}
+    result["data"] = {
+        "name": dataset.name,
+        **result["data"],
+        "fingerprint": dataset.fingerprint,
+        "tasks": report.describe_tasks(dataset.tasks),
+    }
     checkpoint = tree_store.fingerprint(opened.source.manifest)
-    report.write(output, result, predictions, recipe.tasks, [], checkpoint)
-    print(report.table(result))
-    print(f"report: {output / 'report.html'}")
+    facts.publish(output, result, predictions, recipe.tasks, checkpoint=checkpoint)
     return result
 
 

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.core.errors import InputError
+from jaxclf.core.files import write_text
 from jaxclf.data import datasets
 from jaxclf.metrics.metrics import main_metric
 from jaxclf.report import plots
@@ -138,10 +139,10 @@ def write(workdir: Path, curve: Mapping[str, Any]) -> None:
     }
     picture = plots.over_examples(drawn)
     text = json.dumps(curve, indent=1, ensure_ascii=False, allow_nan=False)
-    report.write_text(workdir / "curve.json", text + "\n")
-    report.write_text(workdir / "curve.csv", lines.getvalue())
-    report.write_text(workdir / "curve.svg", picture.decode())
-    report.write_text(workdir / "curve.html", report.curve_page(curve, picture))
+    write_text(workdir / "curve.json", text + "\n")
+    write_text(workdir / "curve.csv", lines.getvalue())
+    write_text(workdir / "curve.svg", picture.decode())
+    write_text(workdir / "curve.html", report.curve_page(curve, picture))
 
 
 def _drawn(value: float | None) -> float:

@@ -31,17 +31,19 @@ from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record
+from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
-from jaxclf.metrics import calibration, metrics
+from jaxclf.metrics import metrics
 from jaxclf.prompts.builder import Prompt
 from jaxclf.prompts.source import prompt_source
 from jaxclf.remote.chat import Account, ChatClassifier
+from jaxclf.runs import facts
 from jaxclf.runs.setup import prepare, recipe_of
-from jaxclf.runs.training import claim, data_facts, device, model_facts
+from jaxclf.runs.training import claim
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptedModel:
     """A model that can be asked about a data set.
 
     classifier: makes, for a config that names one style and the fixed prompt of it, what answers
@@ -56,7 +58,7 @@ class Asked:
     checkpoint: str = ""
 
 
-Open = Callable[[ConfigDict, Path], Asked]
+Open = Callable[[ConfigDict, Path], PromptedModel]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def variants(config: ConfigDict) -> list[Variant]:
 def decoder(find: FindModel) -> Open:
     """Opens the decoder that a config names; `find(checkpoint, quantise)` gives its checkpoint."""
 
-    def opened(config: ConfigDict, workdir: Path) -> Asked:
+    def opened(config: ConfigDict, workdir: Path) -> PromptedModel:
         base = None
         if config.model.checkpoint:
             base = find(config.model.checkpoint, config.model.quantise)
@@ -96,17 +98,17 @@ def decoder(find: FindModel) -> Open:
             return made.with_params(params)
 
         manifest = tree_store.describe(params) if base is None else base.manifest
-        return Asked(
+        return PromptedModel(
             setup.dataset,
             classifier,
-            model_facts(config, setup, plan, 0),
+            facts.model_facts(config, setup, plan, 0),
             checkpoint=tree_store.fingerprint(manifest),
         )
 
     return opened
 
 
-def served(config: ConfigDict, workdir: Path) -> Asked:
+def served(config: ConfigDict, workdir: Path) -> PromptedModel:
     """Opens the model that `config.api` names; its server is asked nothing yet."""
     dataset, account = datasets.load(config.data, config.seed), Account(config.api, workdir)
 
@@ -114,7 +116,7 @@ def served(config: ConfigDict, workdir: Path) -> Asked:
         return ChatClassifier(recipe_of(styled, dataset, prompt, None), account)
 
     model = {"name": config.api.model, "family": "server"}
-    return Asked(dataset, classifier, model=model, account=account)
+    return PromptedModel(dataset, classifier, model=model, account=account)
 
 
 def run(
@@ -152,29 +154,20 @@ def run(
             for each in _ask(_styled(config, style), asked, records, list(ways))
         ]
     figures = [metrics.compute(each.predictions, tasks, config.prompt.slots) for each in answered]
-    first, wanted = answered[0], config.eval.wanted_accuracy
-    result = {
-        "config": config.to_dict(),
-        "data": data_facts(asked.dataset),
-        "model": dict(asked.model),
-        "train": {"steps": 0} | ({} if asked.account else {"device": device()}),
-        "versions": report.versions(),
-        "eval": figures[0],
-        "eval_split": split,
-        "calibration": calibration.measure(first.predictions, tasks, {}, wanted),
-        "spread": spread(figures),
-        "variants": [asdict(each.variant) | {"seconds": each.seconds} for each in answered],
-        **first.facts,
-    }
+    first = answered[0]
+    train = {"steps": 0} | ({} if asked.account else {"device": facts.device()})
+    result = facts.describe(config, facts.data_facts(asked.dataset), asked.model, train)
+    result |= facts.scores(config, first.recipe, first.predictions, split)
+    result |= first.facts
+    result["spread"] = spread(figures)
+    result["variants"] = [asdict(each.variant) | {"seconds": each.seconds} for each in answered]
     if asked.account is not None:
         result["api"] = asked.account.facts()
-    report.write(workdir, result, first.predictions, tasks, [], asked.checkpoint)
-    print(report.table(result))
-    print(f"report: {workdir / 'report.html'}")
+    facts.publish(workdir, result, first.predictions, tasks, checkpoint=asked.checkpoint)
     return result
 
 
-def _announce(config: ConfigDict, asked: Asked, records: Sequence[Record]) -> None:
+def _announce(config: ConfigDict, asked: PromptedModel, records: Sequence[Record]) -> None:
     """Say what all variants together take, before the first is asked."""
     assert asked.account is not None
     questions = {}
@@ -192,6 +185,7 @@ class _Answered:
     """A variant's answers, and what the report says of how they came about."""
 
     variant: Variant
+    recipe: Recipe
     predictions: list[Prediction]
     facts: Mapping[str, Any]
     seconds: float
@@ -206,7 +200,7 @@ def _styled(config: ConfigDict, style: str) -> ConfigDict:
 
 
 def _ask(
-    config: ConfigDict, asked: Asked, records: Sequence[Record], ways: Sequence[Variant]
+    config: ConfigDict, asked: PromptedModel, records: Sequence[Record], ways: Sequence[Variant]
 ) -> Iterator[_Answered]:
     """The answers to variants of one style, in their order."""
     classifier = None
@@ -219,7 +213,9 @@ def _ask(
                 records, config.eval.batch_size, prompt=prompt, progress=advance
             )
         seconds = round(time.monotonic() - start, 3)
-        yield _Answered(variant, predictions, report.decoding(classifier.facts()), seconds)
+        yield _Answered(
+            variant, classifier.recipe, predictions, report.decoding(classifier.facts()), seconds
+        )
 
 
 def spread(

@@ -16,8 +16,8 @@ from jaxclf.data.datasets import Dataset
 from jaxclf.data.encoder_inputs import encode
 from jaxclf.data.examples import Tokens
 from jaxclf.data.loader import Examples
-from jaxclf.data.prefixes import NONE, Shared
-from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
+from jaxclf.data.prefixes import NONE, SharedPrefixes
+from jaxclf.data.tasks import SlotFormat, Task, has_gold, head_labels
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import processes
@@ -28,11 +28,10 @@ from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.registry import Model, ModelConfig
 from jaxclf.models.t5 import T5Config
-from jaxclf.prompts import builder
+from jaxclf.prompts import answer_length, builder
 from jaxclf.prompts.builder import Prompt, PromptSource
 from jaxclf.prompts.examples import tokenize
 from jaxclf.prompts.source import prompt_source
-from jaxclf.remote import chat
 from jaxclf.training import losses
 from jaxclf.training.losses import Objective, Term
 from jaxclf.training.objectives import head_objective
@@ -49,8 +48,8 @@ class Setup:
     prompt: PromptSource | None  # the recipe's, or a function that draws fresh examples
     examples: Examples  # the training split
     objective: Objective
-    shared: Shared = dataclasses.field(
-        default_factory=Shared
+    shared: SharedPrefixes = dataclasses.field(
+        default_factory=SharedPrefixes
     )  # prompt prefixes that these have in common
 
 
@@ -96,7 +95,7 @@ def _decoder(
     answers = (
         prompt.lead + builder.answer(record, dataset.tasks, config.prompt.slots, prompt.lettered)
         for record in train_records
-        if builder.has_gold(record, dataset.tasks)
+        if has_gold(record, dataset.tasks)
     )
     pieces = (piece.text for piece in (*prompt.before, *prompt.after))
     tokenizer = _tokenizer(config, workdir, base, dataset, [*pieces], answers)
@@ -129,11 +128,11 @@ def recipe_of(
     A server's tokenizer is not known: None.
     """
     slot_format, new_tokens = config.prompt.slots, config.eval.max_new_tokens
+    known = dataset.tasks, dataset.splits.get("train", []), slot_format
     if not new_tokens and tokenizer is not None:
-        new_tokens = longest_answer(dataset, tokenizer, slot_format, prompt)
+        new_tokens = answer_length.in_tokens(*known, prompt, tokenizer)
     elif not new_tokens:
-        train_records = dataset.splits.get("train", [])
-        new_tokens = chat.longest_answer(dataset.tasks, train_records, slot_format)
+        new_tokens = answer_length.in_characters(*known)
     return Recipe(
         tasks=dataset.tasks,
         prompt=prompt,
@@ -146,7 +145,7 @@ def recipe_of(
     )
 
 
-def shared_prefixes(config: ConfigDict, examples: Sequence[Tokens]) -> Shared:
+def shared_prefixes(config: ConfigDict, examples: Sequence[Tokens]) -> SharedPrefixes:
     """The prefixes that the examples of a micro-batch will share."""
     train = config.train
     if not train.share_prefix or not examples:
@@ -266,30 +265,6 @@ def _tokenizer(
     tokenizer.save(partial)
     partial.rename(own)
     return tokenizer
-
-
-def longest_answer(dataset: Dataset, tokenizer: Tokenizer, slot_format: str, prompt: Prompt) -> int:
-    """Tokens of the longest answer with its end of sequence, as far as it can be known.
-
-    Classes are all known beforehand. A slots answer grows with its text, so the training split's
-    longest gets a quarter more room.
-    """
-    tasks = dataset.tasks
-
-    def answer(record: Record) -> str:
-        return prompt.lead + builder.answer(record, tasks, slot_format, prompt.lettered)
-
-    known = {answer(r) for r in dataset.splits["train"] if builder.has_gold(r, tasks)}
-    encoded = tokenizer.encode_batch(sorted(known), is_data=True)
-    longest = max((len(ids) + 1 for ids in encoded), default=0)
-    if any(task.kind == "slots" for task in tasks):
-        return math.ceil(1.25 * longest)
-
-    def tokens_of(label: str) -> int:
-        return len(tokenizer.encode(label, is_data=True))
-
-    worst = Record("", "", {task.name: max(task.labels, key=tokens_of) for task in tasks})
-    return max(longest, len(tokenizer.encode(answer(worst), is_data=True)) + 1)
 
 
 Dimensions = TypeVar("Dimensions", bound=ModelConfig)

@@ -1,6 +1,5 @@
 """Fine-tuning from config to report: set up, step, evaluate on dev, save, score the test split."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from jaxclf import report
 from jaxclf.adapters import tuning
 from jaxclf.adapters.tuning import Adapted
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import Checkpoints, write_base
+from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.checkpoint.model_dir import (
     AdapterInfo,
     ModelSource,
@@ -23,6 +22,7 @@ from jaxclf.checkpoint.model_dir import (
     read_adapters,
     resolve,
     write_adapters,
+    write_base,
 )
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import make_classifier
@@ -32,15 +32,15 @@ from jaxclf.core.errors import InputError, NonFiniteError, Preempted
 from jaxclf.core.logs import Logger, read_metrics
 from jaxclf.core.types import Params
 from jaxclf.data import batching, datasets, loader
-from jaxclf.data.datasets import Dataset
 from jaxclf.data.loader import Examples
 from jaxclf.data.predictions import Prediction
-from jaxclf.data.prefixes import NONE, Shared
+from jaxclf.data.prefixes import NONE, SharedPrefixes
 from jaxclf.data.shape_budget import Budget
 from jaxclf.data.tasks import Record, Task
 from jaxclf.distributed import processes, sharding
 from jaxclf.distributed.preemption import Interrupts
 from jaxclf.metrics import calibration, metrics
+from jaxclf.runs import facts
 from jaxclf.runs.setup import Setup, prepare
 from jaxclf.training import optim
 from jaxclf.training.train_step import Metrics, TrainState, init_state, make_train_step
@@ -126,7 +126,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         loading.write(config, path)
 
 
-def with_steps(config: ConfigDict, examples: Examples, shared: Shared = NONE) -> ConfigDict:
+def with_steps(config: ConfigDict, examples: Examples, shared: SharedPrefixes = NONE) -> ConfigDict:
     """The config with `train.steps` for as many `train.epochs`, where these are set.
 
     Of packed rows the steps are about as many: those that hold all tokens, less the `shared`
@@ -382,7 +382,7 @@ class _Run:
             predictions = self.predict(self.params(), records, "dev", logger)
         except _Stopped:
             return {}
-        values = flat_metrics(
+        values = facts.flat_metrics(
             metrics.compute(predictions, self.setup.dataset.tasks, self.config.prompt.slots)
         )
         values["score"] = float(
@@ -440,19 +440,18 @@ class _Run:
         checkpoint = tree_store.fingerprint(self.manifest(best))
         tasks = self.setup.dataset.tasks
         result = self.describe(step) | report.decoding(self.classifier.facts())
-        result["eval"] = metrics.compute(predictions, tasks, self.config.prompt.slots)
-        result["eval_split"] = split
-        wanted = self.config.eval.wanted_accuracy
-        result["calibration"] = calibration.measure(predictions, tasks, temperatures, wanted)
-        if processes.is_first():
-            if temperatures:
-                calibration.save(self.workdir / calibration.FILE, temperatures, step)
-            predictions = calibration.tempered(predictions, temperatures)
-            history = read_metrics(self.workdir)
-            report.write(self.workdir, result, predictions, tasks, history, checkpoint)
-        processes.wait("report")
-        logger.say(report.table(result))
-        logger.say(f"report: {self.workdir / 'report.html'}")
+        result |= facts.scores(self.config, self.setup.recipe, predictions, split, temperatures)
+        if processes.is_first() and temperatures:
+            calibration.save(self.workdir / calibration.FILE, temperatures, step)
+        facts.publish(
+            self.workdir,
+            result,
+            calibration.tempered(predictions, temperatures),
+            tasks,
+            read_metrics(self.workdir),
+            checkpoint,
+            say=logger.say,
+        )
         return result
 
     def manifest(self, step: int | None) -> tree_store.Manifest:
@@ -477,11 +476,11 @@ class _Run:
         """The report's parts other than the evaluation."""
         setup, config = self.setup, self.config
         trained = self.tuning.count(setup.model.abstract)
-        return {
-            "config": config.to_dict(),
-            "data": data_facts(setup.dataset, setup.examples),
-            "model": model_facts(config, setup, self.plan, trained),
-            "train": {
+        return facts.describe(
+            config,
+            facts.data_facts(setup.dataset, setup.examples),
+            facts.model_facts(config, setup, self.plan, trained),
+            {
                 "steps": self.step,
                 "best_step": best,
                 "seconds": round(self.seconds, 3),
@@ -491,46 +490,9 @@ class _Run:
                 "tokens_computed_by_this_process": self.tokens,
                 "tokens_saved_by_shared_prefixes": self.saved_tokens,
                 "compiled_shapes": len(self.budget.shapes),
-                "device": device(),
+                "device": facts.device(),
             },
-            "versions": report.versions(),
-        }
-
-
-def data_facts(dataset: Dataset, examples: Examples = ()) -> dict[str, Any]:
-    """What a report says of the data; `examples`: the training split as a model reads it."""
-    return {
-        "name": dataset.name,
-        "fingerprint": dataset.fingerprint,
-        "records": {name: len(found) for name, found in dataset.splits.items()},
-        "skipped": dataset.skipped,
-        "cut_texts": sum(example.cut > 0 for example in examples),
-        "cut_tokens": sum(example.cut for example in examples),
-        "tasks": report.describe_tasks(dataset.tasks),
-    }
-
-
-def model_facts(
-    config: ConfigDict, setup: Setup, plan: transfer.Plan, trained: int
-) -> dict[str, Any]:
-    """What a report says of the model, of which `trained` values are trained."""
-    return {
-        "name": config.model.name,
-        "family": setup.model.family,
-        "checkpoint": config.model.checkpoint,
-        "dimensions": dataclasses.asdict(setup.model.config),
-        "parameters": _size(setup.model.abstract),
-        "trained_parameters": trained,
-        "new_parameters": list(plan.new),
-        "unused_tensors": list(plan.unused),
-        "tokenizer": setup.tokenizer.fingerprint,
-        "vocabulary": setup.tokenizer.vocab_size,
-    }
-
-
-def device() -> str:
-    """`8 x TPU v5p`."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        )
 
 
 def _check_best_metric(config: ConfigDict, tasks: Sequence[Task]) -> None:
@@ -547,13 +509,6 @@ class _Stopped(Exception):  # noqa: N818 - a request, not an error
     """Raised through an evaluation that SIGTERM ended."""
 
 
-def flat_metrics(values: dict[str, dict[str, float]]) -> dict[str, float]:
-    """`{"intent": {"accuracy": 1.0}}` as `{"intent.accuracy": 1.0}`."""
-    return {
-        f"{task}.{name}": value for task, group in values.items() for name, value in group.items()
-    }
-
-
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
@@ -561,7 +516,3 @@ def _due(step: int, every: int, last: int) -> bool:
 def _micro_batches(batch, count: int):
     """Split the rows `[B, …]` into `[count, B / count, …]`."""
     return jax.tree.map(lambda array: array.reshape(count, -1, *array.shape[1:]), batch)
-
-
-def _size(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

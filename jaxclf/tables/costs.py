@@ -17,14 +17,14 @@ from jaxclf.data import datasets, published
 from jaxclf.distributed import sharding
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.planning import estimate as planning
-from jaxclf.planning import hardware
+from jaxclf.planning import hardware, meshes
 from jaxclf.planning.hardware import GIB, Topology
 from jaxclf.tables.definitions import Table
-from jaxclf.tables.runs import Job
+from jaxclf.tables.runs import TableRun
 
 _H100 = hardware.topology("h100:1")
 _ALONE: planning.Sizes = dict.fromkeys(sharding.AXES, 1)
-_EFFICIENCY = 0.5  # of the peak, as `planning.step_seconds` takes it
+_EFFICIENCY = 0.5  # of the peak, as `meshes.step_seconds` takes it
 # Tokens of the mean prompt: of what all have in common, by shots, of the text and of the answer.
 # Counted with Llama 3's tokenizer over 300 training records at even distances.
 _PROMPTS = {"20ng": ({0: 247, 5: 2651}, 531, 18), "massive": ({0: 654, 5: 937}, 21, 35)}
@@ -46,12 +46,12 @@ class Line:
     note: str = ""
 
 
-def lines(table: Table, jobs: Sequence[Job]) -> list[Line]:
+def lines(table: Table, jobs: Sequence[TableRun]) -> list[Line]:
     """A line for each config file of each row; rows that the same runs fill stand together."""
     titles: dict[object, list[str]] = {}
     for cell in table.cells:
         titles.setdefault(cell.run, []).append(table.rows[cell.row])
-    groups: dict[tuple, list[Job]] = {}
+    groups: dict[tuple, list[TableRun]] = {}
     for job in jobs:
         file, _, words = job.run.config.partition(":")
         kept = tuple(word for word in words.split(",") if not word.startswith("task="))
@@ -60,7 +60,9 @@ def lines(table: Table, jobs: Sequence[Job]) -> list[Line]:
     return [_line(rows, file, kept, found) for (rows, file, kept), found in groups.items()]
 
 
-def _line(rows: tuple[str, ...], file: str, words: tuple[str, ...], jobs: Sequence[Job]) -> Line:
+def _line(
+    rows: tuple[str, ...], file: str, words: tuple[str, ...], jobs: Sequence[TableRun]
+) -> Line:
     tasks = dict.fromkeys(job.run.config.partition("task=")[2].partition(",")[0] for job in jobs)
     name = f"configs/{file}:{','.join((*words, 'task=' + '|'.join(tasks)))}"
     try:
@@ -69,7 +71,7 @@ def _line(rows: tuple[str, ...], file: str, words: tuple[str, ...], jobs: Sequen
             note = "asked of a server; jaxclf.prompt --dry-run estimates the cost"
             return Line(rows, name, 0, None, note)
         # Shapes and steps are those of the first for all: tasks differ in their heads alone.
-        estimate = Estimate(configs[0], _H100)
+        estimate = RunCost(configs[0], _H100)
         seconds = sum(map(estimate.seconds, configs))
         if jobs[0].run.group:  # the adapters are trained once for all targets
             seconds += len({job.shared for job in jobs}) * estimate.adapters()
@@ -84,7 +86,7 @@ def check_fits(config: ConfigDict) -> None:
     Activations are not counted, so that nothing is refused that might fit.
     """
     count, memory = jax.device_count(), _device_memory()
-    need = Estimate(config, _H100).need(sharding.complete(config.mesh, count))
+    need = RunCost(config, _H100).need(sharding.complete(config.mesh, count))
     kept = need.parameters + need.optimizer + need.gradients
     if kept > memory:
         raise InputError(
@@ -101,7 +103,7 @@ def _device_memory() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.device_count()
 
 
-class Estimate:
+class RunCost:
     """What the planner's formulas say of a config on one chip of `topology`."""
 
     def __init__(self, config: ConfigDict, topology: Topology):
@@ -110,7 +112,7 @@ class Estimate:
         if config.tune == "none":
             with shaped.unlocked():
                 shaped.tune = "full"  # the same parameters, and the planner wants to train some
-        self.job = planning.Job(shaped, topology)
+        self.job = planning.PlannedRun(shaped, topology)
         self.longest = self.job.length
 
     def need(self, sizes: dict[str, int]) -> planning.Need:
@@ -168,7 +170,7 @@ class Estimate:
 
     def _step(self, length: int) -> float:
         self.job.length = length
-        return planning.step_seconds(self.job, _ALONE, self.config.train.accumulate)
+        return meshes.step_seconds(self.job, _ALONE, self.config.train.accumulate)
 
     def _forward(self, tokens: int) -> float:
         """Of one text among many."""

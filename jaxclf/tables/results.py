@@ -15,7 +15,7 @@ from jaxclf.core.errors import ArtifactError, JaxclfError
 from jaxclf.metrics import significance
 from jaxclf.report.tables import Entry, Filled
 from jaxclf.tables.definitions import Cell, Table
-from jaxclf.tables.runs import Job, finished
+from jaxclf.tables.runs import TableRun, finished
 
 INTERVALS = (
     "95 % intervals of one seed are of the scored texts (accuracy: Wilson's; correlations: "
@@ -25,13 +25,16 @@ _LEVEL, _Z = 0.95, 1.959964
 
 
 def filled(
-    table: Table, jobs: Sequence[Job], failed: Mapping[Job, str], notes: Sequence[str] = ()
+    table: Table,
+    jobs: Sequence[TableRun],
+    failed: Mapping[TableRun, str],
+    notes: Sequence[str] = (),
 ) -> Filled:
     """The table with an entry for every cell, from the reports of its jobs as they lie on disk.
 
     failed: jobs that have no figures, and why. notes: what is said below the table besides.
     """
-    reports: dict[Job, dict[str, Any]] = {}
+    reports: dict[TableRun, dict[str, Any]] = {}
     reasons = dict(failed)
     for job in jobs:
         if job in reasons:
@@ -63,9 +66,9 @@ def filled(
 
 def _entry(
     cell: Cell,
-    jobs: Sequence[Job],
-    reports: Mapping[Job, Mapping[str, Any]],
-    reasons: Mapping[Job, str],
+    jobs: Sequence[TableRun],
+    reports: Mapping[TableRun, Mapping[str, Any]],
+    reasons: Mapping[TableRun, str],
 ) -> Entry:
     values, why, used = [], [], []
     low = high = None
@@ -100,7 +103,7 @@ def _entry(
     )
 
 
-def _figures(found: Mapping[str, Any], cell: Cell, job: Job) -> Mapping[str, Any]:
+def _figures(found: Mapping[str, Any], cell: Cell, job: TableRun) -> Mapping[str, Any]:
     """The metrics in the report that the cell names; raises ArtifactError where they are not."""
     value: Any = found
     for name in cell.path:
@@ -113,7 +116,7 @@ def _figures(found: Mapping[str, Any], cell: Cell, job: Job) -> Mapping[str, Any
 
 
 def interval(
-    found: Mapping[str, Any], figures: Mapping[str, Any], cell: Cell, job: Job
+    found: Mapping[str, Any], figures: Mapping[str, Any], cell: Cell, job: TableRun
 ) -> tuple[float | None, float | None]:
     """The 95 % interval of one run's figure; (None, None) of too few texts."""
     value, count = float(figures[cell.metric]), int(figures.get("support", 0))

@@ -30,11 +30,11 @@ from jaxclf.tables.definitions import Run
 LOG = "log.txt"
 _LONGEST = 400  # characters of a reason
 
-Execute = Callable[["Job", ConfigDict], None]
+Execute = Callable[["TableRun", ConfigDict], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class TableRun:
     """A run of a table with one seed, below `workdir`."""
 
     run: Run
@@ -69,25 +69,25 @@ class Job:
         return loading.load(str(loading.CONFIGS / self.run.config), overrides)
 
 
-def finished(job: Job) -> dict[str, Any] | None:
+def finished(job: TableRun) -> dict[str, Any] | None:
     """As `report.finished`; raises InputError as `load`, too."""
     return report.finished(job.load(), job.folder)
 
 
 def carry_out(
-    jobs: Sequence[Job],
+    jobs: Sequence[TableRun],
     execute: Execute,
     workers: int = 1,
     keep: bool = False,
     say: Callable[[str], None] = print,
-) -> dict[Job, str]:
+) -> dict[TableRun, str]:
     """Run what is not finished; returns for each job that has no figures the reason, in one line.
 
     workers: processes at once; 0: in this one. keep: whether a process does several runs, which
     saves it the start and reading the same data, but keeps what a run leaves in memory. Raises
     Preempted where SIGTERM stopped it, KeyboardInterrupt; what was finished then stays so.
     """
-    failed: dict[Job, str] = {}
+    failed: dict[TableRun, str] = {}
     waiting = []
     for job in jobs:
         try:
@@ -98,7 +98,7 @@ def carry_out(
     if done := len(jobs) - len(waiting) - len(failed):
         say(f"{done} of {len(jobs)} runs were finished before")
     crew = _Crew(execute, keep, say, len(waiting))
-    groups: dict[Any, list[Job]] = {}
+    groups: dict[Any, list[TableRun]] = {}
     for job in waiting:  # ensembles that share a folder run one after the other
         groups.setdefault(job.shared if job.run.group else job, []).append(job)
     if workers == 0:
@@ -114,7 +114,7 @@ def carry_out(
     return failed
 
 
-def attempt(job: Job, execute: Execute) -> str:
+def attempt(job: TableRun, execute: Execute) -> str:
     """Run a job to its end; "" or the reason in one line why there is no figure of it.
 
     Raises Preempted where the run was asked to stop.
@@ -155,9 +155,9 @@ class _Crew:
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
 
-    def work(self, queue: Iterator[Sequence[Job]]) -> dict[Job, str]:
+    def work(self, queue: Iterator[Sequence[TableRun]]) -> dict[TableRun, str]:
         """Take groups of jobs until the queue is empty; the reasons of those that failed."""
-        failed: dict[Job, str] = {}
+        failed: dict[TableRun, str] = {}
         worker: _Worker | None = None
         try:
             while not self.stopped:
@@ -177,7 +177,7 @@ class _Crew:
                 worker.end()
         return failed
 
-    def note(self, job: Job, run: Callable[[], str]) -> dict[Job, str]:
+    def note(self, job: TableRun, run: Callable[[], str]) -> dict[TableRun, str]:
         """Run and say so; the reason, where there is one. Nothing where all is stopped."""
         if self.stopped:
             return {}
@@ -233,7 +233,7 @@ class _Worker:
         self.alive = True
         theirs.close()
 
-    def ask(self, job: Job) -> str:
+    def ask(self, job: TableRun) -> str:
         """What `attempt` returns, or that the process ended over it."""
         try:
             self.pipe.send(job)
@@ -258,7 +258,7 @@ def _serve(pipe: Any, execute: Execute, keep: bool) -> None:
         datasets.keep_records()
     with contextlib.suppress(EOFError):
         while True:
-            job: Job = pipe.recv()
+            job: TableRun = pipe.recv()
             job.folder.mkdir(parents=True, exist_ok=True)
             with _logged(job.folder / LOG):
                 try:

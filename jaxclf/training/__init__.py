@@ -1,0 +1,1 @@
+"""Losses, the optimizer and the step that is compiled."""

@@ -11,7 +11,7 @@ import optax
 
 from jaxclf.core.types import AnyArray, Array, Float, Key, Shaped
 from jaxclf.data.batching import ANSWER, Batch, Targets
-from jaxclf.data.tasks import Kind
+from jaxclf.data.tasks import TaskKind
 from jaxclf.models import layers
 from jaxclf.models.decoder import Llama
 from jaxclf.models.encoder import Encoder
@@ -37,7 +37,7 @@ class Sums(NamedTuple):
 class Term:
     """One target's loss. `weight`: its share beside other targets; `class_weights`: one a class."""
 
-    kind: Kind = "class"
+    kind: TaskKind = "class"
     weight: float = 1.0
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0

@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 from jaxclf.config.schema import did_you_mean
 from jaxclf.core.errors import InputError
 from jaxclf.data.encoder_inputs import Encoded
-from jaxclf.data.tasks import Task, head_labels
+from jaxclf.data.tasks import SlotFormat, Task, head_labels
 from jaxclf.training import losses
 from jaxclf.training.losses import Objective, Term
 
 
 def head_objective(
-    config: ConfigDict, tasks: Sequence[Task], examples: Sequence[Encoded], slot_format: str
+    config: ConfigDict, tasks: Sequence[Task], examples: Sequence[Encoded], slot_format: SlotFormat
 ) -> Objective:
     """One term a task; raises InputError where a weight is for no task or no label."""
     weights = config.task_weights or (1.0,) * len(tasks)
@@ -43,7 +43,7 @@ def head_objective(
 
 
 def _class_weights(
-    config: ConfigDict, task: Task, examples: Sequence[Encoded], slot_format: str
+    config: ConfigDict, task: Task, examples: Sequence[Encoded], slot_format: SlotFormat
 ) -> tuple[float, ...]:
     """The weight of every class in the head's order; empty where all are 1.
 

@@ -9,7 +9,7 @@ import pytest
 
 from jaxclf.adapters import lora
 from jaxclf.data import batching, prefixes
-from jaxclf.data.prefixes import Shared
+from jaxclf.data.prefixes import SharedPrefixes
 from jaxclf.decoding import decode
 from jaxclf.models import quantization, registry
 from jaxclf.models import shared_prefix_attention as shared
@@ -30,14 +30,14 @@ def padded(documents):
     found = prefixes.find(documents, len(documents), least=1)
     return tuple(
         batching.padded([batching.row(each, which) for each in documents], which)
-        for which in (Shared(), found)
+        for which in (SharedPrefixes(), found)
     )
 
 
 def packed(documents, rows=2):
     """The same for rows that hold several examples."""
     found = prefixes.find(documents, len(documents), least=1)
-    return tuple(side_by_side(documents, rows, which) for which in (Shared(), found))
+    return tuple(side_by_side(documents, rows, which) for which in (SharedPrefixes(), found))
 
 
 def side_by_side(documents, rows, shared):
@@ -127,7 +127,7 @@ def test_which_prefixes_are_shared():
 )
 def test_long_rows_are_divisible_with_their_part_of_the_prefixes(length, rows, width):
     """265 tokens over eight rows are 34 each; meshes divide the tokens of a row where they can."""
-    shared = Shared([np.arange(1, 266, dtype=np.int32)])
+    shared = SharedPrefixes([np.arange(1, 266, dtype=np.int32)])
     tokens, _, numbers = shared.laid(rows, length)
     assert tokens.shape == (rows, width)
     assert (length + width) % min(64, length // 64 or 1) == 0

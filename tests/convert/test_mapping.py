@@ -3,15 +3,15 @@
 import pytest
 
 from jaxclf.convert import decoders, mapping
-from jaxclf.convert.mapping import Row
+from jaxclf.convert.mapping import TensorRow
 from jaxclf.core import tree
 from jaxclf.core.errors import ArtifactError
 from jaxclf.models import registry
 
 ROWS = (
-    Row("embed.weight", "embed/embedding"),
-    Row("layers.{layer}.up.weight", "layers/up/kernel", transpose=True),
-    Row("head.weight", "unembed/kernel", transpose=True),
+    TensorRow("embed.weight", "embed/embedding"),
+    TensorRow("layers.{layer}.up.weight", "layers/up/kernel", transpose=True),
+    TensorRow("head.weight", "unembed/kernel", transpose=True),
 )
 LEAVES = {"embed/embedding": (9, 4), "layers/up/kernel": (2, 4, 6)}
 

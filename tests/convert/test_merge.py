@@ -9,7 +9,7 @@ import pytest
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
-from jaxclf.checkpoint import checkpoints, model_dir, tree_store
+from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.model_dir import AdapterInfo, ModelSource, find_model, resolve
 from jaxclf.classifiers.opening import open_run
 from jaxclf.convert import hf_export, hf_import, to_hf
@@ -41,7 +41,7 @@ def hidden(model, params):
 def adapter_directory(directory, base, params, spec):
     """What peft_import leaves: adapters of a converted base, all of them in use."""
     adapters = filled(lora.init(params, spec, jax.random.key(0)))
-    checkpoints.write_base(directory, adapters, CONFIG, "float32", "none")
+    model_dir.write_base(directory, adapters, CONFIG, "float32", "none")
     fingerprint = tree_store.fingerprint(resolve(base).manifest)
     info = AdapterInfo(spec, str(base), fingerprint)
     model_dir.write_adapters(directory / "adapters.json", info)
@@ -52,7 +52,7 @@ def adapter_directory(directory, base, params, spec):
 def test_a_merged_export_computes_what_the_adapters_do(spec, tmp_path):
     model = registry.create(CONFIG)
     params = tiny.random_params(model)
-    checkpoints.write_base(tmp_path / "base", params, CONFIG, "float32", "none")
+    model_dir.write_base(tmp_path / "base", params, CONFIG, "float32", "none")
     adapters = adapter_directory(tmp_path / "adapters", tmp_path / "base", params, spec)
 
     with pytest.raises(InputError, match="--merge"):

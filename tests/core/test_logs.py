@@ -5,6 +5,7 @@ import math
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ def test_a_progress_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 def test_counting_says_plain_lines_every_few_seconds(capsys, monkeypatch):
     seconds = iter([0.0, 0.0, 1.0, 20.0, 21.0])
-    monkeypatch.setattr(logs.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     with logs.count("labelling", total=100, done=20) as advance:
         advance(1)
         advance(39)
@@ -167,7 +168,7 @@ def test_counting_is_a_line_of_the_bar_on_a_terminal(tmp_path, capsys, monkeypat
 
 def test_speed_is_of_the_last_steps_without_the_first(monkeypatch):
     seconds = iter([0.0, 100.0, 102.0, 104.0])  # start; the first step compiles
-    monkeypatch.setattr(logs.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     rates = logs.Rates(resume_step=5)
     rates.add(6, examples=8, tokens=4000)
     # alone, the first step is all there is to go by: 100 s for 1 step, 4 left

@@ -6,9 +6,9 @@ import pytest
 
 from jaxclf.core.errors import InputError, StorageError
 from jaxclf.data import readers
-from jaxclf.data.records import Defects, Schema, Target, read
+from jaxclf.data.records import Column, Defects, Schema, read
 
-CLASS = Target("label", "class", "label")
+CLASS = Column("label", "class", "label")
 SCHEMA = Schema(text="text", targets=(CLASS,), id="id")
 GOOD = {"id": "1", "text": "wake me", "label": "alarm"}
 
@@ -155,14 +155,14 @@ def test_without_an_id_column_the_id_is_file_and_line(tmp_path):
 
 def test_a_label_outside_the_known_ones(tmp_path):
     path = write_jsonl(tmp_path / "test.jsonl", GOOD, row(label="alarn"))
-    schema = Schema("text", (Target("label", "class", "label", frozenset({"alarm", "x"})),), "id")
+    schema = Schema("text", (Column("label", "class", "label", frozenset({"alarm", "x"})),), "id")
     expected = "2: label: 'alarn' is not a label of the train split"
     assert defect_of(path, schema) == expected
 
 
 def test_slots_are_read_and_checked(tmp_path):
     known = frozenset({"time"})
-    schema = Schema("text", (Target("slots", "slots", "slots", known),), "id")
+    schema = Schema("text", (Column("slots", "slots", "slots", known),), "id")
     path = write_jsonl(
         tmp_path / "train.jsonl",
         {"id": "1", "text": "at five", "slots": "at [time : five]"},
@@ -186,7 +186,7 @@ def test_slots_are_read_and_checked(tmp_path):
     ],
 )
 def test_slot_defects(tmp_path, slots, reason):
-    schema = Schema("text", (Target("slots", "slots", "slots"),), "id")
+    schema = Schema("text", (Column("slots", "slots", "slots"),), "id")
     good = {"id": "1", "text": "at five", "slots": ["O", "O"]}
     path = write_jsonl(tmp_path / "train.jsonl", good, {**good, "id": "2", "slots": slots})
     assert defect_of(path, schema).startswith(f"2: slots: {reason}")
@@ -281,7 +281,7 @@ def test_csv_keeps_the_readers_field_limit(tmp_path):
 
 
 def test_csv_slots_as_a_json_list(tmp_path):
-    schema = Schema("text", (Target("slots", "slots", "slots"),))
+    schema = Schema("text", (Column("slots", "slots", "slots"),))
     path = write_csv(
         tmp_path / "train.csv",
         ["text", "slots"],
@@ -313,7 +313,7 @@ def test_parquet(tmp_path):
         slots=[["O", "B-a"], ["O", "O"]],
         unused=[object.__name__, None],
     )
-    schema = Schema("text", (CLASS, Target("slots", "slots", "slots")), "id")
+    schema = Schema("text", (CLASS, Column("slots", "slots", "slots")), "id")
     defects = Defects()
     first, second = read(path, schema, defects, "train")["train"]
     defects.check()

@@ -13,7 +13,7 @@ from jaxclf.core.errors import InputError
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.ensemble import attens, features
 from jaxclf.ensemble.attens import Combiner, Pooling
-from jaxclf.ensemble.features import Seen
+from jaxclf.ensemble.features import AdaptedBase
 from jaxclf.models import registry
 from jaxclf.training.losses import Term, place_losses
 from tests.tiny import CONFIG, random_params
@@ -33,7 +33,9 @@ def seen_of(config, specs=(SPEC, SPEC, SPEC)):
         name: random_adapters(params, spec, seed)
         for seed, (name, spec) in enumerate(zip(names, specs, strict=True))
     }
-    return Seen(model, params, "base", adapters, {name: f"print of {name}" for name in names})
+    return AdaptedBase(
+        model, params, "base", adapters, {name: f"print of {name}" for name in names}
+    )
 
 
 def texts(count=7, seed=0):
@@ -114,7 +116,7 @@ def test_padding_counts_as_in_the_released_program(family, tmp_path):
     hf = helpers.hf_encoder(config, 1, "Model").eval()
     model = registry.create(config)
     params = helpers.encoder_tree(helpers.hf_tensors(hf), config)
-    seen = Seen(model, params, "base", {}, {})
+    seen = AdaptedBase(model, params, "base", {}, {})
     examples = texts()
     found = features.load(tmp_path, seen, examples, 3, Pooling(padding=19))["base"]
     for row, each in enumerate(examples):

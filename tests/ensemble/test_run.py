@@ -18,7 +18,7 @@ from jaxclf.config.defaults import default
 from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted, StorageError
 from jaxclf.data.tasks import Record
 from jaxclf.distributed.preemption import Interrupts
-from jaxclf.ensemble import fitting, modules, run
+from jaxclf.ensemble import fitting, modules, opening, run
 from jaxclf.ensemble.attens import Combiner
 from jaxclf.ensemble.fitting import Data
 from jaxclf.ensemble.run import train_ensemble
@@ -132,7 +132,7 @@ def test_the_same_command_makes_nothing_again(finished, root, monkeypatch):
 
 
 def test_evaluate_and_predict_agree_with_the_run(finished, tmp_path):
-    opened = run.open_any(finished, "best")
+    opened = opening.open_any(finished, "best")
     again = evaluate(opened, tmp_path / "again")
     assert again["eval"] == report_of(finished)["eval"]
     made = [report.read(folder)["provenance"] for folder in (finished, tmp_path / "again")]
@@ -157,7 +157,7 @@ def test_an_unfinished_ensemble_labels_nothing(finished, tmp_path):
     for name in ("config.json", "task.json"):
         shutil.copy(finished / name, tmp_path / name)
     with pytest.raises(InputError, match="the ensemble is not finished; run the command"):
-        run.open_ensemble(tmp_path)
+        opening.open_ensemble(tmp_path)
 
 
 def test_another_config_is_refused(finished, root):

@@ -15,9 +15,19 @@ import pytest
 from jaxclf.config import loading
 from jaxclf.data import loader
 from jaxclf.models import registry
-from jaxclf.planning import collectives, estimate, gpus, hardware, hlo, plans, programs, workload
+from jaxclf.planning import (
+    collectives,
+    estimate,
+    gpus,
+    hardware,
+    hlo,
+    meshes,
+    plans,
+    programs,
+    workload,
+)
 from jaxclf.planning.collectives import Collective, Crossing
-from jaxclf.planning.estimate import Job
+from jaxclf.planning.estimate import PlannedRun
 from jaxclf.runs import setup as preparation
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +46,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
 
 
-def job(name: str, topology: str, *fields: str) -> Job:
-    return Job(loading.load(str(ROOT / "configs" / name), fields), hardware.topology(topology))
+def job(name: str, topology: str, *fields: str) -> PlannedRun:
+    return PlannedRun(
+        loading.load(str(ROOT / "configs" / name), fields), hardware.topology(topology)
+    )
 
 
 @pytest.mark.slow
@@ -296,7 +308,7 @@ def test_an_axis_that_crosses_nodes_is_ranked_behind_one_that_does_not():
     """Full tuning of 8B: gathering kernels over two nodes takes longer than within each."""
     found = job("llama3_8b_20ng.py", "h100:16", "train.batch_size=16", "train.max_length=1024")
     seconds = {
-        name: estimate.step_seconds(found, ONE | sizes, 1)
+        name: meshes.step_seconds(found, ONE | sizes, 1)
         for name, sizes in {
             "within": {"data": 2, "fsdp": 8},
             "across": {"fsdp": 16},
@@ -384,11 +396,11 @@ def test_what_is_not_here_is_stood_in_for_and_said(monkeypatch):
     batch = found.batch(loaded)
     assert batch.tokens.shape == (8, 16_384)
     assert batch.prefixes is not None
-    (prompt, shared), rows = found.prompt_batch(8), Job(loaded, hardware.topology("h100:8"))
+    (prompt, shared), rows = found.prompt_batch(8), PlannedRun(loaded, hardware.topology("h100:8"))
     assert prompt.tokens.shape == (8, 16_384)
     assert shared.lengths[1] > 1_000  # the instructions and five posts
     assert rows.rows(1).prefix == 0  # nothing was read
-    sharing = Job(loaded, hardware.topology("h100:8"), workload=found)
+    sharing = PlannedRun(loaded, hardware.topology("h100:8"), workload=found)
     assert sharing.rows(1).prefix >= shared.lengths[1]
     assert sharing.rows(8).prefix == 0  # a micro-batch of one row shares nothing
     sizes = ONE | {"fsdp": 8}
@@ -399,7 +411,7 @@ def compiled(name: str, topology: str, mesh: str, *fields: str) -> dict[str, pro
     """Every program of a config with the built-in data."""
     loaded, found = read(name, "model.dtype=bfloat16", *fields)
     top = hardware.topology(topology)
-    planned = Job(loaded, top, workload=found)
+    planned = PlannedRun(loaded, top, workload=found)
     sizes = plans.read_mesh(mesh, top)
     return {name: make() for name, make in programs.of(planned, sizes, 1).items()}
 

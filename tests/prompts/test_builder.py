@@ -8,7 +8,7 @@ import pytest
 
 from jaxclf.config.defaults import default
 from jaxclf.core.errors import InputError
-from jaxclf.data.tasks import Record, Task
+from jaxclf.data.tasks import Record, Task, has_gold
 from jaxclf.prompts import builder
 from jaxclf.prompts import few_shot as shots
 from jaxclf.prompts.builder import Piece
@@ -203,8 +203,8 @@ def test_answer_quotes_json_and_keeps_letters() -> None:
 
 def test_answer_needs_gold() -> None:
     record = Record("r7", "x", {"intent": None})
-    assert not builder.has_gold(record, [TASKS["intent"]])
-    assert builder.has_gold(UTTER[0], [TASKS["intent"], TASKS["slots"]])
+    assert not has_gold(record, [TASKS["intent"]])
+    assert has_gold(UTTER[0], [TASKS["intent"], TASKS["slots"]])
     with pytest.raises(InputError, match="r7: intent is None"):
         builder.answer(record, [TASKS["intent"]])
 

@@ -16,10 +16,10 @@ from jaxclf.config import defaults, schema
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.data.tasks import Record, Task
 from jaxclf.decoding.recipe import Recipe
-from jaxclf.prompts import builder
+from jaxclf.prompts import answer_length, builder
 from jaxclf.remote import endpoint
 from jaxclf.remote.answer_log import Answer, Ledger
-from jaxclf.remote.chat import Account, ChatClassifier, longest_answer
+from jaxclf.remote.chat import Account, ChatClassifier
 from tests import chat_server
 
 INTENT = Task("intent", "class", ("alarm_set", "play_music", "weather_query"))
@@ -58,7 +58,7 @@ def config(base_url, **settings):
 def classifier(base_url, workdir, tasks=(INTENT,), **settings):
     found = config(base_url, **settings)
     asked = builder.build(found.prompt, "Utter", tasks)
-    recipe = Recipe(tasks, asked, "names", 1024, longest_answer(tasks, [], "names"))
+    recipe = Recipe(tasks, asked, "names", 1024, answer_length.in_characters(tasks, [], "names"))
     return ChatClassifier(recipe, Account(found.api, workdir))
 
 

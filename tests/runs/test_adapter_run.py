@@ -10,8 +10,7 @@ import pytest
 
 from jaxclf.adapters import lora
 from jaxclf.checkpoint import tree_store
-from jaxclf.checkpoint.checkpoints import write_base
-from jaxclf.checkpoint.model_dir import load_params, read_model, resolve
+from jaxclf.checkpoint.model_dir import load_params, read_model, resolve, write_base
 from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading

@@ -13,7 +13,7 @@ from jaxclf.decoding.recipe import Recipe
 from jaxclf.prompts.template import letters
 from jaxclf.report import read_predictions
 from jaxclf.runs import prompting
-from jaxclf.runs.prompting import Asked, Variant
+from jaxclf.runs.prompting import PromptedModel, Variant
 from jaxclf.runs.setup import prepare
 from jaxclf.runs.training import train
 
@@ -56,7 +56,7 @@ def scripted(say, made):
             made.append((styled.prompt.template, Scripted(styled, prompt, dataset.tasks, say)))
             return made[-1][1]
 
-        return Asked(dataset, classifier, model={"name": "scripted"})
+        return PromptedModel(dataset, classifier, model={"name": "scripted"})
 
     return opened
 

@@ -19,7 +19,7 @@ from jaxclf.data.tasks import Task
 from jaxclf.report import tables as shown
 from jaxclf.tables import definitions, results
 from jaxclf.tables import published as published_tables
-from jaxclf.tables.runs import Job, attempt, carry_out, finished
+from jaxclf.tables.runs import TableRun, attempt, carry_out, finished
 
 ZHAO3 = definitions.find("zhao3")
 ROW = "llama3-8b-zero-shot-tuned"
@@ -65,7 +65,7 @@ def test_every_run_has_a_config_that_asks_what_the_column_says(name, smoke, tmp_
     table = definitions.find(name, smoke)
     rows = {cell.run: cell.row for cell in table.cells}
     for run in table.runs:
-        config = Job(run, 3, tmp_path).load()
+        config = TableRun(run, 3, tmp_path).load()
         row = rows[run]
         assert config.seed == 3
         if run.group:
@@ -162,7 +162,9 @@ def write_report(job, config, right=3):
 
 def jobs_of(table, workdir, seeds=1, overrides=()):
     return [
-        Job(run, seed, workdir, tuple(overrides)) for run in table.runs for seed in range(seeds)
+        TableRun(run, seed, workdir, tuple(overrides))
+        for run in table.runs
+        for seed in range(seeds)
     ]
 
 
