@@ -11,7 +11,7 @@
                 weights in bfloat16, 8 and 4 bits, against float32, on its first 1,000 test texts;
                 only weights differ, all matmuls are in float32
 
-Prints one line a figure; the README states them.
+Prints one line a figure; docs/measurements.md states them.
 """
 
 import argparse
@@ -24,25 +24,46 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lora_vs_peft import BATCH, DIMENSIONS, configuration
 
 from jaxclf.adapters import lora, tuning
 from jaxclf.adapters.lora import Spec
 from jaxclf.classifiers.opening import open_run
+from jaxclf.config import defaults
 from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.data import datasets, loader
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.data.encoder_inputs import encode
 from jaxclf.models import quantization, registry
+from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.training import losses, optim
 from jaxclf.training.train_step import init_state, make_train_step
 
-TOKENS = 384
+BATCH, TOKENS = 8, 384
+DIMENSIONS = LlamaConfig(
+    vocab_size=8192,
+    hidden_size=384,
+    intermediate_size=1024,
+    num_layers=6,
+    num_heads=6,
+    num_kv_heads=6,
+    head_dim=64,
+)
 SPECS = {
     "rank 8 on q, v": Spec(targets=("q", "v"), rank=8, alpha=16.0),
     "rank 16 on all kernels": Spec(targets=("all-linear",), rank=16, alpha=32.0),
 }
+
+
+def configuration():
+    config = defaults.default()
+    config.tune = "lora"
+    config.lora.target_modules = "q,v"
+    config.model.gradient_checkpointing = False
+    config.model.unroll = DIMENSIONS.num_layers
+    config.train.learning_rate = 1e-4
+    config.train.max_grad_norm = 0.0
+    return config
 
 
 def rows(lead: tuple[int, ...]) -> Batch:

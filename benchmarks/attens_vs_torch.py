@@ -10,7 +10,7 @@ Base is MiniLM-L6, modules are adapters of rank 4 on query, key and value; float
                of the base and one of each module without gradients, then the same combiner, AdamW;
                measured on some steps after warm-up and multiplied by the 3,120 of 20 epochs
 
-Each has a process of its own. Prints seconds and the ratio that the README states.
+Each has a process of its own. Prints seconds and the ratio that README.md states.
 """
 
 import argparse

@@ -117,7 +117,9 @@ class Setup:
                 (config[group] if group else config)[field] = value
         model = create_model(config, dimensions)
         tuned = tuning.choose(config, model.abstract)
-        return cls(config, model, tuned, optim.optimizer(config.train, config.lora.b_rate))
+        return cls(
+            config, model, tuned, optim.optimizer(config.train, config.lora.loraplus_lr_ratio)
+        )
 
     @functools.cached_property
     def parameters(self) -> tuple[Tree, Tree]:

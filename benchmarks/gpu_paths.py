@@ -68,12 +68,12 @@ MESHES: dict[str, dict[str, int]] = {
 
 TUNINGS: dict[str, dict[str, Any]] = {
     "full": {},
-    "LoRA": {"tune": "lora", "lora.targets": "all-linear", "lora.dropout": 0.05},
-    "DoRA": {"tune": "dora", "lora.targets": "all-linear", "lora.dropout": 0.05},
-    "prefix": {"tune": "prefix", "model.prefix": 16},
+    "LoRA": {"tune": "lora", "lora.target_modules": "all-linear", "lora.dropout": 0.05},
+    "DoRA": {"tune": "dora", "lora.target_modules": "all-linear", "lora.dropout": 0.05},
+    "prefix": {"tune": "prefix", "model.num_virtual_tokens": 16},
 }
-TUNINGS["QLoRA nf4"] = TUNINGS["LoRA"] | {"model.quantise": "nf4"}
-TUNINGS["QLoRA int8"] = TUNINGS["LoRA"] | {"model.quantise": "int8"}
+TUNINGS["QLoRA nf4"] = TUNINGS["LoRA"] | {"model.quantize": "nf4"}
+TUNINGS["QLoRA int8"] = TUNINGS["LoRA"] | {"model.quantize": "int8"}
 
 # How texts lie in rows: (packed, lengths of the prefixes that prompts share).
 LAYOUTS: dict[str, tuple[bool, tuple[int, ...]]] = {

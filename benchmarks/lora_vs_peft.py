@@ -78,13 +78,15 @@ def configuration(case: Case):
     # With this many a label takes as many tokens as in a released vocabulary of 32,000.
     config.tokenizer.vocab_size = 2560
     config.tune = "full" if case.full else "lora"
-    config.lora.targets = "q,v"
+    config.lora.target_modules = "q,v"
     on_gpu = jax.default_backend() == "gpu"
     config.model.param_dtype = "bfloat16" if on_gpu else "float32"
-    config.model.remat = on_gpu  # as there: activations of 32 layers do not fit otherwise
+    config.model.gradient_checkpointing = (
+        on_gpu  # as there: activations of 32 layers do not fit otherwise
+    )
     config.model.unroll = 1 if on_gpu else case.dimensions.num_layers
     config.train.learning_rate = 1e-4
-    config.train.clip_norm = 0.0
+    config.train.max_grad_norm = 0.0
     return config
 
 

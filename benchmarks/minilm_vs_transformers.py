@@ -12,7 +12,7 @@ has a process of its own, so that no idle threads of one wait in the way of anot
     jaxclf, padded            each batch padded to a bucket, so that few shapes are compiled
     jaxclf, packed            rows of 40 tokens with several examples each, 32 to 36 a step
 
-Prints examples per second, the median over rounds, and the ratios that the README states.
+Prints examples per second, the median over rounds, and the ratios that README.md states.
 """
 
 import functools
@@ -55,7 +55,7 @@ def configuration():
     )
     config.train.learning_rate = 1e-4
     config.train.weight_decay = 0.01
-    config.train.clip_norm = 0.0  # the other side has none
+    config.train.max_grad_norm = 0.0  # the other side has none
     config.model.unroll = 6
     config.train.prng = "rbg"
     return config
@@ -164,7 +164,8 @@ def arm(name: str) -> turns.Arm:
 
 
 def main() -> None:
-    medians = turns.measure(__doc__, {name: functools.partial(arm, name) for name in ARMS})
+    options = turns.parser(__doc__).parse_args()
+    medians = turns.measure({name: functools.partial(arm, name) for name in ARMS}, options)
     packed_ratio = medians["jaxclf, packed"] / medians["transformers, longest"]
     padded_ratio = medians["jaxclf, padded"] / medians["transformers, bucket"]
     print(f"packed / transformers' longest {packed_ratio:.2f}; identical arrays {padded_ratio:.2f}")

@@ -1,6 +1,6 @@
 """What configs need on TPU slices and GPUs, by the planner, as tables in Markdown.
 
-    python benchmarks/plans.py                 # full tuning on the slices of the README
+    python benchmarks/plans.py                 # full tuning on the slices of docs/measurements.md
     python benchmarks/plans.py --smallest      # LoRA and QLoRA of 70B: smallest slice of each kind
     python benchmarks/plans.py --layers        # seconds to compile 8 layers and 80
     python benchmarks/plans.py --gpu           # train steps on GPUs, arithmetic beside compiler
@@ -119,7 +119,9 @@ def on_gpus() -> str:
     ]
     print("\n".join(lines), flush=True)
     for name, topology, mesh, accumulate in ON_GPUS:
-        loaded = loading.load(f"configs/{name}", [f"train.accumulate={accumulate}"])
+        loaded = loading.load(
+            f"configs/{name}", [f"train.gradient_accumulation_steps={accumulate}"]
+        )
         top = hardware.topology(topology)
         read = plans.read(loaded, say=lambda text: None)
         sizes = plans.read_mesh(mesh, top)

@@ -26,6 +26,6 @@ def get_config(argument: str = ""):
     config.train.schedule = "linear"
     config.train.warmup_steps = 100
     config.train.weight_decay = 0.01
-    config.train.eval_every = config.train.checkpoint_every = 1_080
+    config.train.eval_steps = config.train.save_steps = 1_080
     config.loss.label_smoothing = 0.1
     return defaults.finish(config, chosen, learning_rate=1e-3, rank=4)

@@ -30,6 +30,6 @@ def get_config(argument: str = ""):
     config.train.schedule = "linear"
     config.train.warmup_steps = 100
     config.train.weight_decay = 0.01
-    config.train.eval_every = config.train.checkpoint_every = config.train.steps // 10
+    config.train.eval_steps = config.train.save_steps = config.train.steps // 10
     config.loss.label_smoothing = 0.1
     return defaults.finish(config, chosen, learning_rate=1e-3, rank=4)

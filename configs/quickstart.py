@@ -16,7 +16,7 @@ def get_config(argument: str = ""):
     # A model that starts from nothing cannot use instructions or a list of labels.
     config.prompt.template = "plain"
     config.tokenizer.vocab_size = 1024
-    config.model.remat = False  # its activations are small
+    config.model.gradient_checkpointing = False  # its activations are small
     config.train.steps = 300
     config.train.pack = True
     # Rows as short as they can be: attention within a row grows with its square.
@@ -26,7 +26,7 @@ def get_config(argument: str = ""):
     config.train.schedule = "cosine"
     config.train.warmup_steps = 30
     config.train.weight_decay = 0.1
-    config.train.b2 = 0.98
-    config.train.checkpoint_every = 150
+    config.train.adam_beta2 = 0.98
+    config.train.save_steps = 150
     config.eval.batch_size = 64
     return defaults.finish(config, chosen)

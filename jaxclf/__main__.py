@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import jaxclf
-from jaxclf.config.schema import nearest
 from jaxclf.core import errors
 from jaxclf.core.errors import InputError
+from jaxclf.core.suggest import nearest
 
 # In the order in which one needs them. None imports anything heavy before its options are read.
 COMMANDS = {

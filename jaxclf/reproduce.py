@@ -130,7 +130,7 @@ def execute(job: "TableRun", config: ConfigDict) -> None:
         modules.own_base(job.load_base(), job.shared)
     base = None
     if config.model.checkpoint:
-        base = hf_import.resolve(config.model.checkpoint, config.model.quantise)
+        base = hf_import.resolve(config.model.checkpoint, config.model.quantize)
     if config.attens.modules:
         train_ensemble(config, job.folder, base, peft_import.convert)
     else:

@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         from jaxclf.convert import hf_import
 
         with processes.first_then_others("convert"):
-            base = hf_import.resolve(config.model.checkpoint, config.model.quantise)
+            base = hf_import.resolve(config.model.checkpoint, config.model.quantize)
     if config.attens.modules:
         from jaxclf.convert import peft_import
         from jaxclf.ensemble.run import train_ensemble

@@ -48,7 +48,7 @@ options:
   --max-restarts N          (default: 20)
   --grace-seconds N         from SIGTERM to SIGKILL, time to save (default: 600). Spot nodes give
                             15 seconds unless the node pool sets more: where a save takes longer,
-                            set --config.train.checkpoint_every to what you can afford to lose
+                            set --config.train.save_steps to what you can afford to lose
   --dry-run                 print the commands and run none
 
 The cluster needs a node pool with the slice and JobSet 0.6 or newer, which a cluster made by xpk

@@ -151,7 +151,10 @@ def adapters():
     for quantised, names in (("none", ["fsdp-tensor-sequence"]), ("nf4", ["fsdp-tensor"])):
         model = registry.create(CONFIG, remat=True, quantise=quantised)
         fields = config(
-            tune="lora", lora__targets="all-linear", lora__dropout=0.1, model__quantise=quantised
+            tune="lora",
+            lora__target_modules="all-linear",
+            lora__dropout=0.1,
+            model__quantize=quantised,
         )
         tuned = tuning.choose(fields, model.abstract)
         plain = random_params(registry.create(CONFIG))
@@ -323,9 +326,9 @@ def whole_run():
         "model__name": "llama_smoke",
         "train__steps": 4,
         "train__batch_size": 4,
-        "train__accumulate": 2,
-        "train__checkpoint_every": 2,
-        "train__log_every": 1,
+        "train__gradient_accumulation_steps": 2,
+        "train__save_steps": 2,
+        "train__logging_steps": 1,
         "prompt__template": "plain",
     }
 
@@ -398,7 +401,7 @@ def compiled_text():
 
 
 def every_config():
-    """Every leaf of every config has a rule, and the meshes of the README divide it."""
+    """Every leaf of every config has a rule, and the meshes of docs/measurements.md divide it."""
     for path in sorted((Path(__file__).parent.parent / "configs").glob("[a-z]*.py")):
         # Of these no run begins, and the closed models have no leaves.
         if path.stem not in ("common", "families") and not path.name.startswith("gpt"):

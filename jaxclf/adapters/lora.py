@@ -96,7 +96,9 @@ def places(params: Params, spec: Spec) -> dict[str, Place]:
     counts = {path: shape[0] for path, shape in modules.items() if path.startswith(_IN_LAYERS)}
     depth = max(counts.values(), default=0)
     if beyond := [layer for layer in spec.layers if not 0 <= layer < depth]:
-        raise InputError(f"lora.layers names layer {beyond[0]}; the model has {depth:,} layers")
+        raise InputError(
+            f"lora.layers_to_transform names layer {beyond[0]}; the model has {depth:,} layers"
+        )
     unmatched = set(spec.targets) | {pattern for pattern, _ in spec.rank_pattern}
     unmatched |= {pattern for pattern, _ in spec.alpha_pattern}
     found = {}

@@ -108,7 +108,7 @@ def check_trains(config: ConfigDict) -> None:
             "jaxclf.prompt, or leave out the variant no_tuning"
         )
     prompt = config.prompt
-    for name, unset in (("think", False), ("styles", ()), ("seeds", 1), ("orders", 1)):
+    for name, unset in (("chain_of_thought", False), ("styles", ()), ("seeds", 1), ("orders", 1)):
         if prompt[name] != unset:
             raise InputError(
                 f"prompt.{name} is {prompt[name]!r}, which is for prompting without tuning. Set it "
@@ -145,13 +145,13 @@ def _spec(config: ConfigDict) -> Spec:
     fields = config.lora
     return Spec(
         kind=config.tune,
-        targets=tuple(filter(None, map(str.strip, fields.targets.split(",")))),
-        layers=fields.layers,
+        targets=tuple(filter(None, map(str.strip, fields.target_modules.split(",")))),
+        layers=fields.layers_to_transform,
         rank=fields.rank,
         alpha=fields.alpha,
         rank_pattern=fields.rank_pattern,
         alpha_pattern=fields.alpha_pattern,
         dropout=fields.dropout,
-        rslora=fields.rslora,
-        saved=tuple(filter(None, map(str.strip, fields.saved.split(",")))),
+        rslora=fields.use_rslora,
+        saved=tuple(filter(None, map(str.strip, fields.modules_to_save.split(",")))),
     )

@@ -192,7 +192,7 @@ def find_model(checkpoint: str, quantise: Quantise = "none") -> ModelSource:
     source = resolve(checkpoint)
     if (found := quantisation(source)) != quantise:
         raise InputError(
-            f"model.quantise is {quantise!r}; the kernels of {checkpoint} are {found!r}. Set it to "
+            f"model.quantize is {quantise!r}; the kernels of {checkpoint} are {found!r}. Set it to "
             "that, or give the checkpoint that it was converted from"
         )
     return source
@@ -201,7 +201,7 @@ def find_model(checkpoint: str, quantise: Quantise = "none") -> ModelSource:
 def find_base(config: ConfigDict, run_dir: Path, find: FindModel) -> ModelSource:
     """The frozen base of a run of adapters: what the config names, or the run's own."""
     if config.model.checkpoint:
-        return find(config.model.checkpoint, config.model.quantise)
+        return find(config.model.checkpoint, config.model.quantize)
     return resolve(run_dir / "base")
 
 

@@ -91,7 +91,7 @@ def tiny_llama(argument: str, *, data: str, steps: int, dev_fraction: float = 0.
     config.prompt.template = "plain"
     config.tokenizer.vocab_size = 6144  # every word that occurs twice in MASSIVE is one token
     config.model.name = "llama_2m"
-    config.model.remat = False  # its activations are small
+    config.model.gradient_checkpointing = False  # its activations are small
     config.model.dropout = 0.1
     config.train.steps = steps
     config.train.pack = True
@@ -102,8 +102,8 @@ def tiny_llama(argument: str, *, data: str, steps: int, dev_fraction: float = 0.
     config.train.schedule = "cosine"
     config.train.warmup_steps = 100
     config.train.weight_decay = 0.1
-    config.train.b2 = 0.98
-    config.train.eval_every = config.train.checkpoint_every = steps // 4
+    config.train.adam_beta2 = 0.98
+    config.train.eval_steps = config.train.save_steps = steps // 4
     config.eval.batch_size = 64
     config.eval.limit = 500
     return defaults.finish(config, chosen)
@@ -143,7 +143,7 @@ def encoder(
     config.data.task = chosen.task
     config.model.name = model
     config.model.checkpoint = checkpoint
-    config.model.remat = False
+    config.model.gradient_checkpointing = False
     # No gradient reaches the others: the same without decay, in half the memory and less time.
     config.train.vocabulary = "used"
     config.eval.batch_size = 64
@@ -158,7 +158,7 @@ def zhao2025_roberta(argument: str, *, data: str, model: str, checkpoint: str):
     # Steps of 32 in 10 epochs of 11,314 posts, and in 20 epochs of 11,514 utterances.
     config.train.steps = {"20ng": 3_536, "massive": 7_197}[data]
     config.train.max_length = {"20ng": 512, "massive": 128}[data]
-    config.train.eval_every = {"20ng": 0, "massive": 720}[data]
+    config.train.eval_steps = {"20ng": 0, "massive": 720}[data]
     return defaults.finish(config, chosen, learning_rate=5e-4)
 
 
@@ -180,9 +180,9 @@ def attens(argument: str, *, model: str, checkpoint: str) -> tuple[ConfigDict, C
     config.data.name = data_set(chosen.task)
     config.model.name = model
     config.model.checkpoint = checkpoint
-    config.model.remat = False
+    config.model.gradient_checkpointing = False
     config.tune = "lora"
-    config.lora.targets = "q,k,v"
+    config.lora.target_modules = "q,k,v"
     config.lora.rank = 4
     config.lora.alpha = 32.0
     config.lora.dropout = 0.1
@@ -194,10 +194,10 @@ def attens(argument: str, *, model: str, checkpoint: str) -> tuple[ConfigDict, C
     config.train.epochs = 20.0
     config.train.batch_size = 16
     config.train.max_length = 128
-    config.train.bucket = True
+    config.train.group_by_length = True
     config.train.learning_rate = 2e-5
     config.train.weight_decay = 0.01
-    config.train.clip_norm = 0.0
+    config.train.max_grad_norm = 0.0
     config.eval.split = "dev"  # of most of GLUE the test labels are hidden
     config.eval.batch_size = 64
     return config, chosen
@@ -218,5 +218,5 @@ def finish_attens(config: ConfigDict, chosen: ConfigDict) -> ConfigDict:
         config.attens.epochs = 2
         config.train.epochs = 0.0
         # One shape of rows for each module: more time goes into compiling than into steps.
-        config.train.pack, config.train.bucket = True, False
+        config.train.pack, config.train.group_by_length = True, False
     return config

@@ -11,18 +11,21 @@ import ast
 import contextlib
 import inspect
 import json
-import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from jaxclf.config.schema import leaves, nearest, validate
+from jaxclf.config import renames
+from jaxclf.config.schema import SCHEMA, Group, leaves
+from jaxclf.config.validation import validate
+from jaxclf.core import files
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.suggest import nearest
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The experiments that come with the package: inside it in a wheel, beside it in a checkout.
@@ -48,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser, workdir: bool = True) -> None
         )
     parser.epilog = (
         "Any field of the config is overridden by --config.GROUP.FIELD=VALUE, such as "
-        "--config.train.steps=100. jaxclf/config/defaults.py lists the fields with their meaning."
+        "--config.train.steps=100. `python -m jaxclf.config.reference` lists the fields with their "
+        "meaning."
     )
 
 
@@ -138,7 +142,7 @@ def _run_file(name: str, variant: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
             f"{name}: get_config returned {type(config).__name__}; expected ml_collections."
-            "ConfigDict. Start from default() of jaxclf/config/defaults.py"
+            "ConfigDict. Start from default() of jaxclf.config.defaults"
         )
     return config
 
@@ -149,7 +153,7 @@ def _shipped(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
+def _importable(folder: Path) -> Generator[None]:
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -187,6 +191,8 @@ def _line_in(path: str, error: Exception) -> str:
 
 def _message(error: Exception) -> str:
     """One line; ml_collections wraps a KeyError and prints the whole config into it."""
+    if renamed := _old_name(error):
+        return renamed
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     inner: Any = error
     while isinstance(inner, KeyError | AttributeError) and inner.args:
@@ -195,6 +201,24 @@ def _message(error: Exception) -> str:
     if isinstance(error, ImportError) and re.search(r"\bconfigs\b", text):
         text += ". Defaults and model families are in jaxclf.config: defaults, families"
     return kind + " ".join(text.split())
+
+
+def _old_name(error: Exception) -> str:
+    """What to tell where a config's file used a field by the name that it had before, or nothing.
+
+    ml_collections says which field it does not know, but not of which group: that is the object
+    whose method failed.
+    """
+    unknown = re.search(r"""['"](\w+)['"]""", str(error))
+    if unknown is None or not isinstance(error, AttributeError | KeyError):
+        return ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ml_collections.ConfigDict):
+            for name, group in SCHEMA.items():
+                if isinstance(group, Group) and {*owner} >= {*group.fields}:
+                    return renames.answer(f"{name}.{unknown[1]}")
+    return ""
 
 
 # -- overrides
@@ -236,7 +260,7 @@ def _read_bool(text: str) -> bool:
     return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
 
 
-def _read_tuple(text: str) -> tuple:
+def _read_tuple(text: str) -> tuple[Any, ...]:
     value = ast.literal_eval(text)
     if not isinstance(value, tuple):
         raise ValueError
@@ -253,7 +277,9 @@ _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
 
 
 def _unknown_field(config: ml_collections.ConfigDict, name: str) -> str:
-    """The message for a field that does not exist: the nearest one, or those of its group."""
+    """The message for a field that does not exist: its new name, the nearest, or its group's."""
+    if renamed := renames.answer(name):
+        return f"--config.{name}: {renamed}"
     fields = [field for field, _ in leaves(config)]
     group, _, last = name.rpartition(".")
     inside = [field for field in fields if field.startswith(f"{group}.")]
@@ -273,10 +299,7 @@ def _unknown_field(config: ml_collections.ConfigDict, name: str) -> str:
 
 def write(config: ml_collections.ConfigDict, path: str | Path) -> None:
     """Write the config as JSON, in one step: no reader ever sees half a file."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    files.write_json(path, config.to_dict(), sort_keys=True)
 
 
 def read(path: str | Path) -> ml_collections.ConfigDict:
@@ -285,16 +308,23 @@ def read(path: str | Path) -> ml_collections.ConfigDict:
     Raises InputError if there is none, ArtifactError if the file is damaged.
     """
     try:
-        fields = _tuples(json.loads(Path(path).read_bytes()))
-        if not isinstance(fields, dict):
-            raise ValueError("expected an object of fields")
-        return ml_collections.ConfigDict(fields).lock()
+        return from_json(json.loads(Path(path).read_bytes()))
     except FileNotFoundError:
         raise InputError(
             f"{path}: no such file. Expected the folder of a run that training has started"
         ) from None
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a config: {error}") from error
+
+
+def from_json(fields: Any) -> ml_collections.ConfigDict:
+    """The locked config of fields as JSON has them, by the names that they have today.
+
+    Raises ValueError if they are none.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError("expected an object of fields")
+    return ml_collections.ConfigDict(_tuples(renames.current(fields))).lock()
 
 
 def _tuples(value: Any) -> Any:

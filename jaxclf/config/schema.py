@@ -1,15 +1,40 @@
-"""What the fields of a config may hold, and the nearest name to a mistyped one."""
+"""Every field of a config, once: its default, what it may hold, what it means and what it affects.
+
+`jaxclf.config.defaults.default` makes a config of it, `validation` checks one, `identity` says
+whether two are of the same run, and `reference` writes docs/reference/config.md.
+"""
 
 import dataclasses
-import difflib
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import ml_collections
 
-from jaxclf.core.errors import InputError
+from jaxclf.config import rules
+from jaxclf.config.rules import Rule, boolean, matching, one_of, pairs, real, tuple_of, whole
+
+Value = bool | int | float | str | tuple[Any, ...]
+# "run": what is learned or asked. "report": how long it goes on and how it is evaluated, which a
+# continuation may change. "nothing": no figure of the report, only speed or what is shown or kept.
+Affects = Literal["run", "report", "nothing"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """`default` gives the type; `secret`: a wrong value is not repeated in the error."""
+
+    default: Value
+    rule: Rule
+    meaning: str
+    affects: Affects = "run"
+    secret: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    meaning: str
+    fields: Mapping[str, Field]
+
 
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte", "wnli")
 # What `data.task` may name besides "both", for every value of `data.name`.
@@ -26,362 +51,568 @@ TASKS = {
 # What `prompt.template` may name.
 TEMPLATES = ("listing", "plain", "labels", "definitions", "choice", "cloze")
 
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """What a field's value has to be: in words, as a test, and by name if it is one of few."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-    names: tuple[str, ...] = ()
-
-
-def one_of(*names: str) -> Rule:
-    return Rule(f"one of {', '.join(names)}", lambda value: value in names, names)
-
-
-def whole(minimum: int) -> Rule:
-    return Rule(
-        f"a whole number of at least {minimum}",
-        lambda value: type(value) is int and value >= minimum,
-    )
-
-
-def real(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
-    """A finite number in [low, high), or in (low, high) if `above`."""
-    words = f"a number {'above' if above else 'of at least'} {low:g}"
-    words += f" and below {high:g}" if high < math.inf else ""
-    return Rule(
-        words,
-        lambda value: (
-            type(value) in (int, float)
-            and (low < value if above else low <= value)
-            and value < high
-        ),
-    )
+_AXIS = rules.or_value(-1, "the devices that the other axes leave", whole(1))
+_SCHEDULE = one_of("constant", "linear", "cosine")
+_DATA_SETS = tuple_of(
+    "names of data sets such as ('glue/rte',)", lambda name: type(name) is str and name != ""
+)
 
 
 def _is_trained(value: Any) -> bool:
-    if not isinstance(value, str) or not value:
+    if type(value) is not str or not value:
         return False
     if value.startswith("last:"):
-        return re.fullmatch(r"last:[1-9][0-9]*", value) is not None
-    try:
-        re.compile(value)
-    except re.error:
-        return False
-    return True
-
-
-def _are_pairs(values: Any, second: Rule) -> bool:
-    return type(values) is tuple and all(
-        type(pair) is tuple
-        and len(pair) == 2
-        and isinstance(pair[0], str)
-        and second.holds(pair[1])
-        for pair in values
-    )
-
-
-def _are_patterns(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        for pattern in value.split(","):
-            re.compile(pattern)
-    except re.error:
-        return False
-    return True
-
-
-def _are_layers(values: Any) -> bool:
-    return type(values) is tuple and all(map(whole(0).holds, values))
-
-
-def _are_names(values: Any) -> bool:
-    return type(values) is tuple and all(type(name) is str and name for name in values)
+        return matching("", r"last:[1-9][0-9]*").holds(value)
+    return rules.is_pattern(value)
 
 
 def _are_templates(values: Any) -> bool:
-    return type(values) is tuple and len(set(values)) == len(values) and set(values) <= {*TEMPLATES}
+    if type(values) is not tuple or not all(type(name) is str for name in values):
+        return False
+    return len({*values}) == len(values) and {*values} <= {*TEMPLATES}
 
 
-def _are_weights(values: Any) -> bool:
-    weight = real(0, above=True)
-    return type(values) is tuple and all(map(weight.holds, values))
-
-
-_SIZE = Rule(
-    "-1 (the devices that the other axes leave) or a whole number of at least 1",
-    lambda value: value == -1 or whole(1).holds(value),
+_DATA = Group(
+    "The texts and their labels.",
+    {
+        "name": Field("builtin", one_of(*TASKS), "Data set; `file`: your own files."),
+        "root": Field(
+            "",
+            rules.folder,
+            "Folder with the data sets. Empty: `$JAXCLF_DATA_ROOT`, else the public source.",
+        ),
+        "task": Field(
+            "both", rules.nonempty, "One task of the data set by its name, or `both` at once."
+        ),
+        "on_defect": Field(
+            "fail", one_of("fail", "skip"), "On a malformed record, end the run or skip it."
+        ),
+        "limit": Field(0, whole(0), "Records kept of each split; 0: all."),
+        "train_limit": Field(0, whole(0), "Records kept of the training split; 0: all."),
+        "train_examples": Field(
+            0,
+            whole(0),
+            "Training records kept to learn from few labels, drawn by seed and class; 0: all.",
+        ),
+        "dev_fraction": Field(
+            0.0,
+            real(0, 1),
+            "Share of the training split held out as dev where the data set has no dev split.",
+        ),
+        "truncate": Field(
+            True,
+            boolean,
+            "Truncate texts that do not fit; false: an error that names the record.",
+        ),
+        "check_counts": Field(
+            True, boolean, "Require that the sizes of the splits are the published ones."
+        ),
+        "train": Field(
+            "", rules.file, "`name=file`: the training split, as jsonl, csv or parquet."
+        ),
+        "dev": Field("", rules.file, "`name=file`: the dev split."),
+        "test": Field("", rules.file, "`name=file`: the test split."),
+        "text": Field("text", rules.nonempty, "`name=file`: column of the text."),
+        "label": Field("label", rules.column, "`name=file`: column of the label."),
+        "slots": Field("", rules.column, "`name=file`: column of the slots, one tag a word."),
+        "id": Field(
+            "", rules.column, "`name=file`: column of the record's id. Empty: file and line."
+        ),
+        "pair": Field("", rules.column, "`name=file`: column of a second text, for encoders."),
+        "kind": Field(
+            "class", one_of("class", "multilabel", "regression"), "`name=file`: what a label is."
+        ),
+    },
 )
 
-RULES: dict[str, Rule] = {
-    "seed": whole(0),
-    "data.name": one_of(*TASKS),
-    "data.on_defect": one_of("fail", "skip"),
-    "data.limit": whole(0),
-    "data.train_limit": whole(0),
-    "data.train_examples": whole(0),
-    "data.dev_fraction": real(0, 1),
-    "data.kind": one_of("class", "multilabel", "regression"),
-    "prompt.template": one_of(*TEMPLATES),
-    "prompt.wrapper": one_of("none", "llama2", "llama3"),
-    "prompt.shots": whole(0),
-    "prompt.choose": one_of("seed", "balanced", "similar"),
-    "prompt.styles": Rule("templates such as ('listing', 'labels')", _are_templates),
-    "prompt.seeds": whole(1),
-    "prompt.orders": whole(1),
-    "prompt.think_tokens": whole(1),
-    "prompt.slots": one_of("names", "bio"),
-    # Byte-level: one entry per byte and some for the special tokens.
-    "tokenizer.vocab_size": whole(260),
-    "model.dtype": one_of("auto", "float32", "bfloat16"),
-    "model.param_dtype": one_of("float32", "bfloat16"),
-    "model.dropout": Rule(
-        "-1 (the model's own) or a number of at least 0 and below 1",
-        lambda value: value == -1 or real(0, 1).holds(value),
+_PROMPT = Group(
+    "What a generative model reads around a text.",
+    {
+        "template": Field(
+            "listing",
+            one_of(*TEMPLATES),
+            "`listing`: as Zhao et al. 2025. `plain`: text and cue alone. `labels`: an instruction "
+            "with the labels. `definitions`: with what each label means. `choice`: the answer is "
+            "an option's letter. `cloze`: a sentence that the label completes.",
+        ),
+        "definitions": Field(
+            "", rules.file, '`template=definitions`: JSON file `{"label": "what it means"}`.'
+        ),
+        "cloze": Field(
+            "$text\nThis text is about",
+            rules.text,
+            "`template=cloze`: the sentence, which ends where the label goes.",
+        ),
+        "file": Field("", rules.file, "Your own template, in place of `template`."),
+        "wrapper": Field(
+            "none", one_of("none", "llama2", "llama3"), "Chat tokens around the prompt."
+        ),
+        "shots": Field(0, whole(0), "Solved examples in the prompt."),
+        "choose": Field(
+            "seed",
+            one_of("seed", "balanced", "similar"),
+            "How examples are chosen: at random by seed, evenly over the classes, or by similarity "
+            "to the text.",
+        ),
+        "fresh_shots": Field(
+            False, boolean, "New examples for every prompt, in place of one set a run."
+        ),
+        "styles": Field(
+            (),
+            Rule("templates such as ('listing', 'labels')", _are_templates),
+            "Without tuning: several templates compared in one run. Empty: `template` alone.",
+        ),
+        "seeds": Field(1, whole(1), "Without tuning: sets of examples compared in one run."),
+        "orders": Field(1, whole(1), "Without tuning: orders of each set compared in one run."),
+        "chain_of_thought": Field(
+            False,
+            boolean,
+            "Without tuning: the model reasons step by step first; the answer is read after its "
+            "cue alone.",
+        ),
+        "chain_of_thought_tokens": Field(
+            256, whole(1), "Tokens of the reasoning at most, beside those of the answer."
+        ),
+        "slots": Field("names", one_of("names", "bio"), "How slots are written in prompts."),
+    },
+)
+
+_TOKENIZER = Group(
+    "How texts become tokens.",
+    {
+        "path": Field(
+            "",
+            rules.folder,
+            "Folder of a tokenizer. Empty: the checkpoint's, else one trained on the training "
+            "split.",
+        ),
+        # Byte-level: one entry per byte and some for the special tokens.
+        "vocab_size": Field(2048, whole(260), "Size of a tokenizer trained in the run."),
+    },
+)
+
+_MODEL = Group(
+    "The model and how it computes.",
+    {
+        "name": Field(
+            "llama_tiny",
+            rules.text,
+            "Dimensions by name. Empty: those of the checkpoint.",
+        ),
+        "checkpoint": Field(
+            "",
+            rules.text,
+            "A run or model of ours, a Hugging Face directory, a hub id, or `package:NAME/FILE`. "
+            "Empty: a random start.",
+        ),
+        "dtype": Field(
+            "auto",
+            one_of("auto", "float32", "bfloat16"),
+            "Type of matrix products. `auto`: float32 on CPU, bfloat16 on TPU and GPU.",
+        ),
+        "param_dtype": Field(
+            "float32", one_of("float32", "bfloat16"), "Type that parameters are stored in."
+        ),
+        "gradient_checkpointing": Field(
+            True,
+            boolean,
+            "Compute the layers again in the backward pass, to save memory. False: on GPU and TPU "
+            "the cheap parts alone.",
+        ),
+        "unroll": Field(
+            1, whole(1), "Layers compiled one by one; on a CPU more of them run faster."
+        ),
+        "dropout": Field(
+            -1.0,
+            rules.or_value(-1, "the model's own", real(0, 1)),
+            "Dropout of every kind that the model has.",
+        ),
+        "heads": Field(
+            "keep",
+            one_of("keep", "new"),
+            "What becomes of the checkpoint's own classification heads (encoders).",
+        ),
+        "attention": Field(
+            "auto",
+            one_of("auto", "plain", "cudnn", "splash"),
+            "Attention kernel: `cudnn` on GPU, `splash` on TPU. `auto`: that of the backend.",
+            affects="nothing",
+        ),
+        "quantize": Field(
+            "none", one_of("none", "int8", "int4", "nf4"), "Quantization of a frozen base."
+        ),
+        "num_virtual_tokens": Field(
+            0, whole(0), "`tune=prefix`: trained keys and values before every layer's own."
+        ),
+    },
+)
+
+_MESH = Group(
+    "Over how many devices each axis shards. The product is the number of devices.",
+    {
+        "data": Field(1, _AXIS, "Rows of a batch; parameters are replicated.", affects="nothing"),
+        "fsdp": Field(-1, _AXIS, "Rows of a batch, and parameters.", affects="nothing"),
+        "tensor": Field(1, _AXIS, "Attention heads and feed-forward.", affects="nothing"),
+        "sequence": Field(1, _AXIS, "Tokens of a row, and parameters.", affects="nothing"),
+    },
+)
+
+_LORA = Group(
+    "Adapters, for `tune=lora`, `dora` and `lora_fa`.",
+    {
+        "target_modules": Field(
+            "q,v",
+            rules.patterns("names or patterns such as q,v or all-linear"),
+            "Modules with an adapter, comma-separated: names, path patterns, or `all-linear`.",
+        ),
+        "layers_to_transform": Field(
+            (),
+            tuple_of("numbers of layers such as (0, 1)", whole(0).holds),
+            "Layers with adapters, counted from 0. Empty: all.",
+        ),
+        "rank": Field(8, whole(1), "Rank of the addition."),
+        "alpha": Field(16.0, real(0, above=True), "The addition is scaled by alpha / rank."),
+        "rank_pattern": Field(
+            (),
+            pairs('pairs such as (("layers/0/.*", 4),)', whole(1)),
+            "Path patterns where the rank differs; the first that matches counts.",
+        ),
+        "alpha_pattern": Field(
+            (),
+            pairs('pairs such as (("q", 8.0),)', real(0, above=True)),
+            "Path patterns where alpha differs; the first that matches counts.",
+        ),
+        "dropout": Field(0.0, real(0, 1), "Dropout of what enters the addition."),
+        "use_rslora": Field(False, boolean, "Scale by alpha / sqrt(rank) instead."),
+        "modules_to_save": Field(
+            "heads/.*,pooler/.*",
+            rules.patterns("path patterns such as heads/.*,pooler/.*"),
+            "Parameters trained and saved beside the adapters, as comma-separated path patterns.",
+        ),
+        "loraplus_lr_ratio": Field(
+            1.0,
+            real(0, above=True),
+            "LoRA+: the ratio of the learning rate of matrix B to that of A.",
+        ),
+    },
+)
+
+_TRAIN = Group(
+    "Batches, optimizer and what is saved.",
+    {
+        # Where the schedule depends on them, `identity` keeps a continuation from changing these.
+        "steps": Field(1000, whole(0), "Optimizer steps.", affects="report"),
+        "epochs": Field(
+            0.0,
+            real(0),
+            "Passes over the training split, in place of `steps`; 0: `steps` counts.",
+            affects="report",
+        ),
+        "batch_size": Field(
+            8,
+            whole(1),
+            "Examples a step over all devices; with `pack`, rows a step.",
+        ),
+        "max_length": Field(1024, whole(1), "Tokens of one example at most."),
+        "row_length": Field(0, whole(0), "Tokens of a packed row; 0: `max_length`."),
+        "pack": Field(False, boolean, "Put several examples into a row."),
+        "group_by_length": Field(
+            False, boolean, "Make batches of examples of similar length, which need less padding."
+        ),
+        "share_prefix": Field(
+            True, boolean, "Compute what prompts have in common once a batch, exactly."
+        ),
+        "max_shapes": Field(
+            24,
+            whole(1),
+            "Compiled shapes of batches at most; past that, a new one is padded to another.",
+            affects="nothing",
+        ),
+        "gradient_accumulation_steps": Field(
+            1, whole(1), "Micro-batches that a step's batch is split into."
+        ),
+        "learning_rate": Field(1e-3, real(0), "Peak learning rate."),
+        "schedule": Field("constant", _SCHEDULE, "Learning rate after the warm-up."),
+        "warmup_steps": Field(0, whole(0), "Steps of linear warm-up from 0."),
+        "weight_decay": Field(
+            0.0, real(0), "AdamW's decoupled decay; norms and biases are left alone."
+        ),
+        "adam_beta1": Field(0.9, real(0, 1), "Adam's decay of the first moment."),
+        "adam_beta2": Field(0.999, real(0, 1), "Adam's decay of the second moment."),
+        "adam_epsilon": Field(1e-8, real(0, above=True), "Adam's epsilon."),
+        "max_grad_norm": Field(
+            1.0, real(0), "Gradients are clipped to this global norm; 0: no clipping."
+        ),
+        "trained": Field(
+            "all",
+            Rule("all, last:N, biases, norms or a regular expression", _is_trained),
+            "`tune=full`: which parameters train: `all`, `last:N` layers, `biases`, `norms`, or a "
+            "pattern of parameter paths.",
+        ),
+        "prng": Field(
+            "threefry2x32",
+            one_of("threefry2x32", "rbg"),
+            "Generator that draws dropout; `rbg` is faster, but on a mesh each device draws all.",
+        ),
+        "vocabulary": Field(
+            "all",
+            one_of("all", "used"),
+            "Token embeddings that train; `used`: those of tokens in the training texts.",
+        ),
+        "max_skipped": Field(
+            0,
+            whole(0),
+            "Non-finite steps in a row that are skipped before the run stops; 0: stop at the "
+            "first.",
+        ),
+        "logging_steps": Field(10, whole(1), "Steps between logged metrics.", affects="nothing"),
+        "eval_steps": Field(0, whole(0), "Steps between evaluations on dev; 0: only at the end."),
+        "save_steps": Field(
+            500, whole(0), "Steps between checkpoints; 0: only at the end.", affects="nothing"
+        ),
+        "keep": Field(1, whole(1), "Latest checkpoints kept, beside the best.", affects="nothing"),
+        "metric_for_best_model": Field(
+            "",
+            rules.text,
+            "Dev metric that chooses the best checkpoint, such as `intent.accuracy`. Empty: the "
+            "mean of the tasks' main metrics.",
+        ),
+    },
+)
+
+_LOSS = Group(
+    "What is minimized.",
+    {
+        "label_smoothing": Field(0.0, real(0, 1), "Probability spread over the other labels."),
+        "balanced": Field(
+            False, boolean, "Weigh classes inversely to their training counts (encoders)."
+        ),
+        "class_weights": Field(
+            (),
+            pairs('pairs such as (("spam", 3.0), ("ham", 1.0))', real(0)),
+            "Weights of classes, multiplied with `balanced`; others have 1 (encoders).",
+        ),
+        "task_weights": Field(
+            (),
+            tuple_of("positive numbers, one a task", real(0, above=True).holds),
+            "Weights of the tasks' losses. Empty: all the same.",
+        ),
+    },
+)
+
+_ATTENS = Group(
+    "The ensemble of adapters of Beiranvand et al. 2025.",
+    {
+        "modules": Field(
+            (), _DATA_SETS, "Data sets whose adapters are combined. Empty: no ensemble."
+        ),
+        "targets": Field((), _DATA_SETS, "Data sets they are combined for. Empty: `data.name`."),
+        "adapters": Field(
+            "",
+            rules.folder,
+            "Folder with a run or a peft directory a module. Empty: WORKDIR/adapters.",
+        ),
+        "k": Field(0, whole(0), "Modules combined, the target's own first; 0: all."),
+        "sweep": Field(
+            (),
+            tuple_of("numbers of modules such as (3, 5)", whole(0).holds),
+            "Further numbers of modules to compare.",
+        ),
+        "baselines": Field(
+            True,
+            boolean,
+            "Also measure the untrained head, one layer on the base, and the target's adapter.",
+        ),
+        "tokens": Field(
+            "mean",
+            one_of("mean", "max", "min", "last"),
+            "Pooling of the last hidden states over tokens; `last`: for decoders.",
+        ),
+        "padding": Field(
+            0,
+            whole(0),
+            "Pad texts to this many tokens, and pool the padding too; 0: no padding is pooled.",
+        ),
+        "over": Field("mean", one_of("mean", "max", "min"), "Pooling over the modules' outputs."),
+        "combine": Field(
+            "sum",
+            one_of("sum", "mean", "product", "concat", "max", "min"),
+            "How the modules' output meets the base's.",
+        ),
+        "norms": Field(
+            "own", one_of("own", "shared"), "A LayerNorm for each place, or one at all places."
+        ),
+        "across": Field(
+            "modules", one_of("modules", "batch"), "What the combiner's attention goes over."
+        ),
+        "heads": Field(4, whole(1), "Attention heads of the combiner."),
+        "epochs": Field(20, whole(0), "Epochs of the combiner."),
+        "batch_size": Field(16, whole(1), "Examples a step of the combiner."),
+        "learning_rate": Field(2e-5, real(0), "Peak learning rate of the combiner."),
+        "schedule": Field("constant", _SCHEDULE, "Learning rate of the combiner over its steps."),
+        "weight_decay": Field(0.01, real(0), "Weight decay of the combiner."),
+    },
+)
+
+_API = Group(
+    "A model behind OpenAI's chat completions, for `jaxclf.prompt`.",
+    {
+        "model": Field("", rules.text, "The server's name for the model. Empty: none is asked."),
+        "base_url": Field(
+            "",
+            matching(
+                "an address such as http://localhost:8000/v1, without a key or password in it",
+                r"(https?://[^\s@?#]+)?",
+            ),
+            "The server's address. Empty: OpenAI's.",
+            affects="nothing",
+        ),
+        "key_env": Field(
+            "OPENAI_API_KEY",
+            matching(
+                "the name of an environment variable in capitals, such as OPENAI_API_KEY. The key "
+                "itself belongs there, never into a config",
+                r"[A-Z][A-Z0-9_]*",
+            ),
+            "Environment variable that holds the key.",
+            affects="nothing",
+            secret=True,  # perhaps it is the key itself
+        ),
+        "concurrency": Field(8, whole(1), "Requests in flight at once.", affects="nothing"),
+        "timeout": Field(
+            60.0, real(0, above=True), "Seconds to wait for an answer.", affects="nothing"
+        ),
+        "retries": Field(
+            6, whole(0), "Retries of a request, after growing pauses.", affects="nothing"
+        ),
+        "max_characters": Field(
+            0,
+            whole(0),
+            "Characters kept of a longer text, from its start; 0: all.",
+        ),
+        "input_price": Field(
+            0.0, real(0), "Price of a million input tokens; 0: unknown.", affects="report"
+        ),
+        "output_price": Field(
+            0.0, real(0), "Price of a million output tokens; 0: unknown.", affects="report"
+        ),
+        "max_cost": Field(
+            0.0,
+            real(0),
+            "Nothing is sent if the estimated cost is higher; 0: no limit.",
+            affects="nothing",
+        ),
+    },
+)
+
+_EVAL = Group(
+    "How a model is evaluated.",
+    {
+        "batch_size": Field(32, whole(1), "Examples in a batch.", affects="report"),
+        "split": Field(
+            "test",
+            one_of("train", "dev", "heldout", "test"),
+            "Split that the report is of.",
+            affects="report",
+        ),
+        "limit": Field(
+            0,
+            whole(0),
+            "Dev records scored during training and for the temperature; 0: all.",
+            affects="report",
+        ),
+        "fallback": Field(
+            "none",
+            one_of("none", "first", "nearest", "random"),
+            "Label of an output that cannot be parsed; `none`: it counts as wrong.",
+            affects="report",
+        ),
+        "first_line": Field(
+            False,
+            boolean,
+            "Read a class from the first line of an output alone.",
+            affects="report",
+        ),
+        "max_new_tokens": Field(
+            0,
+            whole(0),
+            "Tokens of an output; 0: the longest answer of the label set or training split.",
+            affects="report",
+        ),
+        "temperature": Field(
+            "dev",
+            one_of("none", "dev"),
+            "Split that the temperature of class probabilities is fitted on.",
+            affects="report",
+        ),
+        "target_accuracy": Field(
+            0.95,
+            real(0, 1),
+            "The report gives the confidence threshold from which this share of answers is right; "
+            "0: none is given.",
+            affects="report",
+        ),
+        "decoding": Field(
+            "free",
+            one_of("free", "constrained", "score"),
+            "`free`: any text, read for labels. `constrained`: the likeliest label, token by "
+            "token. `score`: the probability of every label.",
+            affects="report",
+        ),
+        "score_bound": Field(
+            1e-3,
+            real(0, 1),
+            "`decoding=score`: share of the labels' probability that may stay unread; 0: none.",
+            affects="report",
+        ),
+        "normalize": Field(
+            "none",
+            one_of("none", "length", "pmi", "contextual"),
+            "`decoding=score`: what scores are normalized by.",
+            affects="report",
+        ),
+    },
+)
+
+SCHEMA: dict[str, Field | Group] = {
+    "seed": Field(
+        0, whole(0), "Draws records, examples of prompts, the order of batches and random starts."
     ),
-    "model.heads": one_of("keep", "new"),
-    "loss.label_smoothing": real(0, 1),
-    "model.quantise": one_of("none", "int8", "int4", "nf4"),
-    "model.prefix": whole(0),
-    "model.attention": one_of("auto", "plain", "cudnn", "splash"),
-    **{f"mesh.{axis}": _SIZE for axis in ("data", "fsdp", "tensor", "sequence")},
-    "model.unroll": whole(1),
-    "tune": one_of("full", "lora", "dora", "lora_fa", "bitfit", "prefix", "head", "none"),
-    "lora.targets": Rule("names or patterns such as q,v or all-linear", _are_patterns),
-    "lora.layers": Rule("numbers of layers such as (0, 1)", _are_layers),
-    "lora.rank": whole(1),
-    "lora.alpha": real(0, above=True),
-    "lora.rank_pattern": Rule(
-        'pairs such as (("layers/0/.*", 4),)', lambda value: _are_pairs(value, whole(1))
+    "data": _DATA,
+    "prompt": _PROMPT,
+    "tokenizer": _TOKENIZER,
+    "model": _MODEL,
+    "mesh": _MESH,
+    "tune": Field(
+        "full",
+        one_of("full", "lora", "dora", "lora_fa", "bitfit", "prefix", "head", "none"),
+        "What trains: all parameters, adapters, biases, a prefix, the heads, or nothing (prompts).",
     ),
-    "lora.alpha_pattern": Rule(
-        'pairs such as (("q", 8.0),)', lambda value: _are_pairs(value, real(0, above=True))
-    ),
-    "lora.dropout": real(0, 1),
-    "lora.saved": Rule("path patterns such as heads/.*,pooler/.*", _are_patterns),
-    "lora.b_rate": real(0, above=True),
-    "loss.class_weights": Rule(
-        'pairs such as (("spam", 3.0), ("ham", 1.0))', lambda value: _are_pairs(value, real(0))
-    ),
-    "loss.task_weights": Rule("positive numbers, one a task", _are_weights),
-    "train.steps": whole(0),
-    "train.epochs": real(0),
-    "train.batch_size": whole(1),
-    "train.max_length": whole(1),
-    "train.row_length": whole(0),
-    "train.accumulate": whole(1),
-    "train.max_shapes": whole(1),
-    "train.learning_rate": real(0),
-    "train.schedule": one_of("constant", "linear", "cosine"),
-    "train.vocabulary": one_of("all", "used"),
-    "train.prng": one_of("threefry2x32", "rbg"),
-    "train.warmup_steps": whole(0),
-    "train.weight_decay": real(0),
-    "train.b1": real(0, 1),
-    "train.b2": real(0, 1),
-    "train.eps": real(0, above=True),
-    "train.clip_norm": real(0),
-    "train.trained": Rule("all, last:N, biases, norms or a regular expression", _is_trained),
-    "train.max_skipped": whole(0),
-    "train.log_every": whole(1),
-    "train.eval_every": whole(0),
-    "train.checkpoint_every": whole(0),
-    "train.keep": whole(1),
-    "attens.modules": Rule("names of data sets such as ('glue/rte',)", _are_names),
-    "attens.targets": Rule("names of data sets such as ('glue/rte',)", _are_names),
-    "attens.k": whole(0),
-    "attens.sweep": Rule("numbers of modules such as (3, 5)", _are_layers),
-    "attens.tokens": one_of("mean", "max", "min", "last"),
-    "attens.padding": whole(0),
-    "attens.over": one_of("mean", "max", "min"),
-    "attens.combine": one_of("sum", "mean", "product", "concat", "max", "min"),
-    "attens.norms": one_of("own", "shared"),
-    "attens.across": one_of("modules", "batch"),
-    "attens.heads": whole(1),
-    "attens.epochs": whole(0),
-    "attens.batch_size": whole(1),
-    "attens.learning_rate": real(0),
-    "attens.schedule": one_of("constant", "linear", "cosine"),
-    "attens.weight_decay": real(0),
-    "api.base_url": Rule(
-        "an address such as http://localhost:8000/v1, without a key or password in it",
-        lambda value: value == "" or re.fullmatch(r"https?://[^\s@?#]+", str(value)) is not None,
-    ),
-    "api.concurrency": whole(1),
-    "api.timeout": real(0, above=True),
-    "api.retries": whole(0),
-    "api.max_characters": whole(0),
-    "api.input_price": real(0),
-    "api.output_price": real(0),
-    "api.max_cost": real(0),
-    "eval.batch_size": whole(1),
-    "eval.split": one_of("train", "dev", "heldout", "test"),
-    "eval.limit": whole(0),
-    "eval.fallback": one_of("none", "first", "nearest", "random"),
-    "eval.max_new_tokens": whole(0),
-    "eval.temperature": one_of("none", "dev"),
-    "eval.wanted_accuracy": real(0, 1),
-    "eval.decoding": one_of("free", "constrained", "score"),
-    "eval.score_bound": real(0, 1),
-    "eval.normalise": one_of("none", "length", "pmi", "contextual"),
+    "lora": _LORA,
+    "train": _TRAIN,
+    "loss": _LOSS,
+    "attens": _ATTENS,
+    "api": _API,
+    "eval": _EVAL,
 }
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
-    """Raise InputError naming the first field whose value cannot be meant."""
-    fields = dict(leaves(config))
-    for name, rule in RULES.items():
-        if name not in fields:
-            raise InputError(
-                f"the config has no field {name}. Start from default() of jaxclf/config/defaults.py"
-            )
-        _check(name, fields[name], rule)
-    for name, value in fields.items():
-        if not _is_plain(value):
-            raise InputError(
-                f"{name} is {value!r}; expected true, false, a number, text or a tuple of these"
-            )
-    data, train = config.data, config.train
-    _check("data.task", data.task, one_of(*TASKS[data.name], "both"))
-    if data.name == "file" and not data.train:
-        raise InputError("data.train is empty; expected a jsonl, csv or parquet file")
-    if data.name == "file" and data.task != "label" and not data.slots:
-        raise InputError(
-            f"data.slots is empty, but data.task is {data.task!r}; expected the column that holds "
-            "the slots. Name it, or set data.task to 'label'"
-        )
-    if config.tune != "full" and train.trained != "all":
-        raise InputError(
-            f"train.trained is {train.trained!r}, which chooses among the model's own parameters; "
-            f"tune={config.tune!r} trains others. Set tune='full', or train.trained='all'"
-        )
-    if config.tune == "full" and config.model.quantise != "none":
-        raise InputError(
-            f"model.quantise is {config.model.quantise!r}: a quantised model is frozen. Set tune "
-            "to 'lora' or another that trains adapters"
-        )
-    if (config.tune == "prefix") != (config.model.prefix > 0):
-        raise InputError(
-            f"model.prefix is {config.model.prefix} and tune is {config.tune!r}; tune='prefix' "
-            "needs some, such as 16, and nothing else does"
-        )
-    _check_prompt(config.prompt, config.eval.decoding)
-    if train.batch_size % train.accumulate:
-        raise InputError(
-            f"train.batch_size is {train.batch_size:,}; expected a multiple of train.accumulate, "
-            f"which is {train.accumulate:,}"
-        )
-    if train.pack and train.bucket:
-        raise InputError("train.pack and train.bucket exclude each other: packed rows are all full")
-    if 0 < train.row_length < train.max_length:
-        raise InputError(
-            f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "
-            f"which is {train.max_length:,}"
-        )
-    _check_api(config)
+def _flat() -> Iterator[tuple[str, Field]]:
+    for name, entry in SCHEMA.items():
+        if isinstance(entry, Field):
+            yield name, entry
+        else:
+            yield from ((f"{name}.{field}", found) for field, found in entry.fields.items())
 
 
-def _check_api(config: ml_collections.ConfigDict) -> None:
-    api = config.api
-    if re.fullmatch(r"[A-Z][A-Z0-9_]*", str(api.key_env)) is None:
-        # Perhaps it is the key itself, which nobody should see.
-        raise InputError(
-            "api.key_env is no name of an environment variable in capitals, such as "
-            "OPENAI_API_KEY. The key itself belongs there, never into a config"
-        )
-    if api.model and config.tune != "none":
-        raise InputError(
-            f"tune is {config.tune!r}, but a server's model (api.model) cannot be tuned. Use the "
-            "variant no_tuning (NAME.py:no_tuning), or leave api.model empty"
-        )
-    if api.model and config.prompt.wrapper != "none":
-        raise InputError(
-            f"prompt.wrapper is {config.prompt.wrapper!r}; a server adds the chat tokens of its "
-            "model (api.model) by itself. Set it to 'none'"
-        )
-    if api.model and config.eval.decoding != "free":
-        raise InputError(
-            f"eval.decoding is {config.eval.decoding!r}, which api.model cannot: its server says "
-            "no more than what it answers. Set it to 'free'"
-        )
-    if api.max_cost and not (api.input_price or api.output_price):
-        raise InputError(
-            f"api.max_cost is {api.max_cost:g}, but no price is known. Set api.input_price and "
-            "api.output_price, per million tokens"
-        )
-
-
-def _check_prompt(prompt: Any, decoding: str) -> None:
-    """Raise InputError where a style lacks what it needs, or there are too few to compare."""
-    styles = () if prompt.file else prompt.styles or (prompt.template,)
-    if "definitions" in styles and not prompt.definitions:
-        raise InputError(
-            "prompt.definitions is empty; template 'definitions' expects a JSON file "
-            '{"label": "what it means"}. Name it, or choose template \'labels\''
-        )
-    if prompt.think and decoding != "free":
-        raise InputError(
-            f"prompt.think needs eval.decoding='free'; it is {decoding!r}, which leaves no room "
-            "for thoughts. Set one of them otherwise"
-        )
-    if prompt.think and {"plain", "cloze"} & set(styles):
-        raise InputError(
-            "prompt.think is an instruction, which templates 'plain' and 'cloze' have none of. "
-            "Choose listing, labels, definitions or choice"
-        )
-    if prompt.seeds > 1 and (not prompt.shots or prompt.choose == "similar"):
-        raise InputError(
-            f"prompt.seeds is {prompt.seeds}, so many sets of examples; with prompt.shots="
-            f"{prompt.shots} and prompt.choose={prompt.choose!r} there is one. Set it to 1"
-        )
-    if prompt.orders > math.factorial(min(prompt.shots, 20)):
-        raise InputError(
-            f"prompt.orders is {prompt.orders:,}; {prompt.shots} examples have "
-            f"{math.factorial(prompt.shots):,} orders. Raise prompt.shots or lower prompt.orders"
-        )
-    if prompt.file and prompt.styles:
-        raise InputError(
-            "prompt.file takes the place of every template, so that prompt.styles would compare "
-            "it with itself. Set one of them"
-        )
-
-
-def check(name: str, value: Any) -> None:
-    """Raise InputError where the field of this name cannot have this value."""
-    _check(name, value, RULES[name])
-
-
-def _check(name: str, value: Any, rule: Rule) -> None:
-    if not rule.holds(value):
-        hint = did_you_mean(value, rule.names) if isinstance(value, str) else ""
-        raise InputError(f"{name} is {value!r}; expected {rule.expected}{hint}")
-
-
-def _is_plain(value: Any) -> bool:
-    """What JSON gives back unchanged; `type` and not isinstance, so that NumPy's are refused."""
-    if type(value) is tuple:
-        return all(_is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
+FIELDS: dict[str, Field] = dict(_flat())
+"""Every field by its whole name, such as `train.steps`."""
 
 
 def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field below the groups as (`train.steps`, value)."""
+    """Every field of a config below its groups, as (`train.steps`, value)."""
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def did_you_mean(name: str, possible: Iterable[str]) -> str:
-    """Ends a sentence with `. Did you mean 'x'?`, or with nothing if no possible name is near."""
-    near = nearest(name, possible)
-    return f". Did you mean {near!r}?" if near else ""
-
-
-def nearest(name: str, possible: Iterable[str]) -> str | None:
-    """The possible name most like this one, or None if none is."""
-    return next(iter(difflib.get_close_matches(name, list(possible), n=1)), None)

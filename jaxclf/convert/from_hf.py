@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
         "--quantise",
         choices=["none", "int8", "int4", "nf4"],
         default="none",
-        help="of the kernels, for a frozen base (model.quantise)",
+        help="of the kernels, for a frozen base (model.quantize)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
     options = parser.parse_args(arguments)

@@ -62,7 +62,7 @@ def _base(found: ModelSource) -> tuple[ModelSource, Mapping[str, str]]:
     base = model_dir.find_base(config, found.run_dir, hf_import.resolve)
     model_dir.check_base(found.adapters, base, found.run_dir)
     dimensions, _ = model_dir.read_model(found.model_json)
-    model = registry.create(dimensions, quantise=config.model.quantise)
+    model = registry.create(dimensions, quantise=config.model.quantize)
     recipe = Recipe.load(found.run_dir / "task.json")
     return base, transfer.plan(model, base, config.model.heads, recipe).taken
 
@@ -105,7 +105,7 @@ class _Leaves:
             if name not in self.taken:
                 raise InputError(
                     f"{name} was started at random and not trained, so that nothing keeps it; "
-                    "name it in lora.saved"
+                    "name it in lora.modules_to_save"
                 )
             return tree_store.read(self.base.params_dir, self.taken[name], layer)
 

@@ -14,7 +14,6 @@ public source is used.
 """
 
 import dataclasses
-import difflib
 import functools
 import json
 import os
@@ -25,10 +24,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.core.suggest import did_you_mean
 from jaxclf.data import builtin, published, readers, records
 from jaxclf.data.readers import RawRow
 from jaxclf.data.records import Column, Defects, Schema
-from jaxclf.data.tasks import Record, Task
+from jaxclf.data.tasks import Label, Record, Task
 
 Splits = dict[str, list[Record]]
 Domain = Literal["News", "Utter", "Text"]  # what a text is called in a prompt
@@ -372,7 +372,7 @@ def _hold_out(train: Sequence[Record], fraction: float, tasks: Sequence[Task]) -
     each stays in train.
     """
     names = [task.name for task in tasks if task.kind == "class"]
-    classes: dict[tuple, list[str]] = {}
+    classes: dict[tuple[Label, ...], list[str]] = {}
     for record in train:
         classes.setdefault(tuple(record.labels[name] for name in names), []).append(record.id)
     held_out = set()
@@ -424,6 +424,5 @@ def _one_of(field: str, value: str, possible: Iterable[str] | Mapping[str, Any])
     names = list(possible)
     if value in names:
         return value
-    nearest = difflib.get_close_matches(value, names, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise InputError(f"{field} is {value!r}; possible: {', '.join(names)}.{hint}")
+    hint = did_you_mean(value, names, cutoff=0.4)
+    raise InputError(f"{field} is {value!r}; possible: {', '.join(names)}{hint}")

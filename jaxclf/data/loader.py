@@ -63,7 +63,7 @@ def train_batches(
     like_lengths: bool = False,
     shared: SharedPrefixes = NONE,
     groups: int = 1,
-) -> grain.DatasetIterator:
+) -> grain.DatasetIterator[Batch]:
     """An endless iterator of `Batch`; `get_state` and `set_state` make it resumable.
 
     Every epoch has an order of its own, drawn from `seed`, in which each example comes once. The

@@ -52,7 +52,7 @@ class SharedPrefixes:
         positions = [np.arange(count) for count in self.lengths[1:]]
         numbers = np.repeat(np.arange(len(self.lengths)), self.lengths)
 
-        def over_rows(values):
+        def over_rows(values: np.ndarray) -> np.ndarray:
             filled = np.zeros(rows * width, np.int32)
             filled[: len(values)] = values
             return filled.reshape(rows, width)

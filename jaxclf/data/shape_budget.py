@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from jaxclf.core.types import AnyArray
 from jaxclf.data.batching import Batch, PromptBatch, Targets
 
 Either = TypeVar("Either", Batch, PromptBatch)
@@ -59,7 +60,7 @@ def _widened(batch: Either, widths: Widths) -> Either:
     return Batch(tokens, segment_ids, positions, types, targets, prefixes, batch.lengths)
 
 
-def _filled(array, width: int, before: bool = False) -> np.ndarray:
+def _filled(array: AnyArray, width: int, before: bool = False) -> np.ndarray:
     """The second dimension filled with zeros to `width`."""
     missing = width - array.shape[1]
     pads = [(0, 0)] * array.ndim

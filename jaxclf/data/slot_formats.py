@@ -12,6 +12,7 @@ BIO list an I- tag that continues nothing opens a span, as in conlleval.
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from jaxclf.data.tasks import OTHER, bio_slots, words
 
@@ -91,7 +92,7 @@ def _checked(name: str) -> str:
     return name
 
 
-def _json_list(text: str) -> list | None:
+def _json_list(text: str) -> list[Any] | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

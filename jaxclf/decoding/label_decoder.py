@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf.config import schema as fields
+from jaxclf.config import validation
 from jaxclf.core.types import Int, Params
 from jaxclf.data import batching
 from jaxclf.data.batching import PromptBatch
@@ -42,10 +42,10 @@ class Decoding:
     @classmethod
     def of(cls, config: ConfigDict) -> "Decoding":
         """From a run's config, also from one that is older than these fields; raises InputError."""
-        names = {"mode": "decoding", "score_bound": "score_bound", "normalise": "normalise"}
+        names = {"mode": "decoding", "score_bound": "score_bound", "normalise": "normalize"}
         found = {field: config.eval[name] for field, name in names.items() if name in config.eval}
         for field, value in found.items():
-            fields.check(f"eval.{names[field]}", value)
+            validation.check(f"eval.{names[field]}", value)
         return cls(**found)
 
     @property

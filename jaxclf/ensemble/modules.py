@@ -185,7 +185,7 @@ def own_base(config: ConfigDict, workdir: Path) -> ModelSource:
             config, with_vocabulary(registry.find(config.model.name), tokenizer, None)
         )
         params = sharding.born(model.init, jax.random.key(config.seed))
-        write_base(own, params, model.config, config.model.param_dtype, config.model.quantise)
+        write_base(own, params, model.config, config.model.param_dtype, config.model.quantize)
         tokenizer.save(own / "tokenizer.partial")
         (own / "tokenizer.partial").rename(own / "tokenizer")
     return resolve(own)

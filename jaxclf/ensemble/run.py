@@ -141,7 +141,7 @@ class _Part:
             scores[task.name] = self.combine(task, vectors)
         self.predictions = _predictions(records, target.tasks, scores)
         self.metrics = metrics.compute(self.predictions, target.tasks)
-        wanted = self.run.config.eval.wanted_accuracy
+        wanted = self.run.config.eval.target_accuracy
         self.calibration = calibration.measure(self.predictions, target.tasks, {}, wanted)
         if "joint" in self.metrics and len(self.run.config.attens.targets) > 1:
             self.metrics[f"{short(target.name)} joint"] = self.metrics.pop("joint")

@@ -50,7 +50,8 @@ def brier(probabilities: Probabilities, gold: Gold) -> float:
     return float(np.mean(np.sum(np.square(probabilities - one_hot), axis=1)))
 
 
-class Bin(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Bin:
     """The records whose confidence is in one bin; the means are None where there is none."""
 
     confidence: float | None
@@ -273,7 +274,7 @@ def _figures(probabilities: Probabilities, gold: Gold, wanted: float) -> dict[st
         "brier": brier(probabilities, gold),
         "ece": expected_error(bins),
         "accuracy": float(curve.accuracy[-1]),
-        "bins": [each._asdict() for each in bins],
+        "bins": [dataclasses.asdict(each) for each in bins],
         "coverage": np.stack([curve.coverage, curve.accuracy], axis=1)[places].tolist(),
         "area": curve.area,
         "abstention": {"wanted": wanted, **(kept._asdict() if kept else nothing)}

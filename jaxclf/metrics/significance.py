@@ -8,7 +8,7 @@ often each was drawn, times what it adds:
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -142,7 +142,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, otherwise: float = np.nan) -> n
     return np.divide(above, below, out=np.full(np.shape(below), otherwise), where=below > 0)
 
 
-def _counts(pairs: Sequence[tuple[set, set]]) -> np.ndarray:
+def _counts(pairs: Sequence[tuple[set[Any], set[Any]]]) -> np.ndarray:
     """Of sets in gold and predicted: how many are in both, in gold, and predicted `[n 3]`."""
     rows = [(len(gold & found), len(gold), len(found)) for gold, found in pairs]
     return np.array(rows, float).reshape(-1, 3)
@@ -152,7 +152,9 @@ def _f1(sums: np.ndarray) -> np.ndarray:
     return _ratio(2 * sums[..., 0], sums[..., 1] + sums[..., 2], 0.0)
 
 
-def _spans(prediction: Prediction, task: Task, slot_format: SlotFormat) -> tuple[set, set]:
+def _spans(
+    prediction: Prediction, task: Task, slot_format: SlotFormat
+) -> tuple[set[Any], set[Any]]:
     """The spans (type, start, end) in gold and predicted, grouped as for `slot_f1`."""
     from seqeval.metrics.sequence_labeling import get_entities
 
@@ -160,7 +162,7 @@ def _spans(prediction: Prediction, task: Task, slot_format: SlotFormat) -> tuple
     return {*get_entities([*bio_slots(gold)])}, {*get_entities([*bio_slots(found)])}
 
 
-def _tuple(value: object) -> tuple:
+def _tuple(value: object) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else ()
 
 

@@ -17,7 +17,7 @@ def create_model(config: ConfigDict, dimensions: ModelConfig) -> Model:
 
     `auto` computes in float32 on CPU, else in bfloat16.
     """
-    dimensions = dataclasses.replace(dimensions, prefix=config.model.prefix)
+    dimensions = dataclasses.replace(dimensions, prefix=config.model.num_virtual_tokens)
     if (rate := config.model.dropout) >= 0:
         names = ("dropout", "attention_dropout", "head_dropout")
         present = {field.name for field in dataclasses.fields(dimensions)}
@@ -29,9 +29,9 @@ def create_model(config: ConfigDict, dimensions: ModelConfig) -> Model:
         dimensions,
         dtype=jnp.dtype(dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
-        remat=config.model.remat,
+        remat=config.model.gradient_checkpointing,
         unroll=config.model.unroll,
-        quantise=config.model.quantise,
+        quantise=config.model.quantize,
         attention=implementation(config),
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclf.core.errors import InputError
+from jaxclf.core.suggest import nearest_names
 from jaxclf.core.types import Array, Key, Params
 from jaxclf.models import layers, quantization
 from jaxclf.models.decoder import Llama, LlamaConfig
@@ -198,9 +199,7 @@ def find(name: str) -> ModelConfig:
     """The dimensions behind a zoo name; raises InputError with the nearest names."""
     if name in CONFIGS:
         return CONFIGS[name]
-    import difflib
-
-    near = difflib.get_close_matches(name, CONFIGS, n=3) or list(CONFIGS)
+    near = nearest_names(name, CONFIGS, 3) or list(CONFIGS)
     raise InputError(f"model.name {name!r} is not in the zoo; nearest: {', '.join(near)}")
 
 

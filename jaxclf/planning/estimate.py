@@ -98,7 +98,7 @@ class PlannedRun:
             # Which tokens the texts have is not counted: all that the vocabulary names.
             tokens = np.arange(min(dimensions.vocab_size, workload.tokenizer.vocab_size))
         self.tuning = tuning.choose(config, self.model.abstract, tokens)
-        self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
+        self.optimizer = optim.optimizer(config.train, config.lora.loraplus_lr_ratio)
         plain = registry.create(dimensions).abstract["layers"]
         if self.model.reads_apart:  # a decoder of its own has the label's few tokens
             plain = plain["encoder"]
@@ -109,7 +109,7 @@ class PlannedRun:
         if config.train.pack:
             self.length = config.train.row_length or self.length
         if workload is not None:
-            self.length = self.rows(config.train.accumulate).length
+            self.length = self.rows(config.train.gradient_accumulation_steps).length
 
     @functools.cached_property
     def state(self) -> tuple[Any, Any]:
@@ -135,7 +135,7 @@ class PlannedRun:
         assert self.workload is not None
         fields = self.config.copy_and_resolve_references()
         with fields.unlocked():
-            fields.train.accumulate = accumulate
+            fields.train.gradient_accumulation_steps = accumulate
         return self.workload.batch(fields)
 
     # -- by arithmetic
@@ -166,10 +166,10 @@ class PlannedRun:
             at_once = tokens if plain else rows * attention.QUERIES
             within += 3 * at_once * self.length * heads * 4
         kept = depth * rows * width / _divided(width, sizes, "between") * hidden * self.width
-        if not self.config.model.remat and not plain:
+        if not self.config.model.gradient_checkpointing and not plain:
             # What matrix products and the attention kernel gave, see `layers.scan_layers`.
             kept += depth * tokens * (self._given(sizes) + hidden / sizes["tensor"]) * self.width
-        is_all_kept = not self.config.model.remat and plain
+        is_all_kept = not self.config.model.gradient_checkpointing and plain
         activations = depth * within if is_all_kept else within + kept
         activations += 3 * body / depth * self.width / sizes["tensor"]
         return Need(

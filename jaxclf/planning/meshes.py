@@ -87,7 +87,7 @@ def step_seconds(job: PlannedRun, sizes: Sizes, accumulate: int) -> float:
     state, _ = job.state
     width = job.width
     tokens = train.batch_size * job.length + accumulate * job.rows(accumulate).prefix
-    passes = 4 if job.config.model.remat else 3
+    passes = 4 if job.config.model.gradient_checkpointing else 3
     if job.config.tune != "full":
         passes -= 1
     attention = 2 * job.length * dims.hidden_size * job.depth

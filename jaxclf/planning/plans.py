@@ -88,7 +88,7 @@ def plan(
             f"{gpus.EXTRA} brings it"
         )
     if sizes is not None:
-        accumulate = config.train.accumulate
+        accumulate = config.train.gradient_accumulation_steps
         say(f"compiling for {topology.name}, {_mesh_name(sizes)} …")
         return _one(job, sizes, accumulate, decoding)
     ranked = meshes.fitting(job)
@@ -202,8 +202,8 @@ def _one(job: PlannedRun, sizes: Sizes, accumulate: int, decoding: bool) -> Plan
         "fits"
         if fits
         else f"does not fit into {chip.usable / GIB:.1f} GiB: take more chips, more tensor or "
-        "sequence, or more micro-batches (train.accumulate); or tune fewer parameters (:lora, "
-        ":qlora)"
+        "sequence, or more micro-batches (train.gradient_accumulation_steps); or tune fewer "
+        "parameters (:lora, :qlora)"
     )
     return Plan(fits, tuple(lines), data)
 

@@ -88,7 +88,7 @@ class Workload:
         if not train.pack:
             # One that has the longest of each array stands for all.
             widest = {name: max((row[name] for row in rows), key=len) for name in rows[0]}
-            return batching.padded([widest] * count, shared, train.accumulate)
+            return batching.padded([widest] * count, shared, train.gradient_accumulation_steps)
         length = train.row_length or train.max_length
         laid: dict[str, np.ndarray] = {}
         for name, values in rows[0].items():
@@ -99,7 +99,7 @@ class Workload:
             laid[name] = np.zeros((count, width, *values.shape[1:]), values.dtype)
             laid[f"{name}_segment_ids"] = np.zeros((count, width), np.int32)
         laid["tokens_positions"] = np.zeros((count, length), np.int32)
-        return batching.packed(laid, shared, train.accumulate)
+        return batching.packed(laid, shared, train.gradient_accumulation_steps)
 
     def prompt_batch(
         self,

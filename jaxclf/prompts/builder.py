@@ -111,8 +111,8 @@ def build(
 ) -> Prompt:
     """The prompt that asks `tasks` about a text, with `shots` as solved examples.
 
-    Reads the fields `template`, `file`, `wrapper`, `slots`, `think` and what a template needs
-    besides. With a file of one's own, to `think` is what the file has to ask for. Raises InputError
+    Reads the fields `template`, `file`, `wrapper`, `slots`, `chain_of_thought` and what a template
+    needs besides. A file of one's own has to ask for the chain of thought itself. Raises InputError
     for an unknown name in them, an unusable template file, a task that no prompt can ask and a shot
     without gold.
     """
@@ -126,7 +126,7 @@ def build(
                 f"task {task.name} is of kind {task.kind}; a prompt asks for a class or for slots"
             )
     system: list[Piece] = []
-    think = prompt_config.get("think", False)  # older runs do not have it
+    think = prompt_config.get("chain_of_thought", False)  # older runs do not have it
     lettered = template == "choice" and not prompt_config.file
     if prompt_config.file:
         path = Path(prompt_config.file)

@@ -13,9 +13,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxclf import report
-from jaxclf.config.schema import did_you_mean
 from jaxclf.core.errors import ArtifactError, InputError, JaxclfError
 from jaxclf.core.files import write_text
+from jaxclf.core.suggest import did_you_mean
 from jaxclf.data import datasets
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import SlotFormat, Task

@@ -46,11 +46,11 @@ def scores(
     temperatures: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The part that says how good the predictions of `split` are; they are not tempered yet."""
-    wanted = config.eval.get("wanted_accuracy", 0.0)  # older runs do not have it
+    target = config.eval.get("target_accuracy", 0.0)  # older runs do not have it
     return {
         "eval": metrics.compute(predictions, recipe.tasks, recipe.slot_format),
         "eval_split": split,
-        "calibration": calibration.measure(predictions, recipe.tasks, temperatures, wanted),
+        "calibration": calibration.measure(predictions, recipe.tasks, temperatures, target),
     }
 
 

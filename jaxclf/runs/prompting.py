@@ -87,7 +87,7 @@ def decoder(find: FindModel) -> Open:
     def opened(config: ConfigDict, workdir: Path) -> PromptedModel:
         base = None
         if config.model.checkpoint:
-            base = find(config.model.checkpoint, config.model.quantise)
+            base = find(config.model.checkpoint, config.model.quantize)
         setup = prepare(config, workdir, base)
         plan = transfer.plan(setup.model, base, config.model.heads, setup.recipe)
         params = transfer.load(setup.model, base, plan, jax.random.key(config.seed))

@@ -67,7 +67,7 @@ def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setu
         return setup
     setup.recipe.save(workdir / "task.json")
     model = setup.model.config
-    write_model(workdir / "model.json", model, config.model.param_dtype, config.model.quantise)
+    write_model(workdir / "model.json", model, config.model.param_dtype, config.model.quantize)
     return setup
 
 
@@ -138,7 +138,7 @@ def recipe_of(
         prompt=prompt,
         slot_format=slot_format,
         max_length=config.train.max_length,
-        max_new_tokens=new_tokens + (config.prompt.think_tokens if prompt.cue else 0),
+        max_new_tokens=new_tokens + (config.prompt.chain_of_thought_tokens if prompt.cue else 0),
         fallback=config.eval.fallback,
         seed=config.seed,
         first_line=config.eval.first_line,
@@ -150,7 +150,7 @@ def shared_prefixes(config: ConfigDict, examples: Sequence[Tokens]) -> SharedPre
     train = config.train
     if not train.share_prefix or not examples:
         return NONE
-    per_batch = train.batch_size / train.accumulate
+    per_batch = train.batch_size / train.gradient_accumulation_steps
     if train.pack:
         own = sum(len(example.text) + len(example.label) for example in examples)
         per_batch *= (train.row_length or train.max_length) * len(examples) / own

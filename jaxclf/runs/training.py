@@ -26,10 +26,10 @@ from jaxclf.checkpoint.model_dir import (
 )
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import make_classifier
-from jaxclf.config import loading
-from jaxclf.config.schema import did_you_mean, leaves
+from jaxclf.config import identity, loading
 from jaxclf.core.errors import InputError, NonFiniteError, Preempted
 from jaxclf.core.logs import Logger, read_metrics
+from jaxclf.core.suggest import did_you_mean
 from jaxclf.core.types import Params
 from jaxclf.data import batching, datasets, loader
 from jaxclf.data.loader import Examples
@@ -44,23 +44,6 @@ from jaxclf.runs import facts
 from jaxclf.runs.setup import Setup, prepare
 from jaxclf.training import optim
 from jaxclf.training.train_step import Metrics, TrainState, init_state, make_train_step
-
-# What a resumed run may change: it alters what is shown or kept, or for how long a run goes on,
-# but no step already taken.
-_FREE_FIELDS = (
-    *("api.concurrency", "api.key_env", "api.retries", "api.timeout"),
-    *("api.input_price", "api.output_price", "api.max_cost"),
-    "eval.",
-    "mesh.",
-    "model.attention",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.log_every",
-    "train.max_shapes",
-    "train.steps",
-    "train.epochs",
-)
-_CONSTANT_STEPS = ("constant",)  # schedules that do not depend on train.steps
 
 
 def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) -> dict[str, Any]:
@@ -79,14 +62,16 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             setup = prepare(config, workdir, base)
         config = with_steps(config, setup.examples, setup.shared)
         _check_best_metric(config, setup.dataset.tasks)
-        main = config.train.best_metric or "score"
+        main = config.train.metric_for_best_model or "score"
         with Checkpoints(workdir, config.train.keep, main) as checkpoints:
             run = _Run(config, workdir, setup, checkpoints, interrupts)
             run.start(base)
             interrupts.hold()
             with (
                 processes.own_folder(workdir) as folder,
-                Logger(folder, config.train.steps, run.step, every=config.train.log_every) as log,
+                Logger(
+                    folder, config.train.steps, run.step, every=config.train.logging_steps
+                ) as log,
             ):
                 run.fit(log)
                 return run.finish(log)
@@ -95,11 +80,12 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
 def _check_rows(config: ConfigDict) -> None:
     """Raise InputError where the rows of a step cannot be divided over the mesh."""
     train, parts = config.train, sharding.rows()
-    if train.batch_size % (parts * train.accumulate):
+    if train.batch_size % (parts * train.gradient_accumulation_steps):
         raise InputError(
             f"train.batch_size is {train.batch_size:,}; expected a multiple of {parts:,} (mesh.data"
-            " times mesh.fsdp: the devices that share a step's rows) times train.accumulate, "
-            f"{train.accumulate:,}. Raise it, or lower mesh.fsdp and raise mesh.tensor"
+            " times mesh.fsdp: the devices that share a step's rows) times "
+            f"train.gradient_accumulation_steps, {train.gradient_accumulation_steps:,}. Raise it, "
+            "or lower mesh.fsdp and raise mesh.tensor"
         )
 
 
@@ -107,14 +93,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     """Make `workdir` this run's, or check that it already is."""
     path = workdir / "config.json"
     if path.is_file():
-        before = dict(leaves(loading.read(path)))
-        free = _FREE_FIELDS
-        if config.train.schedule not in _CONSTANT_STEPS:
-            free = tuple(name for name in free if name not in ("train.steps", "train.epochs"))
         changed = [
-            f"{name}: {before.get(name)!r} there, {value!r} now"
-            for name, value in leaves(config)
-            if before.get(name) != value and not name.startswith(free)
+            f"{name}: {before!r} there, {now!r} now"
+            for name, (before, now) in identity.changes_of_steps(loading.read(path), config).items()
         ]
         if changed:
             raise InputError(
@@ -163,7 +144,7 @@ class _Run:
         used = config.train.vocabulary == "used"
         tokens = loader.used_tokens(setup.examples) if used else None
         self.tuning = tuning.choose(config, setup.model.abstract, tokens)
-        self.optimizer = optim.optimizer(config.train, config.lora.b_rate)
+        self.optimizer = optim.optimizer(config.train, config.lora.loraplus_lr_ratio)
         self.step_function = make_train_step(
             setup.model,
             self.tuning,
@@ -180,9 +161,9 @@ class _Run:
             row_length=(config.train.row_length or config.train.max_length)
             if config.train.pack
             else 0,
-            like_lengths=config.train.bucket,
+            like_lengths=config.train.group_by_length,
             shared=setup.shared,
-            groups=config.train.accumulate,
+            groups=config.train.gradient_accumulation_steps,
         )
         self.budget = Budget(config.train.max_shapes)
         # Of steps, since this process started.
@@ -255,7 +236,7 @@ class _Run:
                 "adapters of several processes need a base on disk: set model.checkpoint"
             )
         params = sharding.born(model.init, key)
-        write_base(directory, params, model.config, fields.param_dtype, fields.quantise)
+        write_base(directory, params, model.config, fields.param_dtype, fields.quantize)
 
     def params(self) -> Params:
         """The parameters that label: the whole tree as it is now, adapters bound to it."""
@@ -285,7 +266,9 @@ class _Run:
         while self.step < train.steps:
             batch = self.budget.fit(next(self.batches))
             with jax.transfer_guard("disallow"):  # but for what is handed over by name
-                device_batch = sharding.put_batch(_micro_batches(batch, train.accumulate), axis=1)
+                device_batch = sharding.put_batch(
+                    _micro_batches(batch, train.gradient_accumulation_steps), axis=1
+                )
                 self.state, step_metrics = self.train_step(self.state, self.frozen, device_batch)
             if late is not None:
                 self.read(late, self.step, logger)
@@ -294,8 +277,8 @@ class _Run:
             self.count(batch, logger)
 
             self.interrupts.reached(self.step)
-            evaluates = _due(self.step, train.eval_every, train.steps) and self.dev_records()
-            if evaluates or _due(self.step, train.checkpoint_every, train.steps) or self.stopping():
+            evaluates = _due(self.step, train.eval_steps, train.steps) and self.dev_records()
+            if evaluates or _due(self.step, train.save_steps, train.steps) or self.stopping():
                 self.read(step_metrics, self.step, logger)  # nothing that went wrong is saved
                 late = None
                 self.seconds += time.perf_counter() - mark
@@ -336,7 +319,9 @@ class _Run:
         if batch.prefixes is not None:
             tokens += int(np.count_nonzero(batch.prefixes.numbers))
             self.saved_tokens += self.setup.shared.saved(
-                batch.prefixes.seen, batch.segment_ids, self.config.train.accumulate
+                batch.prefixes.seen,
+                batch.segment_ids,
+                self.config.train.gradient_accumulation_steps,
             )
         examples = int(batch.segment_ids.max(axis=-1).sum())
         self.tokens += tokens
@@ -357,7 +342,7 @@ class _Run:
                     "at the data of that step"
                 )
             logger.say(f"step {step:,} skipped: loss {values.loss}")
-        if step % self.config.train.log_every == 0 or step == self.config.train.steps:
+        if step % self.config.train.logging_steps == 0 or step == self.config.train.steps:
             shown = {
                 "train/loss": float(values.loss),
                 "train/accuracy": float(values.accuracy),
@@ -496,11 +481,11 @@ class _Run:
 
 
 def _check_best_metric(config: ConfigDict, tasks: Sequence[Task]) -> None:
-    """Raise InputError where train.best_metric names nothing that an evaluation measures."""
+    """Raise InputError where an evaluation does not measure train.metric_for_best_model."""
     measured = metrics.names(tasks)
-    if (wanted := config.train.best_metric) and wanted not in measured:
+    if (wanted := config.train.metric_for_best_model) and wanted not in measured:
         raise InputError(
-            f"train.best_metric is {wanted!r}; expected one of {', '.join(measured)}"
+            f"train.metric_for_best_model is {wanted!r}; expected one of {', '.join(measured)}"
             f"{did_you_mean(wanted, measured)}"
         )
 

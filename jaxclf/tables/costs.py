@@ -118,7 +118,7 @@ class RunCost:
     def need(self, sizes: dict[str, int]) -> planning.Need:
         """Bytes of one chip of a mesh; of a prompted model parameters, keys and values alone."""
         self.job.length = self.longest
-        need = self.job.need(sizes, self.config.train.accumulate)
+        need = self.job.need(sizes, self.config.train.gradient_accumulation_steps)
         if self.config.tune != "none":
             return need
         cached = self._cached_bytes() // math.prod(sizes.values())
@@ -170,7 +170,7 @@ class RunCost:
 
     def _step(self, length: int) -> float:
         self.job.length = length
-        return meshes.step_seconds(self.job, _ALONE, self.config.train.accumulate)
+        return meshes.step_seconds(self.job, _ALONE, self.config.train.gradient_accumulation_steps)
 
     def _forward(self, tokens: int) -> float:
         """Of one text among many."""

@@ -10,8 +10,8 @@ A run may fill several cells: one model for both tasks fills two columns, an ens
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
-from jaxclf.config.schema import did_you_mean
 from jaxclf.core.errors import InputError
+from jaxclf.core.suggest import did_you_mean
 from jaxclf.tables import published
 
 NAMES = ("zhao3", "attens2", "attens3", "attens_k")

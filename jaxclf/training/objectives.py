@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf.config.schema import did_you_mean
 from jaxclf.core.errors import InputError
+from jaxclf.core.suggest import did_you_mean
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.tasks import SlotFormat, Task, head_labels
 from jaxclf.training import losses

@@ -44,10 +44,14 @@ def optimizer(config: ConfigDict, b_rate: float = 1.0) -> optax.GradientTransfor
 
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    clip = (
+        optax.clip_by_global_norm(config.max_grad_norm)
+        if config.max_grad_norm
+        else optax.identity()
+    )
     return optax.chain(
         clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.scale_by_adam(b1=config.adam_beta1, b2=config.adam_beta2, eps=config.adam_epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=decayed)
         if config.weight_decay
         else optax.identity(),

@@ -35,7 +35,7 @@ def tree():
 
 def settings(**changes) -> ConfigDict:
     config = defaults.default().train
-    config.update({"clip_norm": 0.0, "steps": 10, **changes})
+    config.update({"max_grad_norm": 0.0, "steps": 10, **changes})
     return config
 
 
@@ -178,10 +178,10 @@ def test_five_steps_are_adamw_by_hand():
         warmup_steps=2,
         schedule="linear",
         weight_decay=0.3,
-        clip_norm=2.0,
-        b1=0.8,
-        b2=0.95,
-        eps=1e-3,
+        max_grad_norm=2.0,
+        adam_beta1=0.8,
+        adam_beta2=0.95,
+        adam_epsilon=1e-3,
     )
     params = tree()
     optimizer = optim.optimizer(config)
@@ -216,8 +216,8 @@ def test_five_steps_are_adamw_by_hand():
 def test_small_gradients_are_not_clipped():
     small = jax.tree.map(lambda leaf: leaf * 1e-3, gradients(0))
 
-    def update(clip_norm):
-        optimizer = optim.optimizer(settings(clip_norm=clip_norm))
+    def update(max_grad_norm):
+        optimizer = optim.optimizer(settings(max_grad_norm=max_grad_norm))
         return jax.jit(optimizer.update)(small, optimizer.init(tree()), tree())[0]
 
     jax.tree.map(np.testing.assert_array_equal, update(1.0), update(0.0))
@@ -225,7 +225,7 @@ def test_small_gradients_are_not_clipped():
 
 def test_updates_of_bfloat16_parameters_are_float32():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree())
-    optimizer = optim.optimizer(settings(weight_decay=0.1, clip_norm=1.0))
+    optimizer = optim.optimizer(settings(weight_decay=0.1, max_grad_norm=1.0))
     updates, state = jax.eval_shape(optimizer.update, gradients(0), optimizer.init(tree()), params)
     moments = optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
     dtypes = {leaf.dtype for leaf in jax.tree.leaves((moments, updates))}

@@ -48,7 +48,7 @@ def test_train_step_keeps_every_shape_and_dtype(path, variant):
     model = create_model(config, dimensions)
     tokens = np.arange(9) if config.train.vocabulary == "used" else None
     tuned = tuning.choose(config, model.abstract, tokens)
-    optimizer = optim.optimizer(config.train, config.lora.b_rate)
+    optimizer = optim.optimizer(config.train, config.lora.loraplus_lr_ratio)
     key = jax.eval_shape(lambda: jax.random.key(0))
     trained, frozen = jax.eval_shape(tuned.start, model.abstract, key)
     state = jax.eval_shape(lambda t, k: train_step.init_state(t, optimizer, k), trained, key)

@@ -58,7 +58,7 @@ def test_every_variant_loads_and_means_what_it_says(path):
         prompted = "no_tuning" in words or path in CHATS
         expected = "none" if prompted else adapted.removeprefix("q")
         assert loaded.tune == expected
-        assert loaded.model.quantise == ("nf4" if adapted == "qlora" else "none")
+        assert loaded.model.quantize == ("nf4" if adapted == "qlora" else "none")
         if "smoke" in words:
             models = ("llama_smoke", "t5_smoke", "encoder_smoke")
             assert loaded.model.name in models or path in CHATS
@@ -164,7 +164,7 @@ def test_ensembles_have_the_settings_of_their_paper(path):
     loaded = loading.load(f"{path}:task=stsb,k=5")
     assert loaded.data.name == "glue/stsb"
     assert (loaded.attens.k, len(loaded.attens.modules)) == (5, 9)
-    assert (loaded.tune, loaded.lora.targets, loaded.lora.saved) == (
+    assert (loaded.tune, loaded.lora.target_modules, loaded.lora.modules_to_save) == (
         *("lora", "q,k,v"),
         "heads/.*,pooler/.*",
     )

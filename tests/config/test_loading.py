@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from jaxclf.config import loading, schema
+from jaxclf.config import defaults, loading, schema, validation
 from jaxclf.core.errors import ArtifactError, InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def imported(errors: str) -> set[str]:
         ("train.pack=1", True),
         ("data.root=a=b, c", "a=b, c"),
         ("model.checkpoint=", ""),
-        ("--config.train.clip_norm=0", 0.0),
+        ("--config.train.max_grad_norm=0", 0.0),
         ("seed=7", 7),
     ],
 )
@@ -90,7 +91,7 @@ def test_the_last_override_of_a_field_counts(plain):
         ("steps=5", "Did you mean '--config.train.steps'"),
         ("train.steps.x=5", "Did you mean '--config.train.steps'"),
         ("train.lr=5", "train.learning_rate"),
-        ("train=5", "--config.train is a group of fields; set one of: train.accumulate"),
+        ("train=5", "--config.train is a group of fields; set one of: train.adam_beta1"),
         ("train.steps=5.5", "--config.train.steps=5.5: expected a whole number, such as 1000"),
         ("train.steps=" + "9" * 5000, "expected a whole number"),
         ("train.steps=", "expected a whole number"),
@@ -114,10 +115,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def test_parse_separates_overrides_from_options():
-    words = ["--config", "a.py:smoke", "--workdir=runs", "--config.train.clip_norm", "-1"]
+    words = ["--config", "a.py:smoke", "--workdir=runs", "--config.train.max_grad_norm", "-1"]
     arguments = loading.parse(make_parser(), ["--config.seed=3", *words])
     assert (arguments.config, arguments.workdir) == ("a.py:smoke", "runs")
-    assert arguments.overrides == ["--config.seed=3", "--config.train.clip_norm=-1"]
+    assert arguments.overrides == ["--config.seed=3", "--config.train.max_grad_norm=-1"]
 
 
 @pytest.mark.parametrize(
@@ -248,11 +249,14 @@ def test_an_edit_of_the_file_is_seen_at_once(tmp_path):
         (["train.batch_size=0"], "train.batch_size is 0; expected a whole number of at least 1"),
         (["train.steps=-1"], "expected a whole number of at least 0"),
         (["train.learning_rate=inf"], "train.learning_rate is inf; expected a number of at least"),
-        (["train.b1=1"], "expected a number of at least 0 and below 1"),
-        (["train.eps=0"], "expected a number above 0"),
+        (["train.adam_beta1=1"], "expected a number of at least 0 and below 1"),
+        (["train.adam_epsilon=0"], "expected a number above 0"),
         (["train.trained=last:0"], "expected all, last:N, biases, norms or a regular expression"),
         (["train.trained=lay(er"], "expected all, last:N, biases, norms or a regular expression"),
-        (["train.batch_size=8", "train.accumulate=3"], "expected a multiple of train.accumulate"),
+        (
+            ["train.batch_size=8", "train.gradient_accumulation_steps=3"],
+            "expected a multiple of train.gradient_accumulation_steps",
+        ),
         (["train.row_length=10"], "train.row_length is 10; expected 0 or at least"),
         (["prompt.template=cloce"], "Did you mean 'cloze'?"),
         (["prompt.styles=('labels','lables')"], "expected templates such as"),
@@ -262,8 +266,14 @@ def test_an_edit_of_the_file_is_seen_at_once(tmp_path):
         (["prompt.seeds=2", "prompt.shots=1", "prompt.choose=similar"], "there is one"),
         (["prompt.orders=3", "prompt.shots=2"], "2 examples have 2 orders"),
         (["prompt.styles=('labels',)", "prompt.file=x"], "compare it with itself"),
-        (["prompt.think=true", "eval.decoding=score"], "prompt.think needs eval.decoding='free'"),
-        (["prompt.think=true", "prompt.template=cloze"], "prompt.think is an instruction"),
+        (
+            ["prompt.chain_of_thought=true", "eval.decoding=score"],
+            "prompt.chain_of_thought needs eval.decoding='free'",
+        ),
+        (
+            ["prompt.chain_of_thought=true", "prompt.template=cloze"],
+            "prompt.chain_of_thought is an instruction",
+        ),
         (["data.name=file", "data.task=label"], "data.train is empty; expected a jsonl, csv or"),
         (["data.name=file", "data.train=a.csv"], "data.slots is empty, but data.task is 'both'"),
     ],
@@ -294,8 +304,32 @@ def test_an_unusual_value_that_can_be_meant_is_taken(plain, overrides):
     loading.load(plain, overrides)
 
 
-def test_every_rule_is_about_a_field_that_exists(plain):
-    assert set(schema.RULES) <= set(dict(schema.leaves(loading.load(plain))))
+@pytest.mark.parametrize("name", schema.FIELDS)
+def test_every_field_has_a_rule_which_its_default_keeps(name):
+    field = schema.FIELDS[name]
+    assert field.rule.holds(field.default)
+    assert not field.rule.holds(None)
+    assert not field.rule.holds({"of": "another type"})
+    assert not field.rule.holds(([],))
+    for choice in field.rule.choices:
+        assert field.rule.holds(choice)
+    assert field.meaning.endswith(".")
+    with pytest.raises(InputError, match=rf"^{re.escape(name)} is (None|not the name)"):
+        validation.check(name, None)
+
+
+def test_the_defaults_are_those_of_the_schema():
+    found = dict(schema.leaves(defaults.default()))
+    assert found == {name: field.default for name, field in schema.FIELDS.items()}
+    for name, value in found.items():
+        assert type(value) is type(schema.FIELDS[name].default)
+
+
+def test_a_secret_that_stands_in_the_wrong_place_is_not_repeated():
+    with pytest.raises(InputError) as caught:
+        validation.check("api.key_env", "sk-123")
+    assert "sk-123" not in str(caught.value)
+    assert "such as OPENAI_API_KEY" in str(caught.value)
 
 
 # -- config.json
@@ -398,7 +432,7 @@ def test_a_config_is_found_and_finds_its_neighbours_from_any_folder(tmp_path):
         "from configs import quickstart\n\ndef get_config():\n    return quickstart.get_config()\n"
     )
     script = (
-        f"import sys; sys.path.append({str(REPOSITORY)!r}); from jaxclf.config import loading; "
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from jaxclf.config import loading; "
         "print(loading.load(sys.argv[1]).seed)"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -81,14 +81,14 @@ def test_the_base_of_a_merge_must_be_the_adapters_own(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "overrides", "task"),
     [
-        ("encoder", ("lora.targets=all-linear",), "intent"),
-        ("decoder", ("model.quantise=nf4", "lora.rank=4"), None),
+        ("encoder", ("lora.target_modules=all-linear",), "intent"),
+        ("decoder", ("model.quantize=nf4", "lora.rank=4"), None),
     ],
 )
 def test_a_run_is_merged_and_its_flips_are_counted(kind, overrides, task, tmp_path):
     run = tmp_path / "run"
     train(run_config(kind, "tune=lora", "train.steps=2", *overrides), run)
-    if "model.quantise=nf4" in overrides:
+    if "model.quantize=nf4" in overrides:
         base = resolve(run / "base")
         assert base.manifest["layers/mlp/up/kernel/values"].dtype == "uint8"
         with pytest.raises(InputError, match="are 'nf4'"):

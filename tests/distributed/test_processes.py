@@ -32,7 +32,7 @@ def start(forks) -> Start:
         """The processes of one run, each with its share of `devices`."""
         words = ["--config", "configs/quickstart.py:smoke", "--workdir", str(workdir)]
         words += ["--config.train.batch_size=4", f"--config.train.steps={STEPS}"]
-        words += ["--config.train.checkpoint_every=4", "--config.data.limit=8"]
+        words += ["--config.train.save_steps=4", "--config.data.limit=8"]
         words += ["--config.train.schedule=constant", *fields]  # so that a run may go on for longer
         if count > 1:
             words += ["--distributed", f"--heartbeat={HEARTBEAT}"]
@@ -111,7 +111,7 @@ def test_two_processes_are_killed_then_stopped_and_go_on_as_one_does(start, alon
     assert codes[0] != 0
     last = max(losses(workdir))
 
-    first, second = start(workdir, 2, 4, endless, "--config.train.checkpoint_every=10000")
+    first, second = start(workdir, 2, 4, endless, "--config.train.save_steps=10000")
     wait_until(lambda: max(losses(workdir)) > last + 1)
     os.kill(second.pid, signal.SIGTERM)
     assert finish([first, second]) == [75, 75], said(workdir)

@@ -354,7 +354,7 @@ def read(name: str, *fields: str) -> tuple:
     ("name", "fields"),
     [
         ("llama3_8b_massive.py:smoke", ()),
-        ("llama3_8b_massive.py:smoke", ("train.accumulate=2",)),
+        ("llama3_8b_massive.py:smoke", ("train.gradient_accumulation_steps=2",)),
         ("llama3_8b_massive.py:smoke", ("train.share_prefix=False",)),
         ("tiny_llama_massive.py:smoke", ("train.max_length=256",)),
         ("roberta_base_massive.py:smoke", ("train.max_length=64",)),
@@ -371,7 +371,7 @@ def test_the_planned_batch_has_room_for_every_batch_of_the_run(tmp_path, name, f
         seed=0,
         row_length=(train.row_length or train.max_length) if train.pack else 0,
         shared=setup.shared,
-        groups=train.accumulate,
+        groups=train.gradient_accumulation_steps,
     )
     planned = found.batch(loaded)
     widest: dict[str, int] = {}

@@ -85,7 +85,7 @@ def test_a_sentence_that_the_label_completes():
 
 @pytest.mark.parametrize("template", ["listing", "labels", "choice"])
 def test_thoughts_come_before_the_cue(template):
-    prompt = build(template, think=True)
+    prompt = build(template, chain_of_thought=True)
     assert prompt.cue == ("Answer:" if template == "choice" else "Label:")
     text = prompt.render("stop")
     assert f"begin a new line with '{prompt.cue}'" in text

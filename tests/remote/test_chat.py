@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jaxclf import prompt
-from jaxclf.config import defaults, schema
+from jaxclf.config import defaults, validation
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.data.tasks import Record, Task
 from jaxclf.decoding.recipe import Recipe
@@ -51,7 +51,7 @@ def config(base_url, **settings):
     found = defaults.default()
     found.tune = "none"
     found.api.update({"model": "m", "base_url": base_url, "timeout": 30, **settings})
-    schema.validate(found)
+    validation.validate(found)
     return found
 
 
@@ -292,7 +292,7 @@ def test_without_key_or_library(tmp_path, monkeypatch):
 
 
 def test_a_key_in_the_config_is_refused_and_not_repeated():
-    with pytest.raises(InputError, match=r"api\.key_env is no name") as raised:
+    with pytest.raises(InputError, match=r"api\.key_env is not the name") as raised:
         config("", key_env=KEY)
     assert KEY not in str(raised.value)
     with pytest.raises(InputError, match="without a key or password"):

@@ -32,7 +32,7 @@ def tiny(kind: str, *overrides: str):
             "data.name=builtin",
             "data.limit=16",
             "train.steps=4",
-            "train.checkpoint_every=2",
+            "train.save_steps=2",
             "train.schedule=constant",
             "train.learning_rate=0.01",
             "train.max_length=128",
@@ -46,7 +46,13 @@ def stored(workdir: Path) -> dict:
     return manifest_to_json(resolve(workdir, "last").manifest)
 
 
-LORA = ("tune=lora", "model.unroll=9", "lora.targets=all-linear", "lora.rank=2", "lora.dropout=0.1")
+LORA = (
+    "tune=lora",
+    "model.unroll=9",
+    "lora.target_modules=all-linear",
+    "lora.rank=2",
+    "lora.dropout=0.1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +122,12 @@ def test_adapters_are_no_model_to_start_from(finished, tmp_path):
             ["tune=bitfit"],
             {"saved/layers/attention/q/bias", "saved/heads/intent/out/bias"},
         ),
-        ("decoder", ["tune=prefix", "model.prefix=3"], {"saved/layers/prefix/value"}),
-        ("decoder", ["tune=dora", "lora.b_rate=16.0"], {"factors/layers/attention/q/magnitude"}),
+        ("decoder", ["tune=prefix", "model.num_virtual_tokens=3"], {"saved/layers/prefix/value"}),
+        (
+            "decoder",
+            ["tune=dora", "lora.loraplus_lr_ratio=16.0"],
+            {"factors/layers/attention/q/magnitude"},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -151,10 +161,10 @@ def test_lora_fa_leaves_a_as_it_was_drawn(tmp_path):
     ("overrides", "message"),
     [
         (["tune=head"], "has no parameter that it trains"),
-        (["tune=lora", "lora.targets=query"], "'query' matches no module"),
+        (["tune=lora", "lora.target_modules=query"], "'query' matches no module"),
         (["tune=lora", "train.trained=norms"], "tune='lora' trains others"),
-        (["model.quantise=int4"], "a quantised model is frozen"),
-        (["tune=prefix"], "model.prefix is 0"),
+        (["model.quantize=int4"], "a quantised model is frozen"),
+        (["tune=prefix"], "model.num_virtual_tokens is 0"),
         (["tune=lora", "lora.rank=0"], "lora.rank is 0"),
     ],
 )

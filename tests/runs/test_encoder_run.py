@@ -31,7 +31,7 @@ def tiny(*overrides: str):
             "data.name=builtin",
             "model.unroll=9",
             "train.steps=6",
-            "train.checkpoint_every=3",
+            "train.save_steps=3",
             "train.learning_rate=0.01",
             "train.schedule=constant",  # so that a run may be made longer
             "train.max_length=32",

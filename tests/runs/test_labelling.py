@@ -20,7 +20,7 @@ TEXTS = [f"wake me at {number} am tomorrow" for number in range(40)]
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny("train.steps=1", "train.eval_every=0"), workdir)
+    train(tiny("train.steps=1", "train.eval_steps=0"), workdir)
     return open_run(workdir)
 
 

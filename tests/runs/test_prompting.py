@@ -130,14 +130,16 @@ def test_what_comes_before_the_cue_is_no_answer(tmp_path):
         return f"{gold}\nLabel: {gold}\nmore" if number % 2 else f"{gold}\nso {gold}"
 
     made = []
-    config = tiny("prompt.think=true", "prompt.template=labels", "eval.fallback=first")
+    config = tiny("prompt.chain_of_thought=true", "prompt.template=labels", "eval.fallback=first")
     result = prompting.run(config, tmp_path, scripted(think, made))
     figures = result["eval"]["intent"]
     assert (figures["accuracy"], figures["unparsed"]) == (0.5, 12)
 
 
 def test_thoughts_have_their_own_room(tmp_path):
-    config = tiny("prompt.think=true", "prompt.template=labels", "prompt.think_tokens=9")
+    config = tiny(
+        "prompt.chain_of_thought=true", "prompt.template=labels", "prompt.chain_of_thought_tokens=9"
+    )
     asked = prompting.decoder(find_model)(config, tmp_path)
     prompt = asked.classifier(config, Recipe.load(tmp_path / "task.json").prompt).recipe
     assert prompt.max_new_tokens == 13
@@ -152,8 +154,10 @@ def test_variants_of_a_file_are_of_one_style(tmp_path):
 def test_training_and_prompting_keep_apart(tmp_path):
     with pytest.raises(InputError, match=r"tune is 'none'.*python -m jaxclf\.prompt"):
         train(tiny(), tmp_path)
-    with pytest.raises(InputError, match=r"prompt\.think is True, which is for prompting"):
-        train(tiny("tune=full", "prompt.think=true", "prompt.template=labels"), tmp_path)
+    with pytest.raises(
+        InputError, match=r"prompt\.chain_of_thought is True, which is for prompting"
+    ):
+        train(tiny("tune=full", "prompt.chain_of_thought=true", "prompt.template=labels"), tmp_path)
     with pytest.raises(InputError, match="tune is 'full'.*no_tuning"):
         prompting.run(tiny("tune=full"), tmp_path, prompting.decoder(find_model))
     config = tiny("model.name=encoder_smoke", "train.max_length=64")

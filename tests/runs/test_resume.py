@@ -19,8 +19,8 @@ STEPS = 60
 KILLS = 20
 
 WORDS = ["--config", "configs/quickstart.py:smoke", f"--config.train.steps={STEPS}"]
-WORDS += ["--config.train.checkpoint_every=3", "--config.train.log_every=1"]
-WORDS += ["--config.train.eval_every=0", "--config.data.limit=24", "--config.train.keep=2"]
+WORDS += ["--config.train.save_steps=3", "--config.train.logging_steps=1"]
+WORDS += ["--config.train.eval_steps=0", "--config.data.limit=24", "--config.train.keep=2"]
 WORDS += ["--config.eval.max_new_tokens=8"]
 
 

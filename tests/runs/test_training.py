@@ -11,10 +11,10 @@ from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.model_dir import resolve
 from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.classifiers.opening import open_run
-from jaxclf.config import loading
+from jaxclf.config import loading, renames
 from jaxclf.core.errors import InputError, NonFiniteError
 from jaxclf.runs.evaluation import evaluate
-from jaxclf.runs.training import train
+from jaxclf.runs.training import claim, train
 from jaxclf.training.losses import Objective
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +26,9 @@ def tiny(*overrides: str):
         str(ROOT / "configs/quickstart.py:smoke"),
         [
             "train.steps=6",
-            "train.checkpoint_every=2",
-            "train.eval_every=3",
-            "train.log_every=1",
+            "train.save_steps=2",
+            "train.eval_steps=3",
+            "train.logging_steps=1",
             "data.limit=24",
             "eval.max_new_tokens=16",
             *overrides,
@@ -101,10 +101,26 @@ def test_an_unknown_way_of_decoding_is_told(finished):
         open_run(finished, overrides=["eval.decoding=scores"])
 
 
+def test_a_workdir_stays_its_runs_whatever_its_fields_were_called(tmp_path):
+    claim(tmp_path, tiny())
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    for old, new in renames.RENAMED.items():
+        group, _, name = old.partition(".")
+        fields[group][name] = fields[group].pop(new.partition(".")[2])
+    path.write_text(json.dumps(fields))
+    with pytest.raises(
+        InputError, match=r"another config \(train.max_grad_norm: 1.0 there, 0.5 now"
+    ):
+        claim(tmp_path, tiny("train.max_grad_norm=0.5"))
+    claim(tmp_path, tiny("train.logging_steps=2", "eval.batch_size=4"))
+    assert loading.read(path) == tiny("train.logging_steps=2", "eval.batch_size=4")
+
+
 @pytest.mark.slow
 def test_same_seed_same_run_other_seed_another(finished, tmp_path):
     train(tiny(), tmp_path / "again")
-    train(tiny("seed=1", "train.steps=1", "train.eval_every=0"), tmp_path / "other")
+    train(tiny("seed=1", "train.steps=1", "train.eval_steps=0"), tmp_path / "other")
     assert leaves(tmp_path / "again") == leaves(finished)
     assert losses(tmp_path / "again") == losses(finished)
     assert losses(tmp_path / "other")[0] != losses(finished)[0]
@@ -112,7 +128,7 @@ def test_same_seed_same_run_other_seed_another(finished, tmp_path):
 
 def constant(*overrides: str):
     """A run that may be made longer: its learning rates do not depend on its end."""
-    return tiny("train.schedule=constant", "train.pack=true", "train.eval_every=0", *overrides)
+    return tiny("train.schedule=constant", "train.pack=true", "train.eval_steps=0", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +157,7 @@ def test_workdir_of_another_config_is_refused(finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["last:1", "norms", r"layers/mlp/.*"])
 def test_partial_training_leaves_the_rest(trained, tmp_path):
-    train(tiny(f"train.trained={trained}", "train.steps=1", "train.eval_every=0"), tmp_path)
+    train(tiny(f"train.trained={trained}", "train.steps=1", "train.eval_steps=0"), tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert 0 < report["model"]["trained_parameters"] < report["model"]["parameters"]
 
@@ -171,10 +187,10 @@ def test_non_finite_training_stops_and_keeps_what_was_good(whole, tmp_path, monk
 def test_skipped_steps_are_allowed_up_to_n(tmp_path, monkeypatch):
     monkeypatch.setattr(Objective, "sums", infinite)
     with pytest.raises(NonFiniteError, match=r"step 4.*4 step\(s\) in a row"):
-        train(tiny("train.max_skipped=3", "train.eval_every=0"), tmp_path)
+        train(tiny("train.max_skipped=3", "train.eval_steps=0"), tmp_path)
 
 
 def test_unknown_best_metric_is_told_before_training(tmp_path):
     with pytest.raises(InputError, match=r"Did you mean 'intent\.accuracy'"):
-        train(tiny("train.best_metric=intent.acuracy"), tmp_path)
+        train(tiny("train.metric_for_best_model=intent.acuracy"), tmp_path)
     assert not (tmp_path / "checkpoints").exists()

@@ -250,7 +250,7 @@ def test_finished_runs_are_read_and_others_go_on(tmp_path):
     run(jobs, execute)
     assert asked == ["7class", "both", "7class"]
     # What moves no figure does not ask for a new run, what does does.
-    run(jobs_of(table, tmp_path, overrides=["train.log_every=3", "mesh.tensor=2"]), execute)
+    run(jobs_of(table, tmp_path, overrides=["train.logging_steps=3", "mesh.tensor=2"]), execute)
     assert len(asked) == 3
     run(jobs_of(table, tmp_path, overrides=["eval.decoding=constrained"]), execute)
     assert len(asked) == 5

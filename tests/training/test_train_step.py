@@ -317,10 +317,10 @@ def golden_run() -> dict[str, float]:
             "schedule": "cosine",
             "warmup_steps": 1,
             "weight_decay": 0.1,
-            "clip_norm": 0.5,
-            "b1": 0.85,
-            "b2": 0.97,
-            "eps": 1e-4,
+            "max_grad_norm": 0.5,
+            "adam_beta1": 0.85,
+            "adam_beta2": 0.97,
+            "adam_epsilon": 1e-4,
         }
     )
     model = registry.create(
