@@ -38,12 +38,12 @@ def configuration():
 
 def prepared(config):
     """Base, tokenizer, and the examples of train and dev with their labels."""
-    from jaxclf.convert import from_hf
+    from jaxclf.convert import hf_import
     from jaxclf.data import datasets
     from jaxclf.data.encoder_inputs import encode
     from jaxclf.data.tokenizer import Tokenizer
 
-    base = from_hf.resolve(config.model.checkpoint)
+    base = hf_import.resolve(config.model.checkpoint)
     tokenizer = Tokenizer.load(base.tokenizer_dir)
     dataset = datasets.load(config.data)
     task = dataset.tasks[0]

@@ -27,7 +27,7 @@ from jaxclf.adapters import tuning
 from jaxclf.checkpoint.model_dir import read_model
 from jaxclf.classifiers import transfer
 from jaxclf.config import families
-from jaxclf.convert import from_hf
+from jaxclf.convert import hf_import
 from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.data import batching, datasets, loader
 from jaxclf.data.encoder_inputs import Encoded, encode
@@ -63,7 +63,7 @@ def configuration():
 
 def ours(config, examples: list[Encoded], tasks) -> Callable:
     """A function (batches) → examples trained on, which waits for the last step."""
-    base = from_hf.resolve(CHECKPOINT)
+    base = hf_import.resolve(CHECKPOINT)
     dimensions, _ = read_model(base.model_json)
     slots = config.prompt.slots
     model = create_model(config, with_heads(dimensions, tasks, slots))
@@ -105,7 +105,7 @@ def theirs(config, classes: int) -> Callable:
     from transformers import BertForSequenceClassification
 
     model = BertForSequenceClassification.from_pretrained(
-        from_hf.locate(CHECKPOINT), num_labels=classes
+        hf_import.locate(CHECKPOINT), num_labels=classes
     ).train()
     train = config.train
     optimizer = torch.optim.AdamW(
@@ -143,7 +143,7 @@ def arm(name: str) -> turns.Arm:
         keep_freed_memory()  # as jaxclf.train does
     config = configuration()
     dataset = datasets.load(config.data)
-    tokenizer = Tokenizer.load(from_hf.locate(CHECKPOINT))
+    tokenizer = Tokenizer.load(hf_import.locate(CHECKPOINT))
     examples = encode(dataset.splits["train"], dataset.tasks, tokenizer, "names", ROW_LENGTH)
     order = np.random.default_rng(0).permutation(len(examples))
 

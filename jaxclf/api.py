@@ -15,7 +15,7 @@ from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers.base import silent
 from jaxclf.classifiers.opening import Opened
 from jaxclf.config import loading
-from jaxclf.convert import exported, from_hf, from_peft
+from jaxclf.convert import exported
 from jaxclf.core import cache, logs
 from jaxclf.core.errors import InputError
 from jaxclf.data import records as data_records
@@ -56,7 +56,7 @@ def load(
     with logs.quiet():  # what is converted on the way is of no interest
         if _is_run(path):
             lines = [*_mesh_that_fits(path), *lines]
-            opened = open_any(path, step, lines, from_hf.resolve, from_peft.convert)
+            opened = open_any(path, step, lines, hf_import.resolve, peft_import.convert)
         else:
             opened = exported.open_exported(str(source), lines)
     return LoadedClassifier(opened)

@@ -1,6 +1,6 @@
 """Compare two runs on the texts that both scored.
 
-python -m jaxclf.compare runs/a runs/b --output runs/a-b
+jaxclf compare runs/a runs/b --output runs/a-b
 
 RUN_A and RUN_B are folders of `train`, `evaluate` or whatever else leaves report.json and
 predictions.jsonl. For each task: both figures and their difference with confidence intervals
@@ -9,19 +9,14 @@ OUTPUT receives comparison.json and comparison.html. Exit codes: 0 done, 2 not t
 gold labels, 3 a result is missing or was altered since it was written.
 """
 
-import argparse
 from pathlib import Path
 
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("compare", __doc__)
     parser.add_argument("a", metavar="RUN_A")
     parser.add_argument("b", metavar="RUN_B")
     parser.add_argument("--task", default="", help="one task; default: all that both answer")

@@ -1,27 +1,22 @@
 """A learning curve: the same training on few, more and all labels, with several seeds.
 
-python -m jaxclf.curve --config configs/minilm_massive.py --workdir runs/curve --sizes 50,100,all
+jaxclf curve --config configs/minilm_massive.py --workdir runs/curve --sizes 50,100,all
 
 WORKDIR/SIZE-SEED is a run of its own. The same command goes on where it was stopped; finished runs
 are read, not made again. Then curve.json, curve.csv, curve.svg and curve.html show the figures over
 the number of examples. Exit codes are those of jaxclf.train.
 """
 
-import argparse
 from pathlib import Path
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 from jaxclf.core.allocator import keep_freed_memory
 
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.curve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("curve", __doc__)
     loading.add_arguments(parser)
     parser.add_argument(
         "--sizes",

@@ -23,7 +23,7 @@ from jaxclf import api, train
 from jaxclf.api import Texts
 from jaxclf.checkpoint.model_dir import ModelSource, read_model
 from jaxclf.config import defaults, loading
-from jaxclf.convert import files, from_hf
+from jaxclf.convert import files
 from jaxclf.core import logs
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import read_json
@@ -174,7 +174,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         if self.epochs is not None and not self.epochs > 0:
             raise InputError(f"epochs is {self.epochs}; expected a number above 0, or None")
         name, checkpoint = _find(self.model)
-        base = from_hf.resolve(checkpoint) if checkpoint else None
+        base = hf_import.resolve(checkpoint) if checkpoint else None
         dimensions = registry.find(name) if base is None else _dimensions(base)
         is_encoder = isinstance(dimensions, EncoderConfig)
         fields = defaults.default()

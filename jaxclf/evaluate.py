@@ -1,18 +1,17 @@
 """Score a trained classifier again.
 
-python -m jaxclf.evaluate --checkpoint runs/quickstart --output runs/quickstart-test
+jaxclf evaluate --checkpoint runs/quickstart --output runs/quickstart-test
 
 In Python the same is jaxclf.evaluate("runs/quickstart", "runs/quickstart-test").
 """
 
-import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 from jaxclf.core.modules import make_callable
 
 if TYPE_CHECKING:
@@ -22,11 +21,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("evaluate", __doc__)
     parser.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="a run directory, or a step of one"
     )
@@ -65,7 +60,7 @@ def run(
     >>> report["eval_split"]
     'dev'
     """
-    from jaxclf.convert import from_hf, from_peft
+    from jaxclf.convert import hf_import, peft_import
     from jaxclf.core import cache
     from jaxclf.ensemble.opening import open_any
     from jaxclf.report.result import PAGE, Report
@@ -73,7 +68,7 @@ def run(
 
     cache.keep_programs()
     lines = loading.as_lines(overrides)
-    opened = open_any(checkpoint, step, lines, from_hf.resolve, from_peft.convert)
+    opened = open_any(checkpoint, step, lines, hf_import.resolve, peft_import.convert)
     if output is not None:
         return Report(evaluation.evaluate(opened, Path(output), split), Path(output))
     with tempfile.TemporaryDirectory() as folder:

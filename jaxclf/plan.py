@@ -1,6 +1,6 @@
 """Show whether a config fits on TPUs or GPUs, before anyone pays for them.
 
-python -m jaxclf.plan --config configs/llama3_70b_20ng.py --topology v5p:4x4x2 \\
+jaxclf plan --config configs/llama3_70b_20ng.py --topology v5p:4x4x2 \\
     --mesh fsdp=8,tensor=4
 
 The run's own programs are compiled, training, decoding or scoring, for TPUs by libtpu (pip install
@@ -14,22 +14,17 @@ fits is compiled; --topology auto finds the smallest slice of each TPU generatio
 Exit codes: 0 it fits, 1 it does not, 2 wrong input.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.plan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("plan", __doc__)
     loading.add_arguments(parser, workdir=False)
     parser.add_argument(
         "--topology",

@@ -1,26 +1,21 @@
 """Label a file of texts with a trained classifier.
 
-python -m jaxclf.predict --checkpoint runs/quickstart --input texts.jsonl --output labels.jsonl
+jaxclf predict --checkpoint runs/quickstart --input texts.jsonl --output labels.jsonl
 
 INPUT: .jsonl, .csv or .parquet with a text column, or plain lines (.txt), also gzipped. OUTPUT: one
 JSON object a record, in the input's order: id, the label of each task (null where the output was
 no label), raw output, unparsed tasks. A killed command resumes where it stopped.
 """
 
-import argparse
 from pathlib import Path
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("predict", __doc__)
     parser.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="a run directory, or a step of one"
     )
@@ -41,7 +36,7 @@ def main(arguments: list[str]) -> None:
 
     # Only now what takes seconds to import.
     from jaxclf.checkpoint.steps import read_step
-    from jaxclf.convert import from_hf, from_peft
+    from jaxclf.convert import hf_import, peft_import
     from jaxclf.core import cache
     from jaxclf.data.records import Schema
     from jaxclf.ensemble.opening import open_any
@@ -57,8 +52,8 @@ def main(arguments: list[str]) -> None:
         options.checkpoint,
         read_step(options.step),
         options.overrides,
-        from_hf.resolve,
-        from_peft.convert,
+        hf_import.resolve,
+        peft_import.convert,
     )
     labelling.label_file(
         opened,

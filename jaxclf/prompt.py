@@ -1,26 +1,21 @@
 """Evaluate prompts to a model that is not tuned.
 
-python -m jaxclf.prompt --config configs/llama3_8b_20ng.py:no_tuning,five_shot --workdir runs/p
+jaxclf prompt --config configs/llama3_8b_20ng.py:no_tuning,five_shot --workdir runs/p
 
 Several sets of examples, orders and styles of the prompt are compared in one run:
 --config.prompt.seeds=3 --config.prompt.orders=2 --config.prompt.styles="('listing','labels')".
 With --config.api.model=NAME a server is asked (config.api), and a stopped run goes on where it was.
 """
 
-import argparse
 from pathlib import Path
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.prompt",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("prompt", __doc__)
     loading.add_arguments(parser)
     parser.add_argument(
         "--dry-run",
@@ -33,12 +28,12 @@ def main(arguments: list[str]) -> None:
         raise errors.InputError("--dry-run is for a server's model, but api.model is empty")
 
     # Only now what takes seconds to import: a typo is told at once.
-    from jaxclf.convert import from_hf
+    from jaxclf.convert import hf_import
     from jaxclf.core import cache
     from jaxclf.runs import prompting
 
     cache.keep_programs()
-    opened = prompting.served if config.api.model else prompting.decoder(from_hf.resolve)
+    opened = prompting.served if config.api.model else prompting.decoder(hf_import.resolve)
     prompting.run(config, Path(options.workdir), opened, options.dry_run)
 
 

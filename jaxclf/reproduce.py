@@ -1,14 +1,13 @@
 """Run the papers' tables and show our figures beside the published ones.
 
-python -m jaxclf.reproduce zhao3 --workdir runs/zhao3 --rows llama3-8b --columns 20class-dual
-python -m jaxclf.reproduce attens2 --workdir runs/smoke --scale smoke
+jaxclf reproduce zhao3 --workdir runs/zhao3 --rows llama3-8b --columns 20class-dual
+jaxclf reproduce attens2 --workdir runs/smoke --scale smoke
 
 Each run has a folder of its own in the workdir; the same command goes on where it was stopped. A
 run that fails is noted in its cells, and the others go on. Exit codes: 0 every chosen cell has a
 figure of ours, 1 some have none (the table says why), 2 wrong input, 75 stopped after saving.
 """
 
-import argparse
 import contextlib
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 from jaxclf.tables import definitions
 
 if TYPE_CHECKING:
@@ -36,11 +35,7 @@ _STANDIN = "The closed models' rows were answered by a stand-in on this machine,
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("reproduce", __doc__)
     parser.add_argument("table", metavar="TABLE", help=", ".join(definitions.NAMES))
     parser.add_argument("--workdir", default="", metavar="DIR", help="folder of runs and tables")
     parser.add_argument(
@@ -116,7 +111,7 @@ def execute(job: "TableRun", config: ConfigDict) -> None:
     from jaxclf.core.allocator import keep_freed_memory
 
     keep_freed_memory()
-    from jaxclf.convert import from_hf, from_peft
+    from jaxclf.convert import hf_import, peft_import
     from jaxclf.core import cache
     from jaxclf.ensemble import modules
     from jaxclf.ensemble.run import train_ensemble
@@ -128,16 +123,16 @@ def execute(job: "TableRun", config: ConfigDict) -> None:
     if config.model.checkpoint and not job.run.group:
         costs.check_fits(config)
     if config.tune == "none":
-        opened = prompting.served if config.api.model else prompting.decoder(from_hf.resolve)
+        opened = prompting.served if config.api.model else prompting.decoder(hf_import.resolve)
         prompting.run(config, job.folder, opened)
         return
     if job.run.group and not job.load_base().model.checkpoint:
         modules.own_base(job.load_base(), job.shared)
     base = None
     if config.model.checkpoint:
-        base = from_hf.resolve(config.model.checkpoint, config.model.quantize)
+        base = hf_import.resolve(config.model.checkpoint, config.model.quantize)
     if config.attens.modules:
-        train_ensemble(config, job.folder, base, from_peft.convert)
+        train_ensemble(config, job.folder, base, peft_import.convert)
     else:
         train(config, job.folder, base)
 

@@ -1,6 +1,6 @@
 """Train, evaluate and report a classifier.
 
-python -m jaxclf.train --config configs/quickstart.py --workdir runs/quickstart
+jaxclf train --config configs/quickstart.py --workdir runs/quickstart
 
 The same command resumes a run that was stopped. Exit codes: 0 done, 2 wrong input, 3 corrupt or
 mismatched artifact, 4 input or output failed, 5 training went non-finite, 75 stopped after saving.
@@ -8,7 +8,6 @@ On several hosts start it on each, with --distributed; launch/ does that. In Pyt
 jaxclf.train("configs/quickstart.py", "runs/quickstart").
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from jaxclf.config import loading
-from jaxclf.core import errors
+from jaxclf.core import command, errors
 from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.core.modules import make_callable
 
@@ -26,11 +25,7 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str]) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        "python -m jaxclf.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("train", __doc__)
     loading.add_arguments(parser)
     parser.add_argument(
         "--distributed",
@@ -81,15 +76,15 @@ def run(
     cache.keep_programs()
     base = None
     if config.model.checkpoint:
-        from jaxclf.convert import from_hf
+        from jaxclf.convert import hf_import
 
         with processes.first_then_others("convert"):
-            base = from_hf.resolve(config.model.checkpoint, config.model.quantize)
+            base = hf_import.resolve(config.model.checkpoint, config.model.quantize)
     if config.attens.modules:
-        from jaxclf.convert import from_peft
+        from jaxclf.convert import peft_import
         from jaxclf.ensemble.run import train_ensemble
 
-        result = train_ensemble(config, workdir, base, from_peft.convert)
+        result = train_ensemble(config, workdir, base, peft_import.convert)
     else:
         result = train(config, workdir, base)
     return Report(result, workdir)

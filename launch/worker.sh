@@ -30,7 +30,7 @@ install() {
     uv/uv pip install --quiet --python venv/bin/python --reinstall-package jaxclf \
         "jaxclf[tpu] @ file://$PWD/$(basename "$1")"
     # `--config configs/NAME.py` names a file, which the package has brought along.
-    ln -sfn "$(python -c 'import configs; print(*configs.__path__)')" configs
+    ln -sfn "$(python -c 'from jaxclf.config.loading import CONFIGS; print(CONFIGS)')" configs
 }
 
 install_gcsfuse() {

@@ -18,10 +18,10 @@ ROOT = Path(__file__).parent.parent
 # JAX starts its threads only in the children, so that forking is safe.
 _SERVER = """
 import json, os, sys
-import rich.progress, sklearn.metrics, tensorboardX
+import rich.progress, sklearn.metrics, tensorboard.summary.writer.record_writer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from jaxclf.core import errors
-import jaxclf.convert.from_hf, jaxclf.runs.training, tests.mesh_checks
+import jaxclf.convert.hf_import, jaxclf.runs.training, tests.mesh_checks
 
 def run(asked):
     os.environ.update(asked["environment"])

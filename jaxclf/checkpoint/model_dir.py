@@ -187,7 +187,7 @@ FindModel = Callable[[str, Quantise], ModelSource]
 def find_model(checkpoint: str, quantise: Quantise = "none") -> ModelSource:
     """A run or model directory of ours; raises InputError where it is quantised otherwise.
 
-    The commands pass `jaxclf.convert.from_hf.resolve` instead, which converts others on the way.
+    The commands pass `jaxclf.convert.hf_import.resolve` instead, which converts others on the way.
     """
     source = resolve(checkpoint)
     if (found := quantisation(source)) != quantise:

@@ -172,6 +172,8 @@ def _similar_file(path: Path) -> str:
         for candidate in (*folder.glob("configs/*.py"), *folder.glob("*.py"))
         if "def get_config" in candidate.read_text(errors="ignore")
     }
+    if path.parent == Path("configs"):
+        configs |= {file.name: path.parent / file.name for file in CONFIGS.glob("[!_]*.py")}
     near = nearest(path.name, configs)
     if near:
         return f". Did you mean '{configs[near]}'?"

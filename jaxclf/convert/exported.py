@@ -6,7 +6,6 @@ classifier the labels and their kind stand in config.json, as in transformers.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from jaxclf.checkpoint.model_dir import read_model
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import Opened, make_classifier
 from jaxclf.config import defaults, loading
-from jaxclf.convert import attributes, from_hf
+from jaxclf.convert import attributes, hf_import
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.core.files import read_json
+from jaxclf.core.files import read_json, write_json
 from jaxclf.data.tasks import OTHER, SlotFormat, Task, TaskKind
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
@@ -56,8 +55,7 @@ def write(directory: Path, run_dir: Path, step: int | None, head: HeadConfig | N
             task.name: temperatures[task.name] for task in recipe.tasks if task.name in temperatures
         },
     }
-    text = json.dumps(fields, indent=1, ensure_ascii=False)
-    (directory / FILE).write_text(text + "\n", "utf-8")
+    write_json(directory / FILE, fields)
 
 
 def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
@@ -67,7 +65,7 @@ def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
     InputError where it is no classifier or its labels cannot be known, ArtifactError where it is
     damaged, StorageError where the hub does not give it.
     """
-    directory = from_hf.locate(source)
+    directory = hf_import.locate(source)
     if not (directory / "config.json").is_file():
         adapters = (directory / "adapter_config.json").is_file()
         remedy = (
@@ -90,7 +88,7 @@ def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
         loading.override(config, overrides)
     if config.eval.temperature == "none":
         temperatures = {}
-    found = from_hf.resolve(source, config.model.quantize)
+    found = hf_import.resolve(source, config.model.quantize)
     tokenizer = Tokenizer.load(found.tokenizer_dir)
     dimensions, _ = read_model(found.model_json)
     if isinstance(dimensions, EncoderConfig):

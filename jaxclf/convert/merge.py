@@ -15,7 +15,7 @@ from jaxclf.checkpoint.model_dir import ModelSource
 from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers import opening, transfer
 from jaxclf.config import loading
-from jaxclf.convert import from_hf
+from jaxclf.convert import hf_import
 from jaxclf.core import tree
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets
@@ -55,11 +55,11 @@ def _base(found: ModelSource) -> tuple[ModelSource, Mapping[str, str]]:
     """The adapters' base, and for each leaf of the model its leaf there."""
     assert found.adapters is not None
     if found.run_dir is None:
-        base = from_hf.resolve(found.adapters.checkpoint)
+        base = hf_import.resolve(found.adapters.checkpoint)
         model_dir.check_base(found.adapters, base, found.params_dir.parent)
         return base, {path: path for path in base.manifest}
     config = loading.read(found.run_dir / "config.json")
-    base = model_dir.find_base(config, found.run_dir, from_hf.resolve)
+    base = model_dir.find_base(config, found.run_dir, hf_import.resolve)
     model_dir.check_base(found.adapters, base, found.run_dir)
     dimensions, _ = model_dir.read_model(found.model_json)
     model = registry.create(dimensions, quantise=config.model.quantize)
@@ -126,7 +126,7 @@ def count_flips(
     """
     if dtype != "keep":
         overrides = [*overrides, f"model.dtype={dtype}", f"model.param_dtype={dtype}"]
-    opened = opening.open_run(run_dir, step, overrides, from_hf.resolve)
+    opened = opening.open_run(run_dir, step, overrides, hf_import.resolve)
     config, recipe = opened.config, opened.classifier.recipe
     found = datasets.load(config.data, config.seed)
     records = datasets.spread(found.splits[config.eval.split], limit)

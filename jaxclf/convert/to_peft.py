@@ -1,154 +1,31 @@
-"""Export the adapters of a run, or an adapter directory of ours, for the peft library.
+"""Export the adapters of a run, or an adapter directory, for the peft library.
 
-python -m jaxclf.convert.to_peft SRC DST [--step best|last|N] [--task NAME] [--overwrite]
+jaxclf convert to-peft runs/adapters exported
 """
 
-import argparse
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
-import jax
-import numpy as np
-import safetensors.numpy
-
-from jaxclf.adapters import lora
-from jaxclf.checkpoint import model_dir
-from jaxclf.checkpoint.model_dir import ModelSource
-from jaxclf.checkpoint.steps import Which, read_step
-from jaxclf.convert import files, mapping, peft, to_hf
-from jaxclf.convert.from_hf import FAMILIES, TOKENIZER_FILES
-from jaxclf.convert.mapping import Tensor
-from jaxclf.convert.peft import GENERATION, HIDDEN_STATES, TASK_TYPES, TEXT_TO_TEXT
-from jaxclf.core import errors, tree
-from jaxclf.core.errors import InputError
-from jaxclf.models import registry
-from jaxclf.models.encoder import EncoderConfig
-from jaxclf.models.heads import HeadConfig
-from jaxclf.models.registry import ModelConfig
-from jaxclf.models.t5 import T5Config
-
-# The class of transformers that opens the base.
-_MODELS = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "FEATURE_EXTRACTION": "AutoModel",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-}
+from jaxclf.core import command, errors
 
 
-def export(
-    source: str | Path,
-    destination: Path,
-    *,
-    step: Which = "best",
-    task: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write `destination` from the adapters that `source` resolves to.
-
-    `task`: which head goes along; needed where the model has several. LoRA-FA becomes plain LoRA:
-    peft has no mark for it. Raises InputError for adapters that peft has no form for, ArtifactError
-    where the source is corrupt or incomplete.
-    """
-    found = model_dir.resolve(source, step)
-    if found.adapters is None:
-        raise InputError(
-            f"{source} holds a whole model; export it with python -m jaxclf.convert.to_hf"
-        )
-    spec = found.adapters.spec
-    config, _ = model_dir.read_model(found.model_json)
-    if config.prefix:
-        raise InputError(f"{source} has a trained prefix, for which files of LoRA have no place")
-    whole = registry.create(config).abstract
-    trained = model_dir.load_adapters(found, whole)
-
-    config, head = to_hf.with_one_head(config, task)
-    family = FAMILIES[registry.family_of(config)]
-    rows = family.rows(config)
-    leaves = tree.flatten(registry.create(config).abstract)
-    shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    model = mapping.expand(rows, shapes)
-    if head is None:
-        model = peft.without(family.prefix, model)
-    saved = [path for path in tree.flatten(trained.saved) if path in shapes]
-    peft.check_tied(config, saved, source)
-    places = {
-        path: place
-        for path, place in lora.places(whole, spec).items()
-        if f"{path}/kernel" in shapes
-    }
-    kind = _kind(config, head)
-    # For a task with a head peft saves that as a whole.
-    is_whole = {path for path in shapes if path.startswith("heads/")} <= set(saved)
-    task_type = kind if is_whole else None
-    base = _base(found.adapters.checkpoint)
-    settings = peft.write_settings(spec, places, saved, model, rows, task_type, base)
-    arrays = {path: np.asarray(leaf) for path, leaf in tree.flatten(trained).items()}
-    tensors = {
-        tensor.name: _array(tensor, arrays)
-        for tensor in peft.layout(model, places, spec.kind == "dora", saved)
-    }
-    with files.new_directory(destination, overwrite) as new:
-        safetensors.numpy.save_file(tensors, new / peft.WEIGHTS, {"format": "pt"})
-        (new / peft.SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-        files.copy_files(found.tokenizer_dir, new, TOKENIZER_FILES)
-        (new / "README.md").write_text(_card(found, kind, head, base or "BASE"), "utf-8")
-
-
-def _array(tensor: Tensor, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A tensor of the file; a rank that is narrower than its stack's is filled up with zeros."""
-    array = arrays[tensor.ours]
-    array = array if tensor.layer is None else array[tensor.layer]
-    array = array.T if tensor.transpose else array
-    return np.ascontiguousarray(array[tuple(map(slice, tensor.shape))])
-
-
-def _kind(config: ModelConfig, head: HeadConfig | None) -> str:
-    if head is not None:
-        return TASK_TYPES[head.kind]
-    if isinstance(config, T5Config):
-        return TEXT_TO_TEXT
-    return HIDDEN_STATES if isinstance(config, EncoderConfig) else GENERATION
-
-
-def _base(checkpoint: str) -> str | None:
-    """The base where transformers can open it: a Hugging Face directory or hub id."""
-    is_ours = (Path(checkpoint) / "model.json").is_file()
-    return None if is_ours or checkpoint.startswith("package:") else checkpoint or None
-
-
-def _card(source: ModelSource, kind: str, head: HeadConfig | None, base: str) -> str:
-    """README.md: the card of the run's report, and how peft opens the adapter."""
-    text = to_hf.run_card(source).replace("library_name: transformers", "library_name: peft", 1)
-    options = scores = ""
-    if head is not None:
-        labels, _ = to_hf.labels_of(source, head)
-        options = f", num_labels={head.size}"
-        scores = f"\nIts scores stand for, in this order: {', '.join(labels)}.\n"
-    return f"""{text}
-## With peft
-
-```python
-base = transformers.{_MODELS[kind]}.from_pretrained("{base}"{options})
-model = peft.PeftModel.from_pretrained(base, DIRECTORY)
-```
-{scores}"""
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxclf.convert.to_peft", description=(__doc__ or "").split("\n")[0]
-    )
+def main(arguments: list[str]) -> None:
+    """Run the command line."""
+    parser = command.parser("convert to-peft", __doc__)
     parser.add_argument("source", metavar="SRC", help="run, step or adapter directory")
     parser.add_argument("destination", metavar="DST", type=Path, help="directory to write")
     parser.add_argument("--step", default="best", help="of a run: best (default), last or a number")
     parser.add_argument("--task", help="which head goes along, where there are several")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing DST")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(arguments)
+
+    # Only now what takes seconds to import.
+    import jax
+
+    from jaxclf.checkpoint.steps import read_step
+    from jaxclf.convert import peft_export
+
     jax.config.update("jax_platforms", "cpu")  # nothing here computes
-    export(
+    peft_export.export(
         options.source,
         options.destination,
         step=read_step(options.step),

@@ -10,16 +10,19 @@ import importlib.util
 import json
 import math
 import os
+import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, cast
+
+from jaxclf.core import files
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -28,7 +31,7 @@ _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
 @contextmanager
-def quiet(wanted: bool = True) -> Iterator[None]:
+def quiet(wanted: bool = True) -> Generator[None]:
     """Within the block, in this thread, nothing is shown; files are written as ever."""
     token = _is_quiet.set(wanted)
     try:
@@ -48,27 +51,24 @@ class Logger:
 
     Lines and events of steps past `resume_step`, which a run that was cut off wrote and this one
     will write again, are dropped. Plain lines stand every `every` steps. Errors of the disk are
-    raised as OSError.
+    raised as OSError, but for those of events.
     """
 
     def __init__(
         self, workdir: str | Path, total_steps: int, resume_step: int = 0, every: int = 10
     ):
         from rich.console import Console
-        from tensorboardX import SummaryWriter
 
         self.workdir, self.total_steps, self.every = Path(workdir), total_steps, every
         self.workdir.mkdir(parents=True, exist_ok=True)
         drop_later(self.workdir / METRICS_FILE, resume_step)
-        self._events = SummaryWriter(
-            str(self.workdir / TENSORBOARD_FOLDER), purge_step=resume_step + 1, flush_secs=10
-        )
         self._rates = Rates(resume_step)
         self._console = Console(file=sys.stdout)
         self._bar = _make_bar(self._console) if _has_bars(self._console) else None
         self._row = self._bar and self._bar.add_task(
             "", total=total_steps, completed=resume_step, facts=""
         )
+        self._events = Events(self.workdir / TENSORBOARD_FOLDER, resume_step, self.say)
 
     def __enter__(self) -> "Logger":
         if self._bar:
@@ -83,7 +83,6 @@ class Logger:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        self._events.close()
 
     def advance(
         self, step: int, examples: int = 0, tokens: int = 0, loss: SupportsFloat | None = None
@@ -99,15 +98,14 @@ class Logger:
             self.say(f"step {step}/{self.total_steps}  {facts}")
 
     def metrics(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Write one line of metrics.jsonl and one event per value; a value not finite is null."""
+        """Write a line of metrics.jsonl and an event of TensorBoard; not finite is null there."""
         numbers = {name: float(value) for name, value in values.items()}
         line = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         row = json.dumps({"step": step, **line}, allow_nan=False)
         # Opened for each line: a bucket mounted as a folder has a file only when it is closed.
         with (self.workdir / METRICS_FILE).open("a", encoding="utf-8") as file:
             file.write(row + "\n")
-        for name, value in numbers.items():
-            self._events.add_scalar(name, value, step)
+        self._events.add(step, numbers)
 
     def task(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Progress of a part of the run, such as an evaluation of `total` records; see `count`."""
@@ -121,8 +119,59 @@ class Logger:
             say(text)
 
 
+class Events:
+    """A file of TensorBoard events, each on disk when `add` returns.
+
+    TensorBoard's own writers of files do that in a thread, which can hang or die unnoticed.
+    metrics.jsonl holds the same numbers, so a failure ends no run: `say` tells of the first one,
+    and no event follows it.
+    """
+
+    def __init__(self, folder: Path, resume_step: int, say: Callable[[str], None]):
+        self._say = say
+        self._failed = False
+        # By their names TensorBoard knows the files, and in which order to read them.
+        self._path = folder / (
+            f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        )
+        # The start of a session lets TensorBoard forget events of this and later steps.
+        start = {"status": "START"}
+        self._write(
+            {"file_version": "brain.Event:2"}, {"session_log": start, "step": resume_step + 1}
+        )
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the values of a step."""
+        summary = {"value": [{"tag": tag, "simple_value": value} for tag, value in values.items()]}
+        self._write({"summary": summary, "step": step})
+
+    def _write(self, *events: dict[str, Any]) -> None:
+        if self._failed:
+            return
+        try:
+            # Neither has types; messages are made when their module is imported.
+            from tensorboard.compat.proto import event_pb2  # pyright: ignore
+            from tensorboard.summary.writer import record_writer  # pyright: ignore
+
+            make = cast(Any, event_pb2).Event
+            self._path.parent.mkdir(exist_ok=True)
+            # Opened each time, as metrics.jsonl is.
+            with self._path.open("ab") as file:
+                writer = cast(Any, record_writer).RecordWriter(file)
+                for event in events:
+                    writer.write(make(wall_time=time.time(), **event).SerializeToString())
+        except Exception as error:  # of the disk, or of an unfit TensorBoard or protobuf
+            self._failed = True
+            self._say(
+                f"no more TensorBoard events from here on, {self._path} failed: {error}. Training "
+                f"goes on; {METRICS_FILE} has all numbers"
+            )
+
+
 @contextmanager
-def count(name: str, total: int, done: int = 0, bar: Any = None) -> Iterator[Callable[[int], None]]:
+def count(
+    name: str, total: int, done: int = 0, bar: Any = None
+) -> Generator[Callable[[int], None]]:
     """Progress of `total` things, `done` of them before; the block gets a function to add more.
 
     A line of the given rich bar, of one of its own on a terminal or in a notebook, or a plain line
@@ -194,7 +243,7 @@ def _left(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def read_metrics(workdir: str | Path) -> list[dict]:
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; none where there is no file."""
     path = Path(workdir) / METRICS_FILE
     return [row for _, row in _lines(path)] if path.exists() else []
@@ -207,12 +256,10 @@ def drop_later(path: Path, step: int) -> None:
     kept = "".join(line for line, row in _lines(path) if row["step"] <= step)
     if len(kept.encode()) == path.stat().st_size:
         return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(kept, encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, kept)
 
 
-def _lines(path: Path) -> list[tuple[str, dict]]:
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Each whole line with what it says; a line cut by a crash is left out."""
     lines = []
     with path.open(encoding="utf-8", errors="replace") as file:

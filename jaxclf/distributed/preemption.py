@@ -20,8 +20,7 @@ class Interrupts:
             step()                      # SIGTERM here is seen by the loop, which saves
 
     One of several processes leaves SIGTERM to JAX, which tells all of them to stop after the same
-    step. Only the main thread may handle signals: in another one SIGTERM ends the process as it
-    would without this.
+    step. Outside the main thread SIGTERM is left as it is: Python takes signals there alone.
     """
 
     def __init__(self):
@@ -39,8 +38,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self._previous = None
-        is_main = threading.current_thread() is threading.main_thread()
-        if jax.process_count() == 1 and is_main:
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and jax.process_count() == 1:
             self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 

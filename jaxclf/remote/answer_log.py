@@ -11,7 +11,6 @@ is opened again.
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,11 @@ from types import TracebackType
 from typing import Any
 
 from jaxclf.core.errors import ArtifactError, InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps a second process out
+    fcntl = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Ledger:
 
     def _read(self) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed
         except BlockingIOError:
             raise InputError(
                 f"{self.path} is in use by another process; wait for it or give another --workdir"

@@ -52,7 +52,7 @@ __all__ = [
 
 _PACKAGES = (
     *("jaxclf", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
-    *("transformers", "tokenizers", "datasets", "seqeval", "scikit-learn", "openai"),
+    *("transformers", "tokenizers", "seqeval", "scikit-learn", "openai"),
 )
 
 

@@ -242,7 +242,7 @@ class _Worker:
             self.alive = False
             self.process.join()
             code = self.process.exitcode or 0
-            if code == -signal.SIGKILL:
+            if code == -9:  # SIGKILL, a name that Windows lacks
                 return f"does not fit: the system ended it, for its memory ({job.folder / LOG})"
             return f"failed: its process ended with exit code {code} ({job.folder / LOG})"
 

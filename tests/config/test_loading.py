@@ -149,6 +149,15 @@ def test_help_tells_how_to_override(capsys):
 # -- the file
 
 
+def test_experiments_of_the_package_are_found_and_named_in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loading.load("configs/quickstart.py:smoke")
+    with pytest.raises(InputError, match="Did you mean 'configs/quickstart.py'"):
+        loading.load("configs/quikstart.py")
+    with pytest.raises(InputError, match="Configs in 'configs': attens_bert_base.py, "):
+        loading.load("configs/zebra.py")
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

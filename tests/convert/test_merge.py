@@ -12,7 +12,7 @@ from jaxclf.adapters.lora import Spec
 from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.model_dir import AdapterInfo, ModelSource, find_model, resolve
 from jaxclf.classifiers.opening import open_run
-from jaxclf.convert import from_hf, to_hf
+from jaxclf.convert import hf_export, hf_import, to_hf
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.tree import flatten
 from jaxclf.models import registry
@@ -39,7 +39,7 @@ def hidden(model, params):
 
 
 def adapter_directory(directory, base, params, spec):
-    """What from_peft leaves: adapters of a converted base, all of them in use."""
+    """What peft_import leaves: adapters of a converted base, all of them in use."""
     adapters = filled(lora.init(params, spec, jax.random.key(0)))
     model_dir.write_base(directory, adapters, CONFIG, "float32", "none")
     fingerprint = tree_store.fingerprint(resolve(base).manifest)
@@ -118,8 +118,8 @@ def test_flips_are_not_counted_without_the_data(tmp_path, monkeypatch):
     info = AdapterInfo(SPECS["lora"], "", "")
     source = ModelSource(tmp_path, {}, tmp_path, tmp_path, tmp_path, None, info)
     monkeypatch.setattr(model_dir, "resolve", lambda *_: source)
-    monkeypatch.setattr(to_hf.merging, "count_flips", gone)
-    (line,) = to_hf._check_merged("run", "best", "keep", 4)
+    monkeypatch.setattr(hf_export.merging, "count_flips", gone)
+    (line,) = hf_export.check_merged("run", "best", "keep", 4)
     assert line == "not compared with the unmerged model: no such data set here"
 
 
@@ -131,7 +131,7 @@ def test_conversion_writes_what_quantising_in_memory_gives(kind, tmp_path):
     config = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=128)
     write_source(tmp_path / "hf", config)
     convert(tmp_path / "hf", tmp_path / "plain")
-    from_hf.convert(tmp_path / "hf", tmp_path / "out", quantise=kind, progress=quiet)
+    hf_import.convert(tmp_path / "hf", tmp_path / "out", quantise=kind, progress=quiet)
     source = resolve(tmp_path / "out")
     assert model_dir.quantisation(source) == kind
     plain = model_dir.load_params(tmp_path / "plain", registry.create(config).abstract)
@@ -163,6 +163,6 @@ def test_bytes_of_a_frozen_llama_against_bfloat16(name, kind, limit):
 
 def test_a_quantised_base_is_not_exported(tmp_path):
     write_source(tmp_path / "hf")
-    from_hf.convert(tmp_path / "hf", tmp_path / "out", quantise="int8", progress=quiet)
+    hf_import.convert(tmp_path / "hf", tmp_path / "out", quantise="int8", progress=quiet)
     with pytest.raises(InputError, match="export what it came from"):
         export(tmp_path / "out", tmp_path / "again")

@@ -1,4 +1,4 @@
-"""from_peft and to_peft on files written without peft."""
+"""peft_import and peft_export, and their commands, on files written without peft."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from jaxclf.adapters.lora import Spec
 from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.checkpoint.model_dir import AdapterInfo
-from jaxclf.convert import from_peft, peft, to_peft
+from jaxclf.convert import from_peft, peft, peft_export, peft_import, to_peft
 from jaxclf.core import errors
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Task
@@ -109,7 +109,7 @@ def settings_of(directory):
 def test_every_tensor_lands_where_the_model_reads_it(base, tmp_path):
     tensors = bert_tensors()
     source = write_source(tmp_path / "theirs", SETTINGS, tensors)
-    from_peft.convert(source, tmp_path / "ours", str(base))
+    peft_import.convert(source, tmp_path / "ours", str(base))
     found = load(tmp_path / "ours", registry.create(BERT).abstract)
     assert found.spec == Spec(
         targets=("q", "k"),
@@ -144,21 +144,21 @@ def test_our_adapters_survive_the_round_trip(name, tmp_path):
     before = random_adapters(params, spec)
     write_adapters(tmp_path / "ours", config, before)
     write_model(tmp_path / "base", config, params)
-    to_peft.export(tmp_path / "ours", tmp_path / "theirs")
-    from_peft.convert(tmp_path / "theirs", tmp_path / "back", str(tmp_path / "base"))
+    peft_export.export(tmp_path / "ours", tmp_path / "theirs")
+    peft_import.convert(tmp_path / "theirs", tmp_path / "back", str(tmp_path / "base"))
     after = load(tmp_path / "back", params)
     assert lora.places(params, after.spec) == lora.places(params, spec)
     assert tree_store.describe(after) == tree_store.describe(before)
     for field in ("kind", "rslora", "dropout"):
         assert getattr(after.spec, field) == getattr(spec, field)
     assert model_dir.read_model(tmp_path / "back" / "model.json") == (config, "float32")
-    to_peft.export(tmp_path / "back", tmp_path / "again")
+    peft_export.export(tmp_path / "back", tmp_path / "again")
     assert tensors_of(tmp_path / "again") == tensors_of(tmp_path / "theirs")
 
 
 def test_modules_are_named_as_short_as_can_be(tmp_path):
     write_adapters(tmp_path / "ours", *random_of("llama, patterns"))
-    to_peft.export(tmp_path / "ours", tmp_path / "theirs")
+    peft_export.export(tmp_path / "ours", tmp_path / "theirs")
     settings = settings_of(tmp_path / "theirs")
     mlp = [f"model.layers.1.mlp.{name}_proj" for name in ("down", "gate", "up")]
     assert settings["target_modules"] == [*mlp, "q_proj"]
@@ -193,7 +193,7 @@ def random_of(name):
 )
 def test_settings_become_a_spec(settings, expected, base, tmp_path):
     source = write_source(tmp_path / "theirs", SETTINGS | settings, bert_tensors())
-    from_peft.convert(source, tmp_path / "ours", str(base))
+    peft_import.convert(source, tmp_path / "ours", str(base))
     spec = load(tmp_path / "ours", registry.create(BERT).abstract).spec
     assert {name: getattr(spec, name) for name in expected} == expected
 
@@ -225,7 +225,7 @@ def test_what_would_compute_something_else_is_refused_by_name(settings, base, tm
     source = write_source(tmp_path / "theirs", SETTINGS | settings, bert_tensors())
     *_, name = settings
     with pytest.raises(InputError, match=f"adapter_config.json: not supported.*: {name}="):
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
     assert not (tmp_path / "ours").exists()
 
 
@@ -248,7 +248,7 @@ def test_impossible_settings_are_an_artifact_error(settings, base, tmp_path):
     source = write_source(tmp_path / "theirs", SETTINGS | settings, bert_tensors())
     (name,) = settings
     with pytest.raises(ArtifactError, match=f"impossible: {name}="):
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
 
 
 def test_missing_unused_and_wrong_shaped_tensors_are_listed(base, tmp_path):
@@ -261,7 +261,7 @@ def test_missing_unused_and_wrong_shaped_tensors_are_listed(base, tmp_path):
     tensors["base_model.model.score.weight"] = np.zeros((5, 24), np.float32)
     source = write_source(tmp_path / "theirs", SETTINGS, tensors)
     with pytest.raises(ArtifactError) as caught:
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
     assert sorted(str(caught.value).splitlines()[1:]) == [
         f"  missing: {layer}0.attention.self.query.lora_B.weight (24, 2)",
         "  missing: base_model.model.classifier.weight (5, 24)",
@@ -276,7 +276,7 @@ def test_missing_unused_and_wrong_shaped_tensors_are_listed(base, tmp_path):
 def test_a_magnitude_is_missing_where_dora_is_said(base, tmp_path):
     source = write_source(tmp_path / "theirs", SETTINGS | {"use_dora": True}, bert_tensors())
     with pytest.raises(ArtifactError, match=r"missing: .*query\.lora_magnitude_vector \(24,\)"):
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
 
 
 def test_a_head_that_the_base_lacks_must_be_whole(tmp_path):
@@ -284,8 +284,8 @@ def test_a_head_that_the_base_lacks_must_be_whole(tmp_path):
     params = tiny.random_params(registry.create(config))
     write_model(tmp_path / "bare", with_heads("distilbert"), params | {"heads": {}})
     write_adapters(tmp_path / "ours", *random_of("distilbert"))
-    to_peft.export(tmp_path / "ours", tmp_path / "theirs")
-    from_peft.convert(tmp_path / "theirs", tmp_path / "back", str(tmp_path / "bare"))
+    peft_export.export(tmp_path / "ours", tmp_path / "theirs")
+    peft_import.convert(tmp_path / "theirs", tmp_path / "back", str(tmp_path / "bare"))
     assert model_dir.read_model(tmp_path / "back" / "model.json")[0] == config
 
     tensors = safetensors.numpy.load_file(tmp_path / "theirs" / "adapter_model.safetensors")
@@ -293,19 +293,19 @@ def test_a_head_that_the_base_lacks_must_be_whole(tmp_path):
     settings = settings_of(tmp_path / "theirs") | {"modules_to_save": None}
     source = write_source(tmp_path / "part", settings, part)
     with pytest.raises(ArtifactError, match=r"missing: base_model\.model\.pre_classifier\.weight"):
-        from_peft.convert(source, tmp_path / "other", str(tmp_path / "bare"))
+        peft_import.convert(source, tmp_path / "other", str(tmp_path / "bare"))
 
 
 def test_what_kind_a_head_is_must_be_told(base, tmp_path):
     source = write_source(tmp_path / "theirs", SETTINGS | {"task_type": None}, bert_tensors())
-    from_peft.convert(source, tmp_path / "ours", str(base))  # the base tells
+    peft_import.convert(source, tmp_path / "ours", str(base))  # the base tells
     assert model_dir.read_model(tmp_path / "ours" / "model.json")[0] == BERT
     bare = with_heads("bert")
     write_model(tmp_path / "bare", bare, tiny.random_params(registry.create(bare)))
     with pytest.raises(InputError, match="of which kind. Set its task_type to SEQ_CLS or TOKEN_"):
-        from_peft.convert(source, tmp_path / "other", str(tmp_path / "bare"))
+        peft_import.convert(source, tmp_path / "other", str(tmp_path / "bare"))
     write_source(source, SETTINGS | {"task_type": "TOKEN_CLS"}, bert_tensors())
-    from_peft.convert(source, tmp_path / "other", str(tmp_path / "bare"))
+    peft_import.convert(source, tmp_path / "other", str(tmp_path / "bare"))
     found, _ = model_dir.read_model(tmp_path / "other" / "model.json")
     assert found == dataclasses.replace(
         BERT, heads=(HeadConfig("token", "token", 5),), pooler=False
@@ -317,7 +317,7 @@ def test_a_copy_of_the_bases_unembedding_must_equal_it(tmp_path):
     params = tiny.random_params(registry.create(config))
     write_adapters(tmp_path / "ours", config, before)
     write_model(tmp_path / "base", config, params)
-    to_peft.export(tmp_path / "ours", tmp_path / "theirs")
+    peft_export.export(tmp_path / "ours", tmp_path / "theirs")
     tensors = safetensors.numpy.load_file(tmp_path / "theirs" / "adapter_model.safetensors")
     name = "base_model.model.lm_head.base_layer.weight"
     for change in (0.0, 1.0):
@@ -326,9 +326,9 @@ def test_a_copy_of_the_bases_unembedding_must_equal_it(tmp_path):
         source = write_source(tmp_path / "theirs", settings, tensors | {name: copy})
         if change:
             with pytest.raises(ArtifactError, match="lm_head.*trained on another base"):
-                from_peft.convert(source, tmp_path / "other", str(tmp_path / "base"))
+                peft_import.convert(source, tmp_path / "other", str(tmp_path / "base"))
         else:
-            from_peft.convert(source, tmp_path / "back", str(tmp_path / "base"))
+            peft_import.convert(source, tmp_path / "back", str(tmp_path / "base"))
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])
@@ -336,7 +336,7 @@ def test_pickled_weights_are_refused_with_the_remedy(name, base, tmp_path):
     source = write_source(tmp_path / "theirs", SETTINGS, bert_tensors())
     (source / "adapter_model.safetensors").rename(source / name)
     with pytest.raises(InputError, match=f"{name}.*save_pretrained"):
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
 
 
 def test_damaged_files_are_artifact_errors(base, tmp_path):
@@ -344,39 +344,39 @@ def test_damaged_files_are_artifact_errors(base, tmp_path):
     weights = source / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match="adapter_model.safetensors: corrupt"):
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
     for content in ("{", "[]"):
         (source / "adapter_config.json").write_text(content)
         with pytest.raises(ArtifactError, match="adapter_config.json: (not|must be a) JSON"):
-            from_peft.convert(source, tmp_path / "ours", str(base))
+            peft_import.convert(source, tmp_path / "ours", str(base))
     (source / "adapter_config.json").unlink()
     with pytest.raises(ArtifactError, match="adapter_config.json: missing"):
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
     write_source(source, SETTINGS, {"base_model.model.classifier.bias": np.zeros(5, np.float32)})
     with pytest.raises(ArtifactError, match="missing"):
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
 
 
 def test_a_file_without_factors_is_none(base, tmp_path):
     head = {name: array for name, array in bert_tensors().items() if "classifier" in name}
     source = write_source(tmp_path / "theirs", SETTINGS | {"target_modules": None}, head)
     with pytest.raises(ArtifactError, match="holds no factors of LoRA"):
-        from_peft.convert(source, tmp_path / "ours", str(base))
+        peft_import.convert(source, tmp_path / "ours", str(base))
 
 
 def test_the_base_is_named_by_the_settings_or_the_caller(base, tmp_path):
     source = write_source(
         tmp_path / "theirs", SETTINGS | {"base_model_name_or_path": str(base)}, bert_tensors()
     )
-    from_peft.convert(source, tmp_path / "ours")
+    peft_import.convert(source, tmp_path / "ours")
     with pytest.raises(InputError, match="holds adapters itself"):
-        from_peft.convert(source, tmp_path / "other", str(tmp_path / "ours"))
+        peft_import.convert(source, tmp_path / "other", str(tmp_path / "ours"))
     write_source(source, SETTINGS | {"base_model_name_or_path": None}, bert_tensors())
     with pytest.raises(InputError, match="names no base; give it with --base"):
-        from_peft.convert(source, tmp_path / "other")
+        peft_import.convert(source, tmp_path / "other")
     write_source(source, SETTINGS | {"revision": "v2"}, bert_tensors())
     with pytest.raises(InputError, match="revision 'v2' of base.*--base"):
-        from_peft.convert(source, tmp_path / "other")
+        peft_import.convert(source, tmp_path / "other")
 
 
 # Export -------------------------------------------------------------------------------------------
@@ -405,8 +405,8 @@ def write_run(directory):
 def test_a_run_is_exported_with_the_head_of_one_task(tmp_path):
     best, last = write_run(tmp_path / "run")
     with pytest.raises(InputError, match="topic, tags. Name one of them"):
-        to_peft.export(tmp_path / "run", tmp_path / "theirs")
-    to_peft.export(tmp_path / "run", tmp_path / "theirs", task="topic")
+        peft_export.export(tmp_path / "run", tmp_path / "theirs")
+    peft_export.export(tmp_path / "run", tmp_path / "theirs", task="topic")
     names = {path.name for path in (tmp_path / "theirs").iterdir()}
     files = {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json"}
     assert names == files
@@ -421,7 +421,7 @@ def test_a_run_is_exported_with_the_head_of_one_task(tmp_path):
     assert 'AutoModelForSequenceClassification.from_pretrained("owner/base", num_labels=3)' in card
     assert "in this order: a, b, ü." in card
 
-    to_peft.export(tmp_path / "run", tmp_path / "other", task="tags", step="last")
+    peft_export.export(tmp_path / "run", tmp_path / "other", task="tags", step="last")
     assert settings_of(tmp_path / "other")["task_type"] == "TOKEN_CLS"
     found = safetensors.numpy.load_file(tmp_path / "other" / "adapter_model.safetensors")
     assert not [name for name in found if "pooler" in name]
@@ -441,7 +441,7 @@ def test_what_peft_has_no_form_for_is_not_exported(spec, message, tmp_path):
     trained = random_adapters(tiny.random_params(registry.create(BERT)), spec)
     write_adapters(tmp_path / "ours", BERT, trained)
     with pytest.raises(InputError, match=message):
-        to_peft.export(tmp_path / "ours", tmp_path / "theirs")
+        peft_export.export(tmp_path / "ours", tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()
 
 
@@ -451,27 +451,27 @@ def test_a_trained_embedding_of_a_tied_model_is_refused_both_ways(tmp_path):
     trained = random_adapters(params, Spec(saved=("embed/embedding",)))
     write_adapters(tmp_path / "ours", config, trained)
     with pytest.raises(InputError, match="ties its unembedding"):
-        to_peft.export(tmp_path / "ours", tmp_path / "theirs")
+        peft_export.export(tmp_path / "ours", tmp_path / "theirs")
     write_model(tmp_path / "base", config, params)
     write_adapters(tmp_path / "plain", config, random_adapters(params, Spec()))
-    to_peft.export(tmp_path / "plain", tmp_path / "theirs")
+    peft_export.export(tmp_path / "plain", tmp_path / "theirs")
     tensors = safetensors.numpy.load_file(tmp_path / "theirs" / "adapter_model.safetensors")
     name = "base_model.model.model.embed_tokens.weight"
     tensors[name] = np.asarray(params["embed"]["embedding"])
     write_source(tmp_path / "theirs", settings_of(tmp_path / "theirs"), tensors)
     with pytest.raises(InputError, match="ties its unembedding"):
-        from_peft.convert(tmp_path / "theirs", tmp_path / "back", str(tmp_path / "base"))
+        peft_import.convert(tmp_path / "theirs", tmp_path / "back", str(tmp_path / "base"))
 
 
 def test_whole_models_and_prefixes_are_not_exported(base, tmp_path):
     with pytest.raises(InputError, match="holds a whole model.*to_hf"):
-        to_peft.export(base, tmp_path / "theirs")
+        peft_export.export(base, tmp_path / "theirs")
     config = dataclasses.replace(tiny.CONFIG, prefix=2)
     params = jax.tree.map(jnp.zeros_like, registry.create(config).abstract)
     trained = lora.init(params, Spec(saved=("layers/prefix/.*",)), jax.random.key(0))
     write_adapters(tmp_path / "ours", config, trained)
     with pytest.raises(InputError, match="has a trained prefix"):
-        to_peft.export(tmp_path / "ours", tmp_path / "theirs")
+        peft_export.export(tmp_path / "ours", tmp_path / "theirs")
 
 
 def test_a_corrupt_adapter_directory_is_not_exported(tmp_path):
@@ -482,7 +482,7 @@ def test_a_corrupt_adapter_directory_is_not_exported(tmp_path):
     data[5] ^= 1
     chunk.write_bytes(data)
     with pytest.raises(ArtifactError, match="factors/layers/attention/q/a: its checksum differs"):
-        to_peft.export(tmp_path / "ours", tmp_path / "theirs")
+        peft_export.export(tmp_path / "ours", tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()
 
 
@@ -490,7 +490,7 @@ def test_a_corrupt_adapter_directory_is_not_exported(tmp_path):
 def test_a_base_that_transformers_cannot_open_is_not_named(checkpoint, base, tmp_path):
     checkpoint = checkpoint.replace("OURS", str(base))
     write_adapters(tmp_path / "ours", *random_of("llama"), checkpoint)
-    to_peft.export(tmp_path / "ours", tmp_path / "theirs")
+    peft_export.export(tmp_path / "ours", tmp_path / "theirs")
     assert settings_of(tmp_path / "theirs")["base_model_name_or_path"] is None
 
 
@@ -499,9 +499,9 @@ def test_tokenizers_come_from_the_adapter_or_the_base(base, tmp_path):
     base = shutil.copytree(base, tmp_path / "base")
     (base / "tokenizer").mkdir()
     (base / "tokenizer" / "vocab.txt").write_text("base")
-    from_peft.convert(source, tmp_path / "ours", str(base))
+    peft_import.convert(source, tmp_path / "ours", str(base))
     (source / "tokenizer.json").write_text("{}")
-    from_peft.convert(source, tmp_path / "other", str(base))
+    peft_import.convert(source, tmp_path / "other", str(base))
     names = [
         [path.name for path in (tmp_path / name / "tokenizer").iterdir()]
         for name in ("ours", "other")

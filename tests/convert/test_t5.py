@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from jaxclf.checkpoint import model_dir, tree_store
-from jaxclf.convert import from_hf, t5, to_hf
+from jaxclf.convert import hf_export, hf_import, t5
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models import registry
 from tests.parity import helpers
@@ -61,14 +61,14 @@ def test_a_transformers_model_survives_the_round_trip(tmp_path, name):
     config = CASES[name]
     model = hf_t5(config, seed=2)
     model.save_pretrained(tmp_path / "hf")
-    from_hf.convert(tmp_path / "hf", tmp_path / "ours", progress=lambda line: None)
+    hf_import.convert(tmp_path / "hf", tmp_path / "ours", progress=lambda line: None)
     assert model_dir.read_model(tmp_path / "ours" / "model.json") == (config, "float32")
     loaded = model_dir.load_params(tmp_path / "ours", registry.create(config).abstract)
     expected = t5_tree(helpers.hf_tensors(model), config)
     assert tree_store.describe(loaded) == tree_store.describe(expected)
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
-    to_hf.export(tmp_path / "ours", tmp_path / "back", progress=lambda line: None)
+    hf_export.export(tmp_path / "ours", tmp_path / "back", progress=lambda line: None)
     files = [
         safetensors.numpy.load_file(tmp_path / folder / "model.safetensors")
         for folder in ("hf", "back")

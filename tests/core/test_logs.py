@@ -3,7 +3,9 @@
 import json
 import math
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,20 +25,15 @@ def steps_in(workdir) -> list[int]:
     return [row["step"] for row in read_metrics(workdir)]
 
 
-def events(workdir) -> dict[str, list[int]]:
-    """Tag → steps. An event file is records of length (8 bytes), checksum (4), data, checksum."""
-    from tensorboardX.proto import event_pb2
+def events(workdir) -> dict[str, list[tuple[int, float]]]:
+    """Tag → steps and values, as TensorBoard reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found: dict[str, list[int]] = {}
-    for path in sorted((workdir / "tensorboard").iterdir()):
-        data = path.read_bytes()
-        while data:
-            length = int.from_bytes(data[:8], "little")
-            event = event_pb2.Event.FromString(data[12 : 12 + length])
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append(event.step)
-            data = data[16 + length :]
-    return found
+    found = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    return {
+        tag: [(event.step, event.value) for event in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
 
 
 def test_a_line_per_call_and_an_event_per_value(tmp_path):
@@ -44,13 +41,14 @@ def test_a_line_per_call_and_an_event_per_value(tmp_path):
         log.metrics(1, {"train/loss": np.float32(0.5), "train/learning_rate": 1e-3})
         # flushed at once: a killed run keeps what it had said
         text = (tmp_path / "metrics.jsonl").read_text()
+        assert events(tmp_path)["train/loss"] == [(1, 0.5)]
         log.metrics(2, {"dev/intent/accuracy": 1})
     assert text == '{"step": 1, "train/loss": 0.5, "train/learning_rate": 0.001}\n'
     assert read_metrics(tmp_path)[1] == {"step": 2, "dev/intent/accuracy": 1.0}
     assert events(tmp_path) == {
-        "train/loss": [1],
-        "train/learning_rate": [1],
-        "dev/intent/accuracy": [2],
+        "train/loss": [(1, 0.5)],
+        "train/learning_rate": [(1, pytest.approx(1e-3))],
+        "dev/intent/accuracy": [(2, 1.0)],
     }
 
 
@@ -69,6 +67,40 @@ def test_a_resumed_run_leaves_one_line_per_step(tmp_path):
     assert steps_in(tmp_path) == list(range(1, 11))
     run(tmp_path, [1, 2])  # a fresh start
     assert steps_in(tmp_path) == [1, 2]
+
+
+def test_events_that_a_resumed_run_writes_again_count_once(tmp_path):
+    with Logger(tmp_path, 10) as log:
+        for step in range(1, 8):
+            log.metrics(step, {"train/loss": step})
+    with Logger(tmp_path, 10, resume_step=5) as log:
+        log.metrics(6, {"train/loss": 60})
+    expected = [*((float(step), float(step)) for step in range(1, 6)), (6, 60.0)]
+    assert events(tmp_path) == {"train/loss": expected}
+
+
+def test_writing_events_starts_no_thread(tmp_path):
+    before = threading.active_count()
+    with Logger(tmp_path, 10) as log:
+        log.metrics(1, {"train/loss": 1.0})
+        assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("when", ["at the start", "later"])
+def test_events_that_cannot_be_written_are_said_once_and_end_nothing(tmp_path, capsys, when):
+    if when == "at the start":
+        (tmp_path / "tensorboard").write_text("a file where the folder should be")
+    with Logger(tmp_path, 10) as log:
+        if when == "later":
+            (events_file,) = (tmp_path / "tensorboard").iterdir()
+            events_file.unlink()
+            events_file.mkdir()
+        for step in (1, 2, 3):
+            log.metrics(step, {"train/loss": 1.0})
+    assert steps_in(tmp_path) == [1, 2, 3]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("no more TensorBoard events")
+    assert str(tmp_path / "tensorboard") in line
 
 
 def test_a_line_cut_by_a_crash_goes_at_the_next_start(tmp_path):
@@ -111,7 +143,7 @@ def test_a_progress_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 def test_counting_says_plain_lines_every_few_seconds(capsys, monkeypatch):
     seconds = iter([0.0, 0.0, 1.0, 20.0, 21.0])
-    monkeypatch.setattr(logs.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     with logs.count("labelling", total=100, done=20) as advance:
         advance(1)
         advance(39)
@@ -136,7 +168,7 @@ def test_counting_is_a_line_of_the_bar_on_a_terminal(tmp_path, capsys, monkeypat
 
 def test_speed_is_of_the_last_steps_without_the_first(monkeypatch):
     seconds = iter([0.0, 100.0, 102.0, 104.0])  # start; the first step compiles
-    monkeypatch.setattr(logs.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(logs, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     rates = logs.Rates(resume_step=5)
     rates.add(6, examples=8, tokens=4000)
     # alone, the first step is all there is to go by: 100 s for 1 step, 4 left

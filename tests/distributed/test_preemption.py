@@ -1,4 +1,4 @@
-"""A request to stop, where it can be taken and where it cannot."""
+"""SIGTERM, where the process may take it and where it may not."""
 
 import signal
 import threading
@@ -6,21 +6,24 @@ import threading
 from jaxclf.distributed.preemption import Interrupts
 
 
-def test_only_the_main_thread_takes_signals():
-    """A run in another one, as a server or a scheduler starts it, goes without."""
+def test_outside_the_main_thread_sigterm_is_left_alone():
     before = signal.getsignal(signal.SIGTERM)
-    handlers = []
+    seen = []
 
-    def run():
+    def train():
         with Interrupts() as interrupts:
-            interrupts.hold()
-            handlers.append(signal.getsignal(signal.SIGTERM))
-            assert not interrupts.reached(1)
+            seen.append((signal.getsignal(signal.SIGTERM), interrupts.reached(1)))
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-    assert handlers == [before]
-    with Interrupts():
-        assert signal.getsignal(signal.SIGTERM) != before
+    assert seen == [(before, False)]
+
+
+def test_within_the_block_sigterm_is_taken_and_then_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        interrupts.hold()
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.reached(1)
     assert signal.getsignal(signal.SIGTERM) == before

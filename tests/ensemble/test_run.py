@@ -222,11 +222,11 @@ def test_a_disk_without_room_is_told_before(finished, root, tmp_path, monkeypatc
 @pytest.mark.slow
 def test_adapters_of_peft_are_taken_as_they_are(finished, root, tmp_path):
     pytest.importorskip("peft")
-    from jaxclf.convert import from_peft, to_peft
+    from jaxclf.convert import peft_export, peft_import
 
     given = tmp_path / "given"
     for name in ("cola", "rte", "sst2"):
-        to_peft.export(finished / "adapters" / name, given / name)
+        peft_export.export(finished / "adapters" / name, given / name)
     config = tiny(
         root,
         f"attens.adapters={given}",
@@ -234,7 +234,7 @@ def test_adapters_of_peft_are_taken_as_they_are(finished, root, tmp_path):
         "model.name=",
     )
     base = resolve(finished / "base")
-    report = train_ensemble(config, tmp_path / "run", base, from_peft.convert)
+    report = train_ensemble(config, tmp_path / "run", base, peft_import.convert)
     for name in ("cola", "rte", "sst2"):
         ours, theirs = (
             np.load(folder / f"features/rte/dev/{name}.npy")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxclf.checkpoint import model_dir
-from jaxclf.convert import from_hf
+from jaxclf.convert import hf_import
 from jaxclf.models import registry
 from tests.parity.helpers import assert_close
 
@@ -36,8 +36,8 @@ def utterances(shared_root) -> list[str]:
 def test_embeddings_of_real_texts(tmp_path, shared_root):
     import transformers
 
-    directory = from_hf.locate(SOURCE)
-    from_hf.convert(directory, tmp_path / "ours", progress=lambda line: None)
+    directory = hf_import.locate(SOURCE)
+    hf_import.convert(directory, tmp_path / "ours", progress=lambda line: None)
     config, dtype = model_dir.read_model(tmp_path / "ours" / "model.json")
     assert config == dataclasses.replace(registry.CONFIGS["minilm_l6"], pooler=True)
     assert dtype == "float32"

@@ -12,7 +12,7 @@ import safetensors.numpy
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
 from jaxclf.checkpoint import model_dir
-from jaxclf.convert import from_peft, to_peft
+from jaxclf.convert import peft_export, peft_import
 from jaxclf.data import batching
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.models import registry
@@ -79,7 +79,7 @@ def save(hf, directory):
 def exchange(model, base: str, tmp_path):
     """The adapter directory that we make of peft's model."""
     model.save_pretrained(tmp_path / "theirs")
-    from_peft.convert(tmp_path / "theirs", tmp_path / "ours", base)
+    peft_import.convert(tmp_path / "theirs", tmp_path / "ours", base)
     return tmp_path / "ours"
 
 
@@ -204,7 +204,7 @@ def test_an_adapter_of_peft_gives_the_same_logits_here_and_goes_back(name, bases
     assert np.abs(expected - before).max() > 0.1
     assert_close(ours(config, lora.bind(base, adapters)), expected, name)
 
-    to_peft.export(directory, tmp_path / "back")
+    peft_export.export(directory, tmp_path / "back")
     assert tensors(tmp_path / "back") == tensors(tmp_path / "theirs")
     _, again, _ = start(family, head)
     reopened = peft.PeftModel.from_pretrained(again, tmp_path / "back")
@@ -257,7 +257,7 @@ def test_a_bare_model_has_an_adapter_too(bases, tmp_path):
             token_type_ids=torch.tensor(types),
         ).last_hidden_state.numpy()
     assert_close(found[segment_ids > 0], expected[segment_ids > 0], "hidden states")
-    to_peft.export(directory, tmp_path / "back")
+    peft_export.export(directory, tmp_path / "back")
     assert tensors(tmp_path / "back") == tensors(tmp_path / "theirs")
     assert peft.PeftConfig.from_pretrained(tmp_path / "back").task_type == "FEATURE_EXTRACTION"
 
@@ -302,7 +302,7 @@ def test_our_adapter_gives_the_same_logits_in_peft(name, tmp_path, recwarn):
     config, hf, base = start(family, head)
     adapters = random_adapters(base, spec)
     write_adapters(tmp_path / "ours", config, adapters)
-    to_peft.export(tmp_path / "ours", tmp_path / "theirs")
+    peft_export.export(tmp_path / "ours", tmp_path / "theirs")
     model = peft.PeftModel.from_pretrained(hf, tmp_path / "theirs")
     # All that peft's model has came from the file, and all of the file went into the model.
     model.save_pretrained(tmp_path / "again")

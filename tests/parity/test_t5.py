@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxclf.adapters import lora
-from jaxclf.convert import to_peft
+from jaxclf.convert import peft_export
 from jaxclf.data import batching, loader
 from jaxclf.data.batching import ANSWER
 from jaxclf.decoding import decode
@@ -165,7 +165,7 @@ def test_adapters_of_peft_go_there_and_back(tmp_path, monkeypatch):
     for index, rows in enumerate(expected):
         assert_close(logits[index, : len(rows)], rows, f"logits of row {index}")
 
-    to_peft.export(directory, tmp_path / "back")
+    peft_export.export(directory, tmp_path / "back")
     assert tensors(tmp_path / "back") == tensors(tmp_path / "theirs")
     assert peft.PeftConfig.from_pretrained(tmp_path / "back").task_type == "SEQ_2_SEQ_LM"
 

@@ -1,0 +1,238 @@
+"""A Hugging Face checkpoint becomes a model directory of ours, leaf by leaf, layer by layer."""
+
+import hashlib
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint.model_dir import find_model
+from jaxclf.convert import attributes, decoders, encoders, files, mapping, t5
+from jaxclf.core import cache, logs, tree
+from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.core.files import read_json, write_json
+from jaxclf.models import quantization, registry
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.quantization import Quantise, QuantKernel
+from jaxclf.models.registry import ModelConfig
+
+FAMILIES = {"llama": decoders.FAMILY, "t5": t5.FAMILY, **encoders.FAMILIES}  # by model_type
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+_LAYOUT = "2"  # of a model directory; another one makes old cache entries unused
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    dtype: str = "keep",
+    quantise: Quantise = "none",
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = print,
+) -> None:
+    """Write `destination` from the Hugging Face directory `source`.
+
+    `dtype`: "keep", or what all parameters are cast to. `quantise`: "none", or the kind that
+    kernels become, each layer by itself (see `kernels.quantiser`). Tensors of heads that we do not
+    have are left behind; `conversion.json` lists them and the labels of the head that was taken.
+    Memory peaks at the largest tensor of the source plus a few blocks. Raises InputError for a
+    checkpoint that we cannot honour, ArtifactError for a corrupt or incomplete one.
+    """
+    theirs = read_json(source / "config.json")
+    family = FAMILIES.get(str(theirs.get("model_type"))) if isinstance(theirs, dict) else None
+    if family is None:
+        raise InputError(
+            f"{source / 'config.json'}: model_type must be one of {', '.join(FAMILIES)}"
+        )
+    weights = files.Weights(source, family.ignored, family.renamed)
+    config = family.read_config(theirs, source / "config.json", weights.shapes)
+    leaves = tree.flatten(registry.create(config).abstract)
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    tensors = mapping.expand(family.rows(config), shapes)
+    copies = _tied_copies(weights, family.tied, tensors)
+    mapping.check(tensors, weights.shapes, [*family.unused, *copies], source)
+    unused = [name for name in weights.shapes if mapping.matches(name, family.unused)]
+    if unused:
+        progress(f"unused: {', '.join(unused)}")
+
+    with files.new_directory(destination, overwrite) as new:
+        with tree_store.TreeWriter(new / "params") as writer:
+            for path, leaf in leaves.items():
+                parts = [tensor for tensor in tensors if tensor.ours == path]
+                stored = _one_dtype(weights, parts) if dtype == "keep" else dtype
+                change = quantization.quantiser(path, quantise) if quantise != "none" else None
+                if change is None:
+                    writer.write(path, leaf.shape, stored, _read(weights, parts))
+                else:
+                    _write_quantised(writer, path, leaf, change, lambda p=parts: _read(weights, p))
+                count = f"{len(writer.manifest)}/{len(leaves)}"
+                progress(f"{count} {path} {stored}{list(leaf.shape)} from {parts[0].name}")
+        manifest = tree_store.manifest_to_json(writer.manifest)
+        write_json(new / "manifest.json", manifest)
+        floats = [leaf for leaf in writer.manifest.values() if "int" not in leaf.dtype]
+        largest = max(floats, key=lambda leaf: math.prod(leaf.shape))
+        model_dir.write_model(new / "model.json", config, largest.dtype, quantise)
+        labels = attributes.labels(theirs, source / "config.json") if _has_head(config) else None
+        origin = {"source": source.absolute().name, "unused": unused, "labels": labels}
+        write_json(new / "conversion.json", origin)
+        files.copy_files(source, new / "tokenizer", TOKENIZER_FILES)
+        files.copy_files(source, new, ["generation_config.json"])
+
+
+def cached(
+    source: str,
+    dtype: str = "keep",
+    quantise: Quantise = "none",
+    *,
+    progress: Callable[[str], None] = logs.say,
+) -> Path:
+    """The model directory of a Hugging Face directory or hub id, converted at the first call.
+
+    It lies under $JAXCLF_CACHE or ~/.cache/jaxclf; files of another size or time, another `dtype`
+    or another `quantise` make another entry.
+    """
+    directory = locate(source)
+    entry = (
+        cache.root()
+        / "models"
+        / f"{directory.name}-{_fingerprint(directory, dtype, quantise)[:16]}"
+    )
+    if not entry.is_dir():
+        progress(f"converting {directory} into {entry}")
+        try:
+            convert(directory, entry, dtype, quantise, progress=progress)
+        except (OSError, InputError):
+            if not entry.is_dir():  # else another process was faster
+                raise
+    return entry
+
+
+def resolve(source: str, quantise: Quantise = "none") -> model_dir.ModelSource:
+    """What `config.model.checkpoint` names: a run or model directory of ours, or Hugging Face's.
+
+    `quantise`: what its kernels have to be; one of Hugging Face is converted to it.
+    """
+    path = Path(source).expanduser()
+    if (path / "params").is_dir() or (path / "checkpoints").is_dir():
+        return find_model(str(path), quantise)
+    return model_dir.resolve(cached(source, quantise=quantise))
+
+
+def locate(source: str) -> Path:
+    """The local directory of `source`, downloaded from the hub where it is a hub id.
+
+    `package:NAME/FOLDER` is a folder of an installed Python package, which is not imported.
+    """
+    if source.startswith("package:"):
+        return _locate_in_package(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.absolute()
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        raise InputError(f"{source}: no such directory, and no hub id (OWNER/NAME)")
+    import huggingface_hub
+
+    wanted = ["*.safetensors", "*.json", "*.jinja"]
+    wanted += ["tokenizer.model", "spiece.model", "vocab.txt", "merges.txt"]
+    try:
+        found = huggingface_hub.snapshot_download(
+            source, allow_patterns=wanted, ignore_patterns=["*/*"]
+        )
+    except Exception as error:  # the hub's own errors, the network's, a missing login
+        raise StorageError(
+            f"{source}: no such directory here, and not to be had from the hub ({error})"
+        ) from error
+    return Path(found)
+
+
+def _locate_in_package(source: str) -> Path:
+    name, _, folder = source.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None:
+        raise InputError(
+            f"{source}: no package {name!r} is installed here (package:NAME/FOLDER); "
+            "pip install 'jaxclf[demo]' brings those that the examples use"
+        )
+    for root in spec.submodule_search_locations or ():
+        if (Path(root) / folder).is_dir():
+            return Path(root) / folder
+    raise InputError(f"{source}: the package {name} has no folder {folder!r}")
+
+
+def _tied_copies(
+    weights: files.Weights, tied: Mapping[str, str], tensors: list[mapping.Tensor]
+) -> list[str]:
+    """Patterns of tensors that repeat another one; raises ArtifactError where they differ."""
+    used = {tensor.name for tensor in tensors}
+    copies = [name for name in tied if name in weights.shapes and name not in used]
+    for name in copies:
+        original = tied[name]
+        if original in weights.shapes and weights[name].tobytes() != weights[original].tobytes():
+            raise ArtifactError(
+                f"{name} differs from {original}, though config.json says that they are tied; "
+                "set tie_word_embeddings to false there if the weights are right"
+            )
+    return [re.escape(name) for name in copies]
+
+
+def _has_head(config: ModelConfig) -> bool:
+    return isinstance(config, EncoderConfig) and bool(config.heads)
+
+
+def _one_dtype(weights: files.Weights, parts: list[mapping.Tensor]) -> str:
+    found = {weights.dtypes[part.name] for part in parts}
+    if len(found) > 1:
+        raise InputError(
+            f"{parts[0].name} and its like in other layers have several dtypes "
+            f"({', '.join(sorted(found))}); choose one with --dtype"
+        )
+    return found.pop()
+
+
+def _read(weights: files.Weights, parts: list[mapping.Tensor]) -> Iterator[np.ndarray]:
+    for part in parts:
+        tensor = weights[part.name]
+        yield tensor.T if part.transpose else tensor
+
+
+def _write_quantised(
+    writer: tree_store.TreeWriter,
+    path: str,
+    leaf: jax.ShapeDtypeStruct,
+    change: Callable[[jax.Array], QuantKernel],
+    parts: Callable[[], Iterator[np.ndarray]],
+) -> None:
+    """Write a leaf's values and its scales, reading it twice so that one part is held at once."""
+    abstract = tree.flatten(jax.eval_shape(change, leaf))
+    quantised = jax.jit(change)
+    for name, part in abstract.items():
+        arrays = (tree.flatten(quantised(array))[name] for array in parts())
+        writer.write(f"{path}/{name}", part.shape, part.dtype.name, map(np.asarray, arrays))
+
+
+def _fingerprint(directory: Path, dtype: str, quantise: Quantise) -> str:
+    digest = hashlib.sha256(f"{_LAYOUT} {dtype} {quantise} {directory}".encode())
+    for path in sorted(directory.iterdir()):
+        if path.suffix == ".safetensors" or path.suffix == ".json" or path.name in TOKENIZER_FILES:
+            status = path.stat()
+            digest.update(f"{path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
