@@ -15,7 +15,7 @@ from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers.base import silent
 from jaxclf.classifiers.opening import Opened
 from jaxclf.config import loading
-from jaxclf.convert import exported
+from jaxclf.convert import exported, hf_import, peft_import
 from jaxclf.core import cache, logs
 from jaxclf.core.errors import InputError
 from jaxclf.data import records as data_records

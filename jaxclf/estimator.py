@@ -23,7 +23,7 @@ from jaxclf import api, train
 from jaxclf.api import Texts
 from jaxclf.checkpoint.model_dir import ModelSource, read_model
 from jaxclf.config import defaults, loading
-from jaxclf.convert import files
+from jaxclf.convert import files, hf_import
 from jaxclf.core import logs
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import read_json

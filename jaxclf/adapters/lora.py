@@ -236,7 +236,7 @@ def by_row(
     apply: Callable[[Params, Any], Any],
     params: Params,
     stacked: Adapters,
-    ids: Int[Array, "B"],
+    ids: Int[Array, " B"],
     batch: Any,
 ) -> Any:
     """`apply(bound params, batch)` where row i of the batch uses adapter `ids[i]`.

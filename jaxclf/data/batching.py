@@ -70,7 +70,7 @@ class PromptBatch(NamedTuple):
     tokens: Int[AnyArray, "B T"]
     segment_ids: Int[AnyArray, "B T"]
     positions: Int[AnyArray, "B T"]
-    seen: Int[AnyArray, "B"] | None = None
+    seen: Int[AnyArray, " B"] | None = None
     answer: Int[AnyArray, "B A"] | None = None
 
 

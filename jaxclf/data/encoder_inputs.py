@@ -33,8 +33,8 @@ class Encoded:
     """
 
     id: str
-    tokens: Int32[np.ndarray, "T"]
-    types: Int32[np.ndarray, "T"]
+    tokens: Int32[np.ndarray, " T"]
+    types: Int32[np.ndarray, " T"]
     targets: dict[str, Target]
     words: tuple[int, ...]
     cut: int

@@ -17,8 +17,8 @@ class Tokens:
     """
 
     id: str
-    prefix: Int32[np.ndarray, "prefix"]
-    text: Int32[np.ndarray, "text"]
-    label: Int32[np.ndarray, "label"]
+    prefix: Int32[np.ndarray, " prefix"]
+    text: Int32[np.ndarray, " text"]
+    label: Int32[np.ndarray, " label"]
     cut: int
     apart: bool = False

@@ -17,7 +17,7 @@ class ComputedPrefix(NamedTuple):
     """Shared prefixes, computed: keys and values, and the number of the one each token is of."""
 
     cache: Cache
-    numbers: Int[Array, "P"]
+    numbers: Int[Array, " P"]
 
     def before(self, prompt: PromptBatch) -> Before:
         """What the prompts see of it: the prefix that each continues."""
@@ -56,7 +56,7 @@ def make_greedy(
         before = prefix.before(prompt) if prefix else None
         rows, width = prompt.tokens.shape
 
-        def pick(hidden) -> Int[Array, "B"]:
+        def pick(hidden) -> Int[Array, " B"]:
             return jnp.argmax(module.logits(hidden[:, -1:]), axis=-1)[:, 0].astype(jnp.int32)
 
         hidden, cache = module.begin(

@@ -32,7 +32,7 @@ class Read(NamedTuple):
     cache: Cache
     seen: Bool[Array, "B S"]
     slot: Int[Array, ""]
-    position: Int[Array, "B"]
+    position: Int[Array, " B"]
     before: Before | None = None
 
 
@@ -60,7 +60,7 @@ def begin(
 
 
 def advance(
-    module: Any, read: Read, tokens: Int[AnyArray, "B T"], count: Int[AnyArray, "B"]
+    module: Any, read: Read, tokens: Int[AnyArray, "B T"], count: Int[AnyArray, " B"]
 ) -> Read:
     """Feed the first `count` of T tokens to each row; where it is 0, `hidden` means nothing."""
     rows, size = tokens.shape
@@ -182,7 +182,7 @@ def score_nodes(
     return jnp.swapaxes(found, 0, 1).reshape(rows, parts * size, -1)[:, :count]
 
 
-def take_rows(read: Read, rows: Int[AnyArray, "P"]) -> Read:
+def take_rows(read: Read, rows: Int[AnyArray, " P"]) -> Read:
     """What was read of these rows."""
     cache, before = read.cache.rows(rows), read.before
     before = before and before._replace(seen=before.seen[rows])

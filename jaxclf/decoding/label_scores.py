@@ -30,7 +30,7 @@ class Ranked(NamedTuple):
     """
 
     log_p: Float[np.ndarray, "B C"]
-    unread: Float[np.ndarray, "B"]
+    unread: Float[np.ndarray, " B"]
 
 
 class Ranker:
@@ -102,7 +102,7 @@ class _Search:
 
     def take(
         self,
-        rows: Int[np.ndarray, "B"],
+        rows: Int[np.ndarray, " B"],
         nodes: Int[np.ndarray, "B nodes"],
         found: Float[np.ndarray, "B nodes most"],
     ) -> None:
@@ -162,7 +162,7 @@ class _Search:
 def probabilities(
     log_p: Float[np.ndarray, "B C"],
     normalise: Normalise,
-    tokens: Int[np.ndarray, "C"],
+    tokens: Int[np.ndarray, " C"],
     prior: Float[np.ndarray, "B C"] | None = None,
 ) -> Float[np.ndarray, "B C"]:
     """Probabilities of labels that sum to 1, from their log p and how many `tokens` they have.

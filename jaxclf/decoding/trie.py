@@ -28,10 +28,10 @@ class Trie:
     C sequences ends. inner: how many nodes have children; these are the first.
     """
 
-    token: Int[np.ndarray, "M"]
-    parent: Int[np.ndarray, "M"]
-    depth: Int[np.ndarray, "M"]
-    leaf: Int[np.ndarray, "C"]
+    token: Int[np.ndarray, " M"]
+    parent: Int[np.ndarray, " M"]
+    depth: Int[np.ndarray, " M"]
+    leaf: Int[np.ndarray, " C"]
     inner: int
 
     @functools.cached_property
@@ -63,7 +63,7 @@ class Trie:
         return found
 
     @functools.cached_property
-    def levels(self) -> list[Int[np.ndarray, "nodes"]]:
+    def levels(self) -> list[Int[np.ndarray, " nodes"]]:
         """The nodes of each depth, from 1 on."""
         return [np.flatnonzero(self.depth == depth) for depth in range(1, self.depth.max() + 1)]
 
@@ -77,13 +77,13 @@ class Radix:
     """
 
     run: Int[np.ndarray, "M R"]
-    length: Int[np.ndarray, "M"]
+    length: Int[np.ndarray, " M"]
     children: Int[np.ndarray, "M most"]
-    label: Int[np.ndarray, "M"]
-    parent: Int[np.ndarray, "M"]
+    label: Int[np.ndarray, " M"]
+    parent: Int[np.ndarray, " M"]
 
     @functools.cached_property
-    def decisions(self) -> Int[np.ndarray, "M"]:
+    def decisions(self) -> Int[np.ndarray, " M"]:
         """The most decisions that may follow a node."""
         found = np.zeros_like(self.length)
         for node in range(len(found) - 1, 0, -1):

@@ -60,7 +60,7 @@ class Data:
     """Features of N texts, the base's array first, and their labels (class numbers or numbers)."""
 
     vectors: Sequence[Float[np.ndarray, "N D"]]
-    labels: Shaped[np.ndarray, "N"]
+    labels: Shaped[np.ndarray, " N"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -134,7 +134,7 @@ def fit(
 
 def make_steps(
     head: FeatureHead, term: Term, optimizer: optax.GradientTransformation
-) -> Callable[[Params, Any, Any], tuple[Params, Any, Float[Array, "steps"]]]:
+) -> Callable[[Params, Any, Any], tuple[Params, Any, Float[Array, " steps"]]]:
     """A compiled function (parameters, optimizer state, batches) that makes a step a batch.
 
     Batches are features `[steps, B, A+1, D]`, labels and mask `[steps, B]`; the loss is the mean

@@ -53,7 +53,7 @@ class Cache(NamedTuple):
 
         return self._replace(key=written(self.key, key), value=written(self.value, value))
 
-    def rows(self, rows: Int[AnyArray, "P"]) -> "Cache":
+    def rows(self, rows: Int[AnyArray, " P"]) -> "Cache":
         """What is kept of these rows."""
         positions, source = self.positions, self.source
         if positions is not None:

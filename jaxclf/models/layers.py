@@ -105,7 +105,7 @@ class LayerNorm(nnx.Module):
 
 
 def layer_norm(
-    x: Float[AnyArray, "*batch D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float
+    x: Float[AnyArray, "*batch D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
 ) -> Float[Array, "*batch D"]:
     """`(x - mean) / sqrt(variance + eps) * scale + bias`, reduced in float32.
 
@@ -156,7 +156,7 @@ class RopeScaling:
 
 def rope_frequencies(
     head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> Float[Array, "half_H"]:
+) -> Float[Array, " half_H"]:
     """Radians per position for each of the H/2 rotated pairs, float32.
 
     Source: Su et al. 2021; with `scaling`, Llama 3.1: wavelengths beyond
@@ -174,7 +174,7 @@ def rope_frequencies(
 
 
 def rope_angles(
-    positions: Int[AnyArray, "B T"], frequencies: Float[Array, "half_H"], dtype: Any = jnp.float32
+    positions: Int[AnyArray, "B T"], frequencies: Float[Array, " half_H"], dtype: Any = jnp.float32
 ) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
     """Cosine and sine for every position, computed in float32, for `rotate`."""
     angles = positions[..., None].astype(jnp.float32) * frequencies

@@ -61,7 +61,7 @@ class T5Config:
 
 
 @functools.lru_cache
-def bucket_table(causal: bool, buckets: int, max_distance: int) -> Int[np.ndarray, "distances"]:
+def bucket_table(causal: bool, buckets: int, max_distance: int) -> Int[np.ndarray, " distances"]:
     """The bucket of each distance (key minus query) from -max_distance to max_distance.
 
     Farther ones are in the same bucket as the ends. Causal: all later keys are in the query's own
