@@ -204,16 +204,16 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
             training.steps = max(_LEAST_STEPS, _EPOCHS * per_epoch)
             if self.epochs is not None:
                 training.steps = math.ceil(self.epochs * per_epoch)
-            training.bucket = True
+            training.group_by_length = True
             training.max_shapes = 6
             rate = self.learning_rate
             training.learning_rate = float(_rate(self, base, is_encoder) if rate is None else rate)
             training.schedule = "linear"
             training.warmup_steps = training.steps // 10
             training.weight_decay = 0.01
-            training.checkpoint_every = 0  # at the end alone
+            training.save_steps = 0  # at the end alone
             if has_dev or self.validation_fraction:
-                training.eval_every = math.ceil(training.steps / 4)
+                training.eval_steps = math.ceil(training.steps / 4)
                 fields.eval.split = "dev"
         return loading.changed(fields, self.config or {})
 
