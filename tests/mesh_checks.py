@@ -19,7 +19,7 @@ from jaxclf.decoding import decode
 from jaxclf.distributed import sharding
 from jaxclf.ensemble import features
 from jaxclf.ensemble.attens import Pooling
-from jaxclf.models import registry
+from jaxclf.models import quantization, registry
 from jaxclf.models.attention import attend
 from jaxclf.models.decoder import LlamaConfig
 from jaxclf.models.heads import HeadConfig
@@ -158,7 +158,7 @@ def adapters():
         )
         tuned = tuning.choose(fields, model.abstract)
         plain = random_params(registry.create(CONFIG))
-        params = plain if quantised == "none" else registry.kernels.quantised(plain, "nf4")
+        params = plain if quantised == "none" else quantization.quantised(plain, "nf4")
         agree(names, model, tuned, params, shared_batch(), losses.GENERATION)
 
 

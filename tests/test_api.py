@@ -16,7 +16,7 @@ import pytest
 import jaxclf
 from jaxclf import api, predict
 from jaxclf.config import loading
-from jaxclf.convert import to_hf
+from jaxclf.convert import hf_export
 from jaxclf.core import logs
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tokenizer import Tokenizer
@@ -204,7 +204,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def export(run: Path, destination: Path, **options) -> Path:
-    to_hf.export(run, destination, progress=lambda _: None, **options)
+    hf_export.export(run, destination, progress=lambda _: None, **options)
     return destination
 
 

@@ -133,7 +133,7 @@ def _export(
         (new / "config.json").write_text(text + "\n", "utf-8")
         files.copy_files(found.tokenizer_dir, new, TOKENIZER_FILES)
         files.copy_files(found.model_json.parent, new, ["generation_config.json"])
-        if found.run_dir is not None and (found.run_dir / "task.json").is_file():
+        if found.run_dir is not None and (found.run_dir / "config.json").is_file():
             exported.write(new, found.run_dir, found.step, head)
         (new / "README.md").write_text(card if isinstance(card, str) else card(found))
 

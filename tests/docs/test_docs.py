@@ -303,7 +303,7 @@ def wrong(span: str) -> bool:
     if re.fullmatch(r"[a-z]\w*\.py", span):
         return not any(ROOT.glob(f"*/{span}"))
     module = re.fullmatch(r"(?:python -m )?((?:jaxclf|conversion)(?:\.\w+)+)", span)
-    if module:
+    if module and not span.endswith(".json"):
         return not modules(module[1])
     field = re.match(r"(?:--config\.)?(\w+\.\w+)(?=$|=)", span)
     if field and field[1].partition(".")[0] in GROUPS:
