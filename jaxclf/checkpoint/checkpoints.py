@@ -39,16 +39,23 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run: the last `keep` of them, and the best.
 
-    The best has the highest `metrics[best_metric]`; of equals the latest; a checkpoint without
-    that metric, or with NaN, is never the best. Saving goes on in the background: an error of it
-    is raised by the next call of `save`, `wait` or `close`. One process at a time may hold this.
+    The best has the highest `metrics[best_metric]`, or with `greater_is_better=False` the lowest;
+    of equals the latest; a checkpoint without that metric, or with NaN, is never the best. Saving
+    goes on in the background: an error of it is raised by the next call of `save`, `wait` or
+    `close`. One process at a time may hold this.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 1, best_metric: str = "score"):
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep: int = 1,
+        best_metric: str = "score",
+        greater_is_better: bool = True,
+    ):
         if keep < 1:
             raise InputError(f"train.keep is {keep}; a run keeps at least 1 checkpoint")
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self.best_metric = best_metric
+        self.best_metric, self.sign = best_metric, 1 if greater_is_better else -1
         self._scores = scores(self.directory)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_LastAndBest(keep, self._scores),
@@ -81,7 +88,7 @@ class Checkpoints:
         self.wait()
         if step in saved_steps(self.directory):
             return
-        score = float(metrics.get(self.best_metric, math.nan))
+        score = self.sign * float(metrics.get(self.best_metric, math.nan))
         meta = {
             "step": step,
             "score": None if math.isnan(score) else score,

@@ -374,8 +374,8 @@ _TRAIN = Group(
         "metric_for_best_model": Field(
             "",
             rules.text,
-            "Dev metric that chooses the best checkpoint, such as `intent.accuracy`. Empty: the "
-            "mean of the tasks' main metrics.",
+            "Dev metric that chooses the best checkpoint, such as `intent.accuracy`; of errors "
+            "such as `label.mse` the smallest is best. Empty: the mean of the main metrics.",
         ),
     },
 )

@@ -27,6 +27,10 @@ _MEASURED: dict[TaskKind, tuple[str, ...]] = {
 }
 
 
+_SMALL_IS_GOOD = {"mse", "unparsed_rate", "unparsed", "unknown_slots"}
+_COUNTS = {"support"}  # of records: no measure of quality
+
+
 def main_metric(task: Task) -> str:
     """The metric that stands for a task where one must: its own, or that of its kind (accuracy for
     classes, slot_f1 for slots, micro_f1 for several labels, Pearson's correlation for numbers)."""
@@ -42,6 +46,14 @@ def names(tasks: Sequence[Task]) -> list[str]:
         if (name != "f1" or task.positive) and (name != "matthews" or task.metric == name)
     ]
     return found + (["joint.exact_match", "joint.support"] if len(tasks) > 1 else [])
+
+
+def qualities(tasks: Sequence[Task]) -> dict[str, bool]:
+    """The metrics by which one model is better than another; True where greater is better."""
+    bare = {name: name.rpartition(".")[2] for name in names(tasks)}
+    return {
+        name: metric not in _SMALL_IS_GOOD for name, metric in bare.items() if metric not in _COUNTS
+    }
 
 
 def compute(

@@ -61,9 +61,8 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             _check_rows(config)
             setup = prepare(config, workdir, base)
         config = with_steps(config, setup.examples, setup.shared)
-        _check_best_metric(config, setup.dataset.tasks)
-        main = config.train.metric_for_best_model or "score"
-        with Checkpoints(workdir, config.train.keep, main) as checkpoints:
+        best = _best_metric(config, setup.dataset.tasks)
+        with Checkpoints(workdir, config.train.keep, *best) as checkpoints:
             run = _Run(config, workdir, setup, checkpoints, interrupts)
             run.start(base)
             interrupts.hold()
@@ -480,14 +479,18 @@ class _Run:
         )
 
 
-def _check_best_metric(config: ConfigDict, tasks: Sequence[Task]) -> None:
-    """Raise InputError where an evaluation does not measure train.metric_for_best_model."""
-    measured = metrics.names(tasks)
-    if (wanted := config.train.metric_for_best_model) and wanted not in measured:
+def _best_metric(config: ConfigDict, tasks: Sequence[Task]) -> tuple[str, bool]:
+    """What chooses the best checkpoint, and whether greater is better.
+
+    Raises InputError where an evaluation does not measure train.metric_for_best_model.
+    """
+    wanted, measured = config.train.metric_for_best_model, metrics.qualities(tasks)
+    if wanted and wanted not in measured:
         raise InputError(
             f"train.metric_for_best_model is {wanted!r}; expected one of {', '.join(measured)}"
             f"{did_you_mean(wanted, measured)}"
         )
+    return (wanted, measured[wanted]) if wanted else ("score", True)
 
 
 class _Stopped(Exception):  # noqa: N818 - a request, not an error

@@ -111,6 +111,15 @@ def test_the_best_metric_is_the_named_one(tmp_path):
         assert saved.best_step() == 2
 
 
+def test_of_an_error_the_smallest_is_best(tmp_path):
+    with Checkpoints(tmp_path, best_metric="mse", greater_is_better=False) as saved:
+        for step, error in enumerate([0.3, 0.1, 0.4], start=1):
+            saved.save(step, *make(), None, {"mse": error})
+        saved.wait()
+        assert saved.best_step() == 2
+    assert kept(tmp_path) == [2, 3]
+
+
 def test_a_step_is_saved_once(tmp_path):
     with Checkpoints(tmp_path) as saved:
         saved.save(1, *make(1.0), None, {})

@@ -14,6 +14,7 @@ from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
 from jaxclf.core.errors import InputError
+from jaxclf.core.logs import read_metrics
 from jaxclf.core.tree import flatten
 from jaxclf.data.tasks import Record
 from jaxclf.runs.evaluation import evaluate
@@ -182,6 +183,27 @@ def test_a_checkpoint_of_another_family_is_refused(finished, tmp_path):
 def test_settings_that_do_not_fit_are_told(override, message, tmp_path):
     with pytest.raises(InputError, match=message):
         train(tiny(override), tmp_path)
+
+
+def test_the_best_checkpoint_has_the_smallest_error(tmp_path):
+    file = tmp_path / "data.jsonl"
+    rows = [{"text": f"wake me {i}", "label": 8 * (i % 3)} for i in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = (f"data.train={file}", f"data.dev={file}", f"data.test={file}")
+    own = ("data.name=file", "data.task=label", "data.kind=regression", *files)
+    best = ("train.metric_for_best_model=label.mse", "train.learning_rate=0.05")
+    each = ("train.steps=4", "train.eval_steps=1", "train.save_steps=1")
+    result = train(tiny(*own, *best, *each), tmp_path / "run")
+    found = {
+        row["step"]: row["dev/label.mse"]
+        for row in read_metrics(tmp_path / "run")
+        if "dev/label.mse" in row
+    }
+    assert len({*found.values()}) == 4
+    assert result["train"]["best_step"] == min(found, key=found.__getitem__)
+    assert result["eval"]["label"]["mse"] == pytest.approx(min(found.values()), rel=1e-5)
+    with pytest.raises(InputError, match=r"label\.support.*expected one of label\.pearson"):
+        train(tiny(*own, "train.metric_for_best_model=label.support"), tmp_path / "other")
 
 
 @pytest.mark.parametrize(
