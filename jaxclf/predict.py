@@ -33,6 +33,11 @@ def main(arguments: list[str]) -> None:
     options = loading.parse(parser, arguments)
     if options.batch_size < 0:
         raise errors.InputError(f"--batch-size {options.batch_size}: expected 1 or more")
+    output = Path(options.output)
+    if output.exists() and output.samefile(options.input):
+        raise errors.InputError(
+            f"--output {output} is the input; the texts would be lost. Name another"
+        )
 
     # Only now what takes seconds to import.
     from jaxclf.checkpoint.steps import read_step
@@ -58,7 +63,7 @@ def main(arguments: list[str]) -> None:
     labelling.label_file(
         opened,
         records,
-        Path(options.output),
+        output,
         batch_size=options.batch_size or opened.config.eval.batch_size,
         overwrite=options.overwrite,
     )

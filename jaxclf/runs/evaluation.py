@@ -22,8 +22,12 @@ def evaluate(
     `keeps=False`: they will not stay there, so that nobody is told where they are.
 
     Same checkpoint, data and batch size give the same numbers as the run's own report. Raises
-    InputError where the data have other labels than the run or no such split.
+    InputError where the data have other labels than the run or no such split, or where `output` is
+    the run's own folder.
     """
+    run_dir = opened.source.run_dir
+    if run_dir is not None and output.resolve() == run_dir.resolve():
+        raise InputError(f"{output} is the run itself, whose report would be lost; name another")
     config, classifier = opened.config, opened.classifier
     recipe, temperatures = classifier.recipe, classifier.temperatures
     split = split or config.eval.split

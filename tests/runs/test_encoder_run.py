@@ -69,6 +69,8 @@ def test_a_run_leaves_report_predictions_and_scores(finished):
 
 def test_evaluate_and_predict_agree_with_the_run(finished, tmp_path):
     opened = open_run(finished)
+    with pytest.raises(InputError, match="the run itself, whose report would be lost"):
+        evaluate(opened, finished / ".")
     again = evaluate(opened, tmp_path / "again")
     assert again["eval"] == json.loads((finished / "report.json").read_text())["eval"]
     predicted = (tmp_path / "again" / "predictions.jsonl").read_text()

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from jaxclf import predict
 from jaxclf.checkpoint.steps import read_step
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
@@ -39,6 +40,17 @@ def rows(path):
 def label(opened, path, output, **options):
     records = labelling.read_texts(path, Schema("text", id="key"))
     labelling.label_file(opened, records, output, batch_size=2, **options)
+
+
+def test_the_input_is_never_the_output(texts):
+    content = texts.read_text()
+    link = texts.with_name("link.jsonl")
+    link.symlink_to(texts)
+    words = ["--checkpoint", "runs/none", "--input", str(texts), "--overwrite", "--output"]
+    for output in (texts, link):
+        with pytest.raises(InputError, match="is the input"):
+            predict.main([*words, str(output)])
+    assert texts.read_text() == content
 
 
 def test_rows_come_in_the_input_order(opened, texts, tmp_path):
