@@ -4,6 +4,7 @@ clf = jaxclf.load("runs/quickstart")
 clf.predict(["wake me at five am", "is it raining"])
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from jaxclf.data import records as data_records
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.readers import RawRow
 from jaxclf.data.records import Defects, Schema
-from jaxclf.data.tasks import Record, Task, words
+from jaxclf.data.tasks import OTHER, Record, Task, words
 from jaxclf.distributed import sharding
 from jaxclf.ensemble.opening import open_any
 
@@ -115,9 +116,9 @@ class LoadedClassifier:
         the run's. progress: show how far it is.
 
         A label is a class's name; for several labels a tuple of names; a number; for slots a list
-        of (word, tag). It is None where a model wrote something that is no label. With several
-        tasks the result is a dict from each task's name. Raises InputError naming the texts that
-        cannot be labelled.
+        of (word, tag), one for each word: a word that the model gave no tag has "Other". It is None
+        where a model wrote something that is no label. With several tasks the result is a dict from
+        each task's name. Raises InputError naming the texts that cannot be labelled.
 
         >>> clf = jaxclf.load("runs/smoke")
         >>> words = clf.predict("wake me at five am")["slots"]
@@ -210,7 +211,9 @@ def _label(prediction: Prediction, task: Task) -> Any:
     if task.kind != "slots" or label is None:
         return label
     assert isinstance(label, tuple)
-    return list(zip(words(prediction.text), label, strict=True))
+    # A decoder may have written fewer tags or more: what is missing is Other, as for the metrics.
+    found = words(prediction.text)
+    return list(itertools.zip_longest(found, label[: len(found)], fillvalue=OTHER))
 
 
 def _column(labels: list[Any], task: Task) -> Any:

@@ -19,6 +19,7 @@ from jaxclf.config import loading
 from jaxclf.convert import hf_export
 from jaxclf.core import logs
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.runs.training import train
 from tests.runs import test_encoder_run, test_training
@@ -93,6 +94,27 @@ def test_labels_are_those_of_the_command(encoder, tmp_path):
     assert list(proba) == ["intent"]  # slots have none
     for row, values in zip(rows, proba["intent"], strict=True):
         assert dict(zip(names, values, strict=True)) == row["scores"]["intent"]
+
+
+@pytest.mark.parametrize(
+    ("written", "tags"),
+    [
+        (("time",), ["time", "Other", "Other"]),
+        (("time", "Other", "date", "place"), ["time", "Other", "date"]),
+        ((), ["Other"] * 3),
+    ],
+)
+def test_each_word_has_a_tag_however_many_the_model_wrote(decoder, monkeypatch, written, tags):
+    clf = jaxclf.load(decoder)
+
+    def predict(records, batch_size, **options):
+        predicted = {"intent": None, "slots": written}
+        return [Prediction(each.id, each.text, {}, predicted) for each in records]
+
+    monkeypatch.setattr(clf.opened.classifier, "predict", predict)
+    assert clf.predict("wake me early")["slots"] == [
+        *zip(["wake", "me", "early"], tags, strict=True)
+    ]
 
 
 def test_a_text_alone_gives_its_label(encoder):
