@@ -41,7 +41,7 @@ from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Adapters, Spec
 from jaxclf.classifiers.heads import HeadClassifier
 from jaxclf.core.types import Tree
-from jaxclf.data import batching
+from jaxclf.data import batching, prefixes
 from jaxclf.decoding import label_choice, label_decoder
 from jaxclf.distributed import sharding
 from jaxclf.ensemble import attens, features, fitting
@@ -231,7 +231,7 @@ def _training(
         model, train = setup.model, setup.config.train
         count = ROWS * accumulate
         # Packed, four texts a row; they are drawn in turns, so that every batch is full.
-        width, shared = tokens // 4 if packed else tokens, batching.Shared()
+        width, shared = tokens // 4 if packed else tokens, prefixes.SharedPrefixes()
         if model.is_encoder:
             examples: Any = texts(4 * count, width, tasks)
         else:
