@@ -4,7 +4,6 @@ clf = jaxclf.load("runs/quickstart")
 clf.predict(["wake me at five am", "is it raining"])
 """
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import jax
 import numpy as np
 
 from jaxclf.checkpoint.steps import Which
-from jaxclf.classifiers.base import silent
 from jaxclf.classifiers.opening import Opened
 from jaxclf.config import loading
 from jaxclf.convert import exported, hf_import, peft_import
@@ -23,7 +21,8 @@ from jaxclf.data import records as data_records
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.readers import RawRow
 from jaxclf.data.records import Defects, Schema
-from jaxclf.data.tasks import OTHER, Record, Task, words
+from jaxclf.data.tasks import Record, SlotFormat, Task, words
+from jaxclf.decoding.parsing import tag_per_word
 from jaxclf.distributed import sharding
 from jaxclf.ensemble.opening import open_any
 
@@ -116,9 +115,10 @@ class LoadedClassifier:
         the run's. progress: show how far it is.
 
         A label is a class's name; for several labels a tuple of names; a number; for slots a list
-        of (word, tag), one for each word: a word that the model gave no tag has "Other". It is None
-        where a model wrote something that is no label. With several tasks the result is a dict from
-        each task's name. Raises InputError naming the texts that cannot be labelled.
+        of (word, tag), one for each word: a word that the model gave no tag has "Other" ("O" in a
+        run of BIO tags). It is None where a model wrote something that is no label. With several
+        tasks the result is a dict from each task's name. Raises InputError naming the texts that
+        cannot be labelled.
 
         >>> clf = jaxclf.load("runs/smoke")
         >>> words = clf.predict("wake me at five am")["slots"]
@@ -126,7 +126,11 @@ class LoadedClassifier:
         True
         """
         predictions = self.predictions(texts, batch_size=batch_size, progress=progress)
-        found = {task.name: [_label(each, task) for each in predictions] for task in self.tasks}
+        slot_format = self.opened.classifier.recipe.slot_format
+        found = {
+            task.name: [_label(each, task, slot_format) for each in predictions]
+            for task in self.tasks
+        }
         if isinstance(texts, str):
             return self._one_or_all({name: label for name, (label,) in found.items()})
         return self._one_or_all({task.name: _column(found[task.name], task) for task in self.tasks})
@@ -173,7 +177,7 @@ class LoadedClassifier:
             return []
         size = batch_size or self.opened.config.eval.batch_size
         if not progress:
-            return classifier.predict(records, size, progress=silent)
+            return classifier.predict(records, size)
         with logs.count("labelling", len(records)) as advance:
             return classifier.predict(records, size, progress=advance)
 
@@ -206,14 +210,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def _label(prediction: Prediction, task: Task) -> Any:
+def _label(prediction: Prediction, task: Task, slot_format: SlotFormat) -> Any:
     label = prediction.predicted[task.name]
     if task.kind != "slots" or label is None:
         return label
     assert isinstance(label, tuple)
-    # A decoder may have written fewer tags or more: what is missing is Other, as for the metrics.
     found = words(prediction.text)
-    return list(itertools.zip_longest(found, label[: len(found)], fillvalue=OTHER))
+    return list(zip(found, tag_per_word(label, len(found), task, slot_format), strict=True))
 
 
 def _column(labels: list[Any], task: Task) -> Any:

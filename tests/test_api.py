@@ -1,5 +1,6 @@
 """Labels in Python: what `jaxclf.load` takes, what it gives, and on how many devices."""
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -115,6 +116,15 @@ def test_each_word_has_a_tag_however_many_the_model_wrote(decoder, monkeypatch, 
     assert clf.predict("wake me early")["slots"] == [
         *zip(["wake", "me", "early"], tags, strict=True)
     ]
+
+
+def test_a_word_without_a_bio_tag_is_outside(decoder, monkeypatch):
+    clf = jaxclf.load(decoder)
+    classifier = clf.opened.classifier
+    classifier.recipe = dataclasses.replace(classifier.recipe, slot_format="bio")
+    found = Prediction("a", "wake me", {}, {"intent": None, "slots": ("B-time",)})
+    monkeypatch.setattr(classifier, "predict", lambda *_, **__: [found])
+    assert clf.predict("wake me")["slots"] == [("wake", "B-time"), ("me", "O")]
 
 
 def test_a_text_alone_gives_its_label(encoder):

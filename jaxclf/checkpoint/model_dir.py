@@ -171,14 +171,10 @@ def read_adapters(path: Path) -> AdapterInfo:
     """Inverse of `write_adapters`; raises ArtifactError."""
     fields = files.read_json(path)
     try:
-        spec = {name: _tuples(value) for name, value in fields["spec"].items()}
+        spec = {name: files.tuples(value) for name, value in fields["spec"].items()}
         return AdapterInfo(lora.Spec(**spec), fields["checkpoint"], fields["fingerprint"])
     except (AttributeError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: describes no adapters of this version ({error!r})") from error
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 FindModel = Callable[[str, Quantise], ModelSource]

@@ -87,7 +87,5 @@ def open_run(
             plan = transfer.plan(model, base, config.model.heads, recipe)
             frozen = transfer.load(model, base, plan, jax.random.key(config.seed))
             params = lora.bind(frozen, load_adapters(source, frozen))
-    temperatures = {}
-    if config.eval.get("temperature") == "dev":  # which older runs do not have
-        temperatures = calibration.load(source.run_dir / calibration.FILE, source.step)
+    temperatures = calibration.of_run(source.run_dir, source.step, config.eval)
     return Opened(classifier.with_params(params, mesh, temperatures), config, source)

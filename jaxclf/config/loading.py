@@ -352,11 +352,4 @@ def from_json(fields: Any) -> ml_collections.ConfigDict:
     """
     if not isinstance(fields, dict):
         raise ValueError("expected an object of fields")
-    return ml_collections.ConfigDict(_tuples(renames.current(fields))).lock()
-
-
-def _tuples(value: Any) -> Any:
-    """A config holds tuples and no lists, so every list in the JSON was a tuple."""
-    if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    return ml_collections.ConfigDict(files.tuples(renames.current(fields))).lock()

@@ -44,13 +44,11 @@ def write(directory: Path, run_dir: Path, step: int | None, head: HeadConfig | N
         recipe = dataclasses.replace(
             recipe, tasks=tuple(task for task in recipe.tasks if task.name == head.name)
         )
-    evaluation = loading.read(run_dir / "config.json").eval.to_dict()
-    temperatures = {}
-    if evaluation.get("temperature") == "dev":
-        temperatures = calibration.load(run_dir / calibration.FILE, step)
+    evaluation = loading.read(run_dir / "config.json").eval
+    temperatures = calibration.of_run(run_dir, step, evaluation)
     fields = {
         "recipe": dataclasses.asdict(recipe),
-        "eval": evaluation,
+        "eval": evaluation.to_dict(),
         "temperatures": {
             task.name: temperatures[task.name] for task in recipe.tasks if task.name in temperatures
         },

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxclf.adapters.lora import ALL_LINEAR, Place, Spec
+from jaxclf.config.rules import is_pattern
 from jaxclf.convert import attributes
 from jaxclf.convert.attributes import is_size
 from jaxclf.convert.mapping import Tensor, TensorRow
@@ -160,19 +161,11 @@ def _are_all(values: Any, kind: type) -> bool:
 def _are_patterns(values: Any, is_right: Callable[[Any], bool]) -> bool:
     if not isinstance(values, dict):
         return False
-    return all(map(_is_regular, values)) and all(map(is_right, values.values()))
+    return all(map(is_pattern, values)) and all(map(is_right, values.values()))
 
 
 def _choose_modules(value: Any) -> bool:
-    return _is_regular(value) if isinstance(value, str) else _are_all(value, str)
-
-
-def _is_regular(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
+    return is_pattern(value) if isinstance(value, str) else _are_all(value, str)
 
 
 def read_places(

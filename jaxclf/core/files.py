@@ -40,6 +40,13 @@ def read_json(path: str | Path) -> Any:
         raise ArtifactError(f"{path}: not JSON ({error})") from error
 
 
+def tuples(value: Any) -> Any:
+    """What JSON holds, with a tuple for every list: configs and specs hold no lists."""
+    if isinstance(value, dict):
+        return {name: tuples(item) for name, item in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 def sha256(content: bytes) -> str:
     """In hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

@@ -106,6 +106,14 @@ def slot_items(task: Task, slot_format: SlotFormat) -> tuple[frozenset[str], str
     return frozenset(items), items[0]
 
 
+def tag_per_word(
+    items: Sequence[str], words: int, task: Task, slot_format: SlotFormat
+) -> tuple[str, ...]:
+    """Predicted slots, one a word: missing ones are outside, those past the words are cut."""
+    _, outside = slot_items(task, slot_format)
+    return (*items, *(outside,) * words)[:words]
+
+
 @lru_cache
 def _forms(task: Task, lettered: bool) -> dict[str, str]:
     """How each class may be written."""

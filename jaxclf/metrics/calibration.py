@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxclf.core import files
 from jaxclf.core.errors import ArtifactError
@@ -305,6 +306,13 @@ def _logits(rows: Sequence[Sequence[float]]) -> np.ndarray:
 def save(path: Path, temperatures: Mapping[str, float], step: int) -> None:
     """Write the temperatures of the parameters of `step`."""
     write_json(path, {"step": step, "temperature": dict(temperatures)})
+
+
+def of_run(run_dir: Path, step: int | None, evaluation: ConfigDict) -> dict[str, float]:
+    """The temperatures of a run's step, if `evaluation`, its config's group, asks for one."""
+    if evaluation.get("temperature") != "dev":  # which older runs do not have
+        return {}
+    return load(run_dir / FILE, step)
 
 
 def load(path: Path, step: int | None) -> dict[str, float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxclf.data.predictions import UNPARSED, Prediction
 from jaxclf.data.tasks import Label, SlotFormat, Task, TaskKind, bio_slots, plain_slots
-from jaxclf.decoding.parsing import slot_items
+from jaxclf.decoding.parsing import slot_items, tag_per_word
 
 _ZERO: Any = 0  # what a ratio of nothing is, without a warning
 _MEASURED: dict[TaskKind, tuple[str, ...]] = {
@@ -335,8 +335,8 @@ def _bio_prediction(prediction: Prediction, task: Task, slot_format: SlotFormat)
     words = len(_gold_tags(prediction, task))
     items = prediction.predicted.get(task.name) or ()
     assert isinstance(items, tuple)
-    known, outside = slot_items(task, slot_format)
-    items = (items + (outside,) * words)[:words]
+    known, _ = slot_items(task, slot_format)
+    items = tag_per_word(items, words, task, slot_format)
     for item in items:
         if item not in known:
             raise ValueError(

@@ -153,13 +153,15 @@ def run(
             for style, ways in itertools.groupby(ways, lambda way: way.style)
             for each in _ask(_styled(config, style), asked, records, list(ways))
         ]
-    figures = [metrics.compute(each.predictions, tasks, config.prompt.slots) for each in answered]
     first = answered[0]
     train = {"steps": 0} | ({} if asked.account else {"device": facts.device()})
     result = facts.describe(config, facts.data_facts(asked.dataset), asked.model, train)
     result |= facts.scores(config, first.recipe, first.predictions, split)
     result |= first.facts
-    result["spread"] = spread(figures)
+    others = [
+        metrics.compute(each.predictions, tasks, config.prompt.slots) for each in answered[1:]
+    ]
+    result["spread"] = spread([result["eval"], *others])
     result["variants"] = [asdict(each.variant) | {"seconds": each.seconds} for each in answered]
     if asked.account is not None:
         result["api"] = asked.account.facts()
