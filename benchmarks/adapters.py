@@ -34,13 +34,13 @@ from jaxclf.data import datasets, loader
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.data.encoder_inputs import encode
 from jaxclf.models import quantization, registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.training import losses, optim
 from jaxclf.training.train_step import init_state, make_train_step
 
 BATCH, TOKENS = 8, 384
-DIMENSIONS = LlamaConfig(
+DIMENSIONS = DecoderConfig(
     vocab_size=8192,
     hidden_size=384,
     intermediate_size=1024,

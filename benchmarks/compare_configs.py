@@ -66,7 +66,7 @@ def load_all(root: Path) -> Runs:
 
     runs: Runs = {}
     for path in sorted((root / "configs").glob("*.py")):
-        if "def get_config" not in path.read_text():
+        if "def get_config" not in path.read_text("utf-8"):
             continue
         told = found(f"{path}:?")
         possible = re.search(r"possible: ([^.]*)", str(told))

@@ -26,7 +26,7 @@ from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.label_decoder import Decoding, Mode
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
@@ -41,7 +41,7 @@ ROWS = 8  # of a micro-batch, all devices together
 VOCABULARY = 320
 _LABEL = 5  # tokens of an answer
 
-LLAMA = LlamaConfig(
+LLAMA = DecoderConfig(
     vocab_size=VOCABULARY,
     hidden_size=128,
     intermediate_size=192,

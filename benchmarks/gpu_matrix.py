@@ -119,7 +119,7 @@ def compile_cell(path, mesh: str, gpu: str, keep: File | None = None) -> Cell:
                 text = compiled.as_text()
                 if keep is not None:
                     name = re.sub(r"[^\w=]+", "-", f"{path.name} {mesh} {gpu} {number}")
-                    (keep / f"{name}.txt").write_text(text)
+                    (keep / f"{name}.txt").write_text(text, "utf-8")
                 number += 1
                 peak = compiled.memory_analysis().peak_memory_in_bytes
                 cell.add(text, peak, path.least, path.pairs // devices // 2)
@@ -244,7 +244,7 @@ def _part(text: str) -> tuple[int, int]:
 def _kept(path: File | None) -> dict[tuple[str, str, str], Cell]:
     """The cells that were compiled before, by path, mesh and GPU."""
     found = {}
-    for line in path.read_text().splitlines() if path and path.is_file() else ():
+    for line in path.read_text("utf-8").splitlines() if path and path.is_file() else ():
         cell = Cell(**json.loads(line))
         cell.collectives = Collectives(**cell.collectives)
         cell.squares, cell.fused = ({*map(tuple, shapes)} for shapes in (cell.squares, cell.fused))
@@ -309,7 +309,7 @@ def run(options: argparse.Namespace) -> None:
         cell = compile_cell(path, mesh, gpu, options.keep)
         found.append(cell)
         if options.done:
-            with options.done.open("a") as file:
+            with options.done.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(cell), default=sorted) + "\n")
         line = cell.error or cell.summary()
         print(
@@ -323,10 +323,10 @@ def run(options: argparse.Namespace) -> None:
     found.sort(key=lambda cell: (rows.index(cell.path), columns.index(cell.mesh)))
     text = report(found, sum(cell.seconds for cell in found), columns)
     if options.output:
-        options.output.write_text(text)
+        options.output.write_text(text, "utf-8")
     if options.json:
         fields = [dataclasses.asdict(cell) for cell in found]
-        options.json.write_text(json.dumps(fields, indent=1, default=sorted))
+        options.json.write_text(json.dumps(fields, indent=1, default=sorted), "utf-8")
     print(text if not options.output else text.partition("\n")[0])
     if not all(map(is_right, found)):
         raise SystemExit(1)

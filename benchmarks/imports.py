@@ -51,7 +51,7 @@ def package_of(module: str) -> str:
 def imports(root: Path, path: Path) -> Iterator[str]:
     """Full names of the modules a file imports anywhere: at its top, in a function, for types."""
     package = path.relative_to(root).parent.parts
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

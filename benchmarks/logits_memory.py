@@ -20,12 +20,12 @@ from jaxclf.config import defaults
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.distributed import sharding
 from jaxclf.models import registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.training import losses, optim
 from jaxclf.training.train_step import init_state, make_train_step
 
 ROWS, LENGTH = 8, 2048
-DIMENSIONS = LlamaConfig(
+DIMENSIONS = DecoderConfig(
     vocab_size=128_256,
     hidden_size=1024,
     intermediate_size=2816,

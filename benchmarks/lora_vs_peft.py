@@ -31,7 +31,7 @@ from jaxclf.data.batching import ANSWER
 from jaxclf.data.prefixes import NONE
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.models import registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.planning.hardware import CHIPS
 from jaxclf.prompts.examples import tokenize
@@ -39,7 +39,7 @@ from jaxclf.prompts.source import prompt_source
 from jaxclf.training import losses, optim
 from jaxclf.training.train_step import init_state, make_train_step
 
-DIMENSIONS = LlamaConfig(
+DIMENSIONS = DecoderConfig(
     vocab_size=16_384,
     hidden_size=512,
     intermediate_size=1408,
@@ -62,9 +62,9 @@ class Case:
     full: bool = False
 
     @property
-    def dimensions(self) -> LlamaConfig:
+    def dimensions(self) -> DecoderConfig:
         found = registry.find(self.model) if self.model else DIMENSIONS
-        assert isinstance(found, LlamaConfig)
+        assert isinstance(found, DecoderConfig)
         return dataclasses.replace(found, num_layers=self.layers or found.num_layers)
 
 
@@ -150,7 +150,7 @@ def theirs(case: Case) -> turns.Arm:
     config = case.dimensions
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
+        transformers.DecoderConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,

@@ -47,6 +47,13 @@ ON_GPUS = (
     ("llama3_8b_massive.py:qlora", "l40s:1", "fsdp=1", 1),
     ("llama3_70b_20ng.py", "h100:64", "fsdp=8,tensor=8", 1),
     ("llama3_70b_20ng.py:qlora", "h100:8", "fsdp=8", 1),
+    ("llama3_70b_20ng.py:lean", "a100:8", "fsdp=8", 1),
+    ("llama3_70b_massive.py:lean", "a100:8", "fsdp=8", 1),
+    ("llama2_70b_20ng.py:lean", "a100:8", "fsdp=8", 1),
+    ("llama2_70b_massive.py:lean", "a100:8", "fsdp=8", 1),
+    ("llama3_8b_20ng.py:lean", "a100:1", "fsdp=1", 8),
+    ("llama3_70b_20ng.py:qlora", "h100:1", "fsdp=1", 8),
+    ("llama3_8b_20ng.py:qlora", "rtx4090:1", "fsdp=1", 8),
     ("flan_t5_xxl_20ng.py:lora", "h100:8", "fsdp=8", 1),
     ("roberta_large_20ng.py", "a100:1", "fsdp=1", 1),
     ("roberta_large_20ng.py", "h100:8", "fsdp=8", 1),
@@ -61,10 +68,10 @@ def plan(*arguments: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "plan.json"
         command = [sys.executable, "-m", "jaxclf.plan", *arguments, "--output", str(output)]
-        done = subprocess.run(command, text=True, capture_output=True)
+        done = subprocess.run(command, encoding="utf-8", capture_output=True)
         if not output.is_file():
             raise SystemExit(done.stderr)
-        return json.loads(output.read_text())
+        return json.loads(output.read_text("utf-8"))
 
 
 def full_tuning() -> None:
@@ -154,10 +161,12 @@ def _gpu_cells(found: dict) -> str:
 
 def write(table: str) -> None:
     """Put the table in the place of the one in benchmarks/README.md."""
-    text = README.read_text()
+    text = README.read_text("utf-8")
     begin, end = "<!-- plans --gpu -->\n", "<!-- end -->\n"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
-    README.write_text(re.sub(pattern, lambda _: f"{begin}\n{table}\n\n{end}", text, flags=re.S))
+    README.write_text(
+        re.sub(pattern, lambda _: f"{begin}\n{table}\n\n{end}", text, flags=re.S), "utf-8"
+    )
 
 
 def layers() -> None:

@@ -57,7 +57,9 @@ def measure(arms: Mapping[str, Callable[[], Arm]], options: argparse.Namespace) 
             f"{options.rounds} rounds)"
         )
     if options.output:
-        options.output.write_text(json.dumps({"examples_per_second": speeds}, indent=1) + "\n")
+        options.output.write_text(
+            json.dumps({"examples_per_second": speeds}, indent=1) + "\n", "utf-8"
+        )
     return medians
 
 

@@ -4,7 +4,7 @@
 
 Variants, after the file's name and separated by commas (the first is the default):
 `:zero_shot|five_shot`, `:task=both|intent|slots`, `:lora|qlora` (adapters alone),
-`:no_tuning` (for jaxclf.prompt), `:smoke` (a tiny random model).
+`:lean` (in full, in less memory), `:no_tuning` (for jaxclf.prompt), `:smoke` (a tiny random model).
 """
 
 from jaxclf.config import families

@@ -30,7 +30,7 @@ def commands() -> list[str]:
 
 def _runs(path: Path) -> bool:
     """Whether a module is a command: it ends with `if __name__ == "__main__":`."""
-    body = ast.parse(path.read_text()).body
+    body = ast.parse(path.read_text("utf-8")).body
     return any(isinstance(each, ast.If) and "__main__" in ast.dump(each.test) for each in body)
 
 

@@ -15,7 +15,7 @@ from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers.opening import Opened
 from jaxclf.config import loading
 from jaxclf.convert import exported, hf_import, peft_import
-from jaxclf.core import cache, logs
+from jaxclf.core import compiler, logs
 from jaxclf.core.errors import InputError
 from jaxclf.data import records as data_records
 from jaxclf.data.predictions import Prediction
@@ -50,7 +50,7 @@ def load(
     >>> clf.tasks[0].name
     'intent'
     """
-    cache.keep_programs()
+    compiler.configure()
     lines = loading.as_lines(overrides)
     path = Path(source).expanduser()
     with logs.quiet():  # what is converted on the way is of no interest
@@ -175,11 +175,11 @@ class LoadedClassifier:
             )
         if not records:
             return []
-        size = batch_size or self.opened.config.eval.batch_size
+        size, prompt = batch_size or self.opened.config.eval.batch_size, self.opened.prompt
         if not progress:
-            return classifier.predict(records, size)
+            return classifier.predict(records, size, prompt=prompt)
         with logs.count("labelling", len(records)) as advance:
-            return classifier.predict(records, size, progress=advance)
+            return classifier.predict(records, size, prompt=prompt, progress=advance)
 
     def _one_or_all(self, found: dict[str, Any]) -> Any:
         """What there is of each task; of a single task it alone."""

@@ -32,11 +32,11 @@ def main(arguments: list[str]) -> None:
     keep_freed_memory()
     # Only now what takes seconds to import.
     from jaxclf import report, train
-    from jaxclf.core import cache
+    from jaxclf.core import compiler
     from jaxclf.runs import learning_curve
 
     sizes = learning_curve.read_sizes(options.sizes)
-    cache.keep_programs()
+    compiler.configure()
     workdir = Path(options.workdir)
     found = learning_curve.learn(config, workdir, sizes, options.seeds, train.run)
     print(f"\n{report.curve_table(found)}\ncurve: {workdir / 'curve.html'}")

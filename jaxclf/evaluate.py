@@ -61,12 +61,12 @@ def run(
     'dev'
     """
     from jaxclf.convert import hf_import, peft_import
-    from jaxclf.core import cache
+    from jaxclf.core import compiler
     from jaxclf.ensemble.opening import open_any
     from jaxclf.report.result import PAGE, Report
     from jaxclf.runs import evaluation
 
-    cache.keep_programs()
+    compiler.configure()
     lines = loading.as_lines(overrides)
     opened = open_any(checkpoint, step, lines, hf_import.resolve, peft_import.convert)
     if output is not None:

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from jaxclf.config import loading
-from jaxclf.core import command, errors
+from jaxclf.core import command, compiler, errors
 
 
 def main(arguments: list[str]) -> None:
@@ -34,6 +34,12 @@ def main(arguments: list[str]) -> None:
         "(default): the smallest TPU slices that fit",
     )
     parser.add_argument(
+        "--slices", type=int, default=1, metavar="N", help="so many TPU slices; default: 1"
+    )
+    parser.add_argument(
+        "--price", type=float, metavar="USD", help="of a chip for an hour, to tell what tokens cost"
+    )
+    parser.add_argument(
         "--mesh", default="", metavar="AXIS=SIZE,…", help="such as fsdp=8,tensor=4; default: search"
     )
     parser.add_argument(
@@ -46,6 +52,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output", default="", metavar="FILE", help="the plan as JSON")
     options = loading.parse(parser, arguments)
     config = loading.load(options.config, options.overrides)
+    if options.price is not None and not options.price > 0:
+        raise errors.InputError(f"--price {options.price}: expected more than 0")
     if options.label_tokens is not None:
         if options.label_tokens < 1:
             raise errors.InputError(f"--label-tokens {options.label_tokens}: expected 1 or more")
@@ -56,17 +64,18 @@ def main(arguments: list[str]) -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans at once
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    compiler.for_tpus()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA:GPU tells of every slow reshard
     from jaxclf.planning import gpus, hardware, plans
 
     if options.topology == "auto":
-        if options.mesh:
-            raise errors.InputError("--mesh needs a --topology that it is laid over")
+        if options.mesh or options.slices != 1:
+            raise errors.InputError("--mesh and --slices need a --topology that they are of")
         found = plans.smallest(config, plans.read(config))
     else:
         import jax
 
-        topology = hardware.topology(options.topology)
+        topology = hardware.topology(options.topology, options.slices, options.price)
         if not (topology.is_tpu or gpus.can_compile()):
             jax.config.update("jax_num_cpu_devices", topology.count)
         mesh = plans.read_mesh(options.mesh, topology) if options.mesh else None

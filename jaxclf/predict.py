@@ -7,10 +7,11 @@ JSON object a record, in the input's order: id, the label of each task (null whe
 no label), raw output, unparsed tasks. A killed command resumes where it stopped.
 """
 
+import argparse
 from pathlib import Path
 
 from jaxclf.config import loading
-from jaxclf.core import command, errors
+from jaxclf.core import command, errors, locks
 
 
 def main(arguments: list[str]) -> None:
@@ -33,6 +34,11 @@ def main(arguments: list[str]) -> None:
     options = loading.parse(parser, arguments)
     if options.batch_size < 0:
         raise errors.InputError(f"--batch-size {options.batch_size}: expected 1 or more")
+    with locks.file(options.output):
+        _label(options)
+
+
+def _label(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if output.exists() and output.samefile(options.input):
         raise errors.InputError(
@@ -42,7 +48,7 @@ def main(arguments: list[str]) -> None:
     # Only now what takes seconds to import.
     from jaxclf.checkpoint.steps import read_step
     from jaxclf.convert import hf_import, peft_import
-    from jaxclf.core import cache
+    from jaxclf.core import compiler
     from jaxclf.data.records import Schema
     from jaxclf.ensemble.opening import open_any
     from jaxclf.runs import labelling
@@ -52,7 +58,7 @@ def main(arguments: list[str]) -> None:
         Schema(options.text, id=options.id, pair=options.pair),
         skip=options.on_defect == "skip",
     )
-    cache.keep_programs()
+    compiler.configure()
     opened = open_any(
         options.checkpoint,
         read_step(options.step),
@@ -67,6 +73,7 @@ def main(arguments: list[str]) -> None:
         batch_size=options.batch_size or opened.config.eval.batch_size,
         overwrite=options.overwrite,
     )
+    labelling.say_cut(output)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ def main(arguments: list[str]) -> None:
 
     # Only now what takes seconds to import: a typo is told at once.
     from jaxclf.convert import hf_import
-    from jaxclf.core import cache
+    from jaxclf.core import compiler
     from jaxclf.runs import prompting
 
-    cache.keep_programs()
+    compiler.configure()
     opened = prompting.served if config.api.model else prompting.decoder(hf_import.resolve)
     prompting.run(config, Path(options.workdir), opened, options.dry_run)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from jaxclf.config import loading
-from jaxclf.core import command, errors
+from jaxclf.core import command, errors, locks
 from jaxclf.tables import definitions
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def main(arguments: list[str]) -> None:
             print(costs.listed(costs.lines(table, jobs)))
             return
         workers = options.jobs or (min(2, os.cpu_count() or 1) if smoke else 1)
-        _run(table, jobs, workers, [_STANDIN] if stands_in else [])
+        with locks.folder(workdir):
+            _run(table, jobs, workers, [_STANDIN] if stands_in else [])
 
 
 def _run(
@@ -112,14 +113,14 @@ def execute(job: "TableRun", config: ConfigDict) -> None:
 
     keep_freed_memory()
     from jaxclf.convert import hf_import, peft_import
-    from jaxclf.core import cache
+    from jaxclf.core import compiler
     from jaxclf.ensemble import modules
     from jaxclf.ensemble.run import train_ensemble
     from jaxclf.runs import prompting
     from jaxclf.runs.training import train
     from jaxclf.tables import costs
 
-    cache.keep_programs()
+    compiler.configure()
     if config.model.checkpoint and not job.run.group:
         costs.check_fits(config)
     if config.tune == "none":

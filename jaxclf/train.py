@@ -9,12 +9,14 @@ jaxclf.train("configs/quickstart.py", "runs/quickstart").
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from jaxclf.config import loading
+from jaxclf.config.schema import leaves
 from jaxclf.core import command, errors
 from jaxclf.core.allocator import keep_freed_memory
 from jaxclf.core.modules import make_callable
@@ -45,11 +47,12 @@ def main(arguments: list[str]) -> None:
 
     keep_freed_memory()
     # Only now what takes seconds to import: a typo is told at once.
-    from jaxclf.distributed import processes
+    from jaxclf.distributed import peers, processes
 
-    if options.distributed:
-        processes.join(options.heartbeat)
-    run(config, Path(options.workdir))
+    processes.check_heartbeat(options.heartbeat)
+    with peers.joined(options.heartbeat) if options.distributed else nullcontext():
+        peers.agree("config", dict(leaves(config)))
+        run(config, Path(options.workdir))
 
 
 def run(
@@ -68,12 +71,12 @@ def run(
     24
     """
     config, workdir = loading.changed(config, overrides), Path(workdir)
-    from jaxclf.core import cache
+    from jaxclf.core import compiler
     from jaxclf.distributed import processes
     from jaxclf.report.result import Report
     from jaxclf.runs.training import train
 
-    cache.keep_programs()
+    compiler.configure()
     base = None
     if config.model.checkpoint:
         from jaxclf.convert import hf_import

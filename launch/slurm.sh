@@ -26,7 +26,10 @@ options:
   --time LIMIT              of one stretch, such as 12:00:00 (default: the partition's)
   --partition PARTITION
   --account ACCOUNT
-  --grace-seconds N         from SIGTERM to the end, time to save (default: 120)
+  --grace-seconds N         from SIGTERM to the end of --time, time to save (default: 120). At a
+                            preemption the cluster's GraceTime or KillWait counts instead, often 30
+                            seconds (`scontrol show config`): where a save takes longer, set
+                            --config.train.save_steps to what you can afford to lose
   --name NAME               of the job (default: jaxclf)
   --config FILE.py[:VARIANT,...]   such as configs/quickstart.py:smoke
   --workdir FOLDER          receives all results; on a disk that all nodes share

@@ -41,6 +41,12 @@ FAULTS = {
     "401": "refused",
     "404": "refused",
     "long": "a rate limit with a wait of hours",
+    "drip": "an answer that comes byte by byte, and never ends",
+    "dripbody": "the same after a head that came at once",
+    "redirect": "sent on to another address of this server",
+    "huge": "a body that does not end",
+    "costly": "a million tokens used",
+    "nousage": "no word on tokens",
 }
 
 
@@ -89,7 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.state.key and given != f"Bearer {self.state.key}":
             name = "401"
         if name in ("400", "401", "404"):  # which repeats the key, as some do
-            self._send(int(name), {"error": {"message": f"not for {given}", "code": name}})
+            self._send(
+                int(name), {"error": {"message": f"not for {given}, {given[:20]}", "code": name}}
+            )
         elif name == "quota":
             self._send(429, {"error": {"message": "no credit", "code": "insufficient_quota"}})
         elif name in ("429", "long"):
@@ -97,11 +105,28 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(429, {"error": {"message": "too many requests"}}, {"Retry-After": wait})
         elif name == "500":
             self._send(500, {"error": {"message": "it broke"}})
+        elif name == "redirect":
+            target = f"http://localhost:{self.server.server_address[1]}/v1/chat/completions"
+            self._send(307, {}, {"Location": target})
+        elif name in ("drip", "dripbody", "huge"):
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+            head += b"Transfer-Encoding: chunked\r\n\r\n" if name != "drip" else b""
+            self.wfile.write(head)
+            self.close_connection = True
+            byte, pause = (b"x: " if name == "drip" else b"1\r\n \r\n"), 0.02
+            if name == "huge":
+                byte, pause = b"100000\r\n" + b" " * 2**20 + b"\r\n", 0
+            while True:
+                self.wfile.write(byte)
+                time.sleep(pause)
         elif name == "drop":
             self.close_connection = True
         else:
             time.sleep(SLOW if name == "slow" else 0)
             reply = completion(asked, "no label at all" if name == "garbage" else label(prompt))
+            if name in ("costly", "nousage"):
+                million = {"prompt_tokens": 1_000_000, "completion_tokens": 0}
+                reply["usage"] = million if name == "costly" else None
             content = json.dumps({} if name == "empty" else reply).encode()
             content = {"malformed": b'{"choices": [', "html": b"<html>"}.get(name, content)
             size = len(content)

@@ -21,13 +21,14 @@ from jaxclf.ensemble import features
 from jaxclf.ensemble.attens import Pooling
 from jaxclf.models import quantization, registry
 from jaxclf.models.attention import attend
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.masks import visible
 from jaxclf.planning import hlo
 from jaxclf.runs.evaluation import evaluate
 from jaxclf.runs.training import train
-from jaxclf.training import losses, train_step
+from jaxclf.training import losses, optim, train_step
+from jaxclf.training.layerwise import Layerwise
 from jaxclf.training.losses import Objective, Term
 from tests.ensemble.test_features import seen_of, texts
 from tests.models.test_attention import inputs as attention_inputs
@@ -36,7 +37,7 @@ from tests.models.test_attention import (
     shared_inputs,
     shared_outputs_and_gradients,
 )
-from tests.tiny import examples, random_params, sharing
+from tests.tiny import ATTRIBUTES, examples, random_params, sharing
 from tests.tiny_encoders import ENCODERS
 from tests.tiny_t5 import FLAN
 
@@ -49,7 +50,7 @@ MESHES = {
 }
 ONE = (1, 1, 1, 1)
 RATE = 3e-3
-CONFIG = LlamaConfig(
+CONFIG = DecoderConfig(
     vocab_size=64,
     hidden_size=32,
     intermediate_size=64,
@@ -83,11 +84,11 @@ def shared_batch(count: int = 1) -> batching.Batch:
     return jax.tree.map(lambda rows: rows.reshape(count, -1, rows.shape[1]), batch)
 
 
-def trained(shape, model, tuned, params, batch, objective, count=10):
+def trained(shape, model, tuned, params, batch, objective, count=10, optimizer=None):
     """Losses of `count` steps, and what was trained, computed on this mesh."""
     # AdamW makes whole steps of gradients that are zero but for rounding: of a key's bias (hence
     # the eps), and of most of an adapter (hence no AdamW).
-    optimizer = optax.adamw(RATE, eps=1e-4)
+    optimizer = optimizer or optax.adamw(RATE, eps=1e-4)
     if isinstance(tuned, tuning.Adapted):
         optimizer = optax.sgd(10 * RATE, momentum=0.9)
     step = train_step.make_train_step(
@@ -145,6 +146,48 @@ def full():
         shared_batch(2),
         losses.GENERATION,
     )
+
+
+def attributes():
+    """Layers that see less, caps, sinks, norms and biases, alone and beside a shared prefix."""
+    model = registry.create(dataclasses.replace(CONFIG, **ATTRIBUTES), remat=True)
+    tuned = tuning.choose(config(), model.abstract)
+    params = jax.tree.map(lambda leaf: leaf / 2, random_params(model))
+    names = ["fsdp-tensor", "fsdp-tensor-sequence"]
+    agree(names, model, tuned, params, text_batch(), losses.GENERATION)
+    agree(names[:1], model, tuned, params, shared_batch(2), losses.GENERATION)
+
+
+def lean():
+    """Steps in less memory: from the same gradients the same bits on every mesh, and learning."""
+    dims = dataclasses.replace(
+        CONFIG, hidden_size=128, intermediate_size=512, head_dim=32, dropout=0.0
+    )
+    model = registry.create(dims, param_dtype=jnp.bfloat16, remat=2)
+    fields = config(train__adam_moments="int8", train__stochastic_rounding=True).train
+    optimizer = optim.optimizer(fields)
+    assert isinstance(optimizer, Layerwise)
+    params = jax.device_get(random_params(model))
+    gradient = jax.tree.map(lambda leaf: np.sin(np.arange(leaf.size)).reshape(leaf.shape), params)
+    found = {}
+    for name, shape in {"one": ONE, **MESHES}.items():
+        with on(shape):
+            tree, given = sharding.put(params), sharding.put(gradient)
+            state = sharding.born(optimizer.init, tree)
+            lies = sharding.shardings(tree), sharding.shardings(state)
+            apply = jax.jit(optimizer.apply, out_shardings=lies)
+            for step in range(3):
+                key = jax.random.key(step)
+                tree, state = apply(given, jnp.float32(1), state, tree, key)
+            found[name] = jax.device_get((tree, state))
+        jax.tree.map(np.testing.assert_array_equal, found[name], found["one"])
+    tuned = tuning.choose(config(), model.abstract)
+    arguments = (model, tuned, params, text_batch(), losses.GENERATION, 10, optimizer)
+    expected = trained(ONE, *arguments)[0]
+    assert expected[-1] < 0.9 * expected[0]
+    # Gradients differ by rounding, which chance then makes larger.
+    for name in ("fsdp-tensor", "fsdp-tensor-sequence"):
+        np.testing.assert_allclose(trained(MESHES[name], *arguments)[0], expected, rtol=0.01)
 
 
 def adapters():

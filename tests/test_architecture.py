@@ -1,5 +1,6 @@
 """Who may import whom; that reading a config and asking for help stay cheap."""
 
+import ast
 import sys
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_what_reads_the_config_imports_nothing_heavy():
     ("file", "source", "reason"),
     [
         ("jaxclf/data/batching.py", "from jaxclf.models import decoder", "goes up"),
-        ("jaxclf/data/batching.py", "from ..models.decoder import Llama", "meet at Batch"),
+        ("jaxclf/data/batching.py", "from ..models.decoder import Decoder", "meet at Batch"),
         ("jaxclf/models/decoder.py", "import jaxclf.data.batching", "meet at Batch"),
         ("jaxclf/training/losses.py", "from jaxclf.runs import training", "goes up"),
         ("jaxclf/runs/training.py", "def f():\n    from jaxclf.train import main", "goes up"),
@@ -78,7 +79,7 @@ def test_what_reads_the_config_imports_nothing_heavy():
         ("jaxclf/config/loading.py", "from configs import quickstart", "stands on its own"),
         ("jaxclf/core/errors.py", "from jaxclf.core import errors", None),
         ("jaxclf/train.py", "from jaxclf.runs import training", None),
-        ("jaxclf/runs/training.py", "from jaxclf.models.decoder import Llama", None),
+        ("jaxclf/runs/training.py", "from jaxclf.models.decoder import Decoder", None),
         ("configs/mine.py", "import jax", "configs import only"),
         ("configs/mine.py", "from jaxclf.runs import training", "configs import only"),
         ("configs/mine.py", "from jaxclf.config import defaults", None),
@@ -111,3 +112,31 @@ def test_a_new_package_needs_a_layer(tmp_path):
     (tmp_path / "jaxclf" / "attic" / "old.py").write_text("import jaxclf.core.errors")
     with pytest.raises(LookupError, match="jaxclf/attic has no layer yet"):
         violations(tmp_path)
+
+
+def unnamed_encodings(path: Path) -> list[str]:
+    """Where a file reads or writes text in whatever encoding the user's locale has."""
+    found = []
+    for call in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not isinstance(call, ast.Call) or any(each.arg == "encoding" for each in call.keywords):
+            continue
+        name = ast.unparse(call.func).rpartition(".")[2]
+        words = [each.value for each in call.args if isinstance(each, ast.Constant)]
+        modes = [each for each in words if isinstance(each, str) and {*each} <= {*"rwaxbt+"}]
+        if (
+            (name == "read_text" and not call.args)
+            # That of a module takes the path first.
+            or (
+                name == "write_text" and isinstance(call.func, ast.Attribute) and len(call.args) < 2
+            )
+            or (name == "open" and bool(modes) and "b" not in modes[0])
+        ):
+            found.append(f"{path}:{call.lineno}")
+    return found
+
+
+@pytest.mark.parametrize("folder", ["jaxclf", "conversion", "configs"])
+def test_text_has_the_same_encoding_in_every_locale(folder):
+    files = sorted((REPOSITORY / folder).rglob("*.py"))
+    assert files
+    assert [place for file in files for place in unnamed_encodings(file)] == []

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
+from kubeflow_trainer_api import models
 
 from jaxclf.config import loading
 
@@ -372,6 +374,24 @@ def test_the_pods_have_the_service_account_that_may_write_to_the_bucket(machine)
     assert pod_of(found)["serviceAccountName"] == "trainer"
 
 
+@pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*BUCKET, *OVERRIDES),
+        ("--claim", "disk", "--hf-token-secret", "hub-token", "--service-account", "trainer"),
+    ],
+)
+def test_jobset_and_kubernetes_know_every_field(machine, words, version):
+    found = manifest(machine, *IMAGE, *SLICE, *TRAINING, *words)
+    # The models check types and drop what they do not know; below `template` a JobSet is a Job,
+    # whose schema is stricter.
+    assert models.JobsetV1alpha2JobSet.from_dict(found).to_dict() == found
+    (job,) = found["spec"]["replicatedJobs"]
+    alone = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "alone"}}
+    kubernetes_validate.validate(alone | job["template"], version, strict=True)
+
+
 def test_the_manifest_is_what_is_applied(machine):
     machine.program("kubectl", 'cat >"$HOME/applied"')
     assert machine.run("gke.sh", "apply", *GKE).returncode == 0
@@ -650,6 +670,17 @@ def test_a_preempted_job_goes_back_into_the_queue(machine, code, requeued):
     assert machine.called("scontrol") == ["scontrol requeue 17"] * requeued
     (call,) = machine.called("srun")
     assert call.endswith("--cpus-per-task=8 python -m jaxclf.train a b")
+
+
+@pytest.mark.parametrize(("refusals", "calls"), [(2, 3), (99, 10)])
+def test_a_controller_that_is_away_is_asked_again(machine, refusals, calls):
+    machine.program("srun", "exit 75")
+    machine.program("sleep")
+    machine.program("scontrol", f"(($(grep -c ^scontrol {machine.calls}) > {refusals}))")
+    done = machine.run("slurm.sbatch", "python", SLURM_JOB_ID="17")
+    assert done.returncode == 75
+    assert machine.called("scontrol") == ["scontrol requeue 17"] * calls
+    assert ("the same launch/slurm.sh resumes it" in done.stdout) == (refusals > calls)
 
 
 # -- the scripts themselves

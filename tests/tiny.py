@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,12 @@ import numpy as np
 from jaxclf.core.types import Params
 from jaxclf.data.batching import ANSWER, Batch
 from jaxclf.data.examples import Tokens
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.registry import Model
 from jaxclf.training import losses
 
-CONFIG = LlamaConfig(
+CONFIG = DecoderConfig(
     vocab_size=37,
     hidden_size=16,
     intermediate_size=24,
@@ -25,6 +26,29 @@ CONFIG = LlamaConfig(
     head_dim=6,
     rope_scaling=RopeScaling(5.0, 1.5, 6.0, original_max_position=16),
 )
+
+
+# Every attribute of a decoder that changes what is seen or how it is weighed, in one model.
+ATTRIBUTES: dict[str, Any] = {
+    "num_layers": 4,
+    "layer_types": ("window", "full", "chunk", "window"),
+    "window": 4,
+    "chunk": 5,
+    "rotary_layers": (True, True, False, True),
+    "local_rope_theta": 99.0,
+    "query_norm": "head",
+    "attention_scale": 0.3,
+    "attention_cap": 2.0,
+    "sinks": True,
+    "norms": "both",
+    "norm_offset": True,
+    "qkv_bias": True,
+    "out_bias": True,
+    "mlp_bias": True,
+    "logit_cap": 3.0,
+    "logit_scale": 0.5,
+    "residual_scale": 0.7,
+}
 
 
 def random_params(model: Model, seed: int = 0) -> Params:

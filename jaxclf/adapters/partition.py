@@ -15,7 +15,14 @@ from jaxclf.core.types import Array, Key, Tree, path_name
 from jaxclf.models.quantization import TOKEN_TABLES
 from jaxclf.models.unstacked import SplitTable, stack, unstack
 
-_PARTS = "parts"  # what an Unstacked array adds to the path of its leaves
+PARTS = "parts"  # what an Unstacked array adds to the path of its leaves
+
+
+def is_stacked(path: str) -> bool:
+    """Whether a leaf at this path holds a part for each layer along its first dimension."""
+    names = path.split("/")
+    return "layers" in names and PARTS not in names
+
 
 _NAMED_PATTERNS = {"all": ".*", "biases": r".*/bias", "norms": r".*norm.*"}
 

@@ -1,6 +1,7 @@
 """What a checkpoint's path names: a run's checkpoint or a converted model, and what it holds."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +12,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf.adapters import lora
-from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint import model_files, tree_store
 from jaxclf.checkpoint.steps import Which, read_meta, step_directory
 from jaxclf.checkpoint.tree_store import Manifest
 from jaxclf.core import files, tree
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import write_json
 from jaxclf.core.types import Params, Tree
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.distributed import sharding
 from jaxclf.models import registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import FAMILIES as DECODERS
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.layers import RopeScaling
@@ -28,9 +31,13 @@ from jaxclf.models.quantization import Quantise
 from jaxclf.models.registry import ModelConfig
 from jaxclf.models.t5 import T5Config
 
-FAMILIES = {"llama": LlamaConfig, "t5": T5Config} | dict.fromkeys(
-    ("bert", "roberta", "distilbert", "electra"), EncoderConfig
+FAMILIES = (
+    {"t5": T5Config}
+    | dict.fromkeys(("bert", "roberta", "distilbert", "electra"), EncoderConfig)
+    | dict.fromkeys(DECODERS, DecoderConfig)
 )
+
+_FROM_RUN = "run:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +57,8 @@ class ModelSource:
 class AdapterInfo:
     """The content of adapters.json.
 
-    `checkpoint`: what `model.checkpoint` named; empty: RUN/base. `fingerprint`: of that base.
+    `checkpoint`: what `model.checkpoint` named, which may be `relative`; empty: RUN/base.
+    `fingerprint`: of that base.
     """
 
     spec: lora.Spec
@@ -86,8 +94,9 @@ def resolve(path: str | Path, step: Which = "best") -> ModelSource:
 def load_params(source: ModelSource | str | Path, abstract: Params, *, dtype: Any = None) -> Params:
     """Verified parameters in the structure of `abstract`, cast to its dtypes or to `dtype`.
 
-    Each process reads the parts of its own devices. Raises ArtifactError listing what is
-    missing, unexpected, of another shape or corrupt, InputError where there are adapters alone.
+    Each process reads the parts of its own devices. Raises ArtifactError listing what is missing,
+    unexpected, of another shape, corrupt, NaN or infinite, InputError where there are adapters
+    alone or the memory here cannot hold them.
     """
     if not isinstance(source, ModelSource):
         source = resolve(source)
@@ -99,17 +108,18 @@ def load_params(source: ModelSource | str | Path, abstract: Params, *, dtype: An
     if dtype is not None:
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract)
     abstract = sharding.abstract(abstract)
-    return tree_store.restore(source.params_dir, source.manifest, abstract, cast=True)
+    sharding.check_memory(abstract)
+    return tree_store.restore(source.params_dir, source.manifest, abstract, cast=True, finite=True)
 
 
 def load_adapters(source: ModelSource, base: Params) -> lora.Adapters:
     """Verified adapters of a base like `base` (arrays, or their shapes alone).
 
-    Raises ArtifactError where they are corrupt or do not fit.
+    Raises ArtifactError where they are corrupt, not finite, or do not fit.
     """
     assert source.adapters is not None
     abstract = sharding.abstract(lora.abstract(base, source.adapters.spec))
-    return tree_store.restore(source.params_dir, source.manifest, abstract)
+    return tree_store.restore(source.params_dir, source.manifest, abstract, finite=True)
 
 
 def check_base(info: AdapterInfo, base: ModelSource, adapters: object) -> None:
@@ -127,33 +137,42 @@ def _source(root: Path, params_dir: Path, manifest: Manifest, run_dir, step) -> 
     model_json = root / "model.json"
     if not model_json.is_file():
         raise ArtifactError(f"{model_json}: missing; {root} is no complete model or run directory")
+    model_files.check(root)
     adapters = root / "adapters.json"
     info = read_adapters(adapters) if adapters.is_file() else None
     return ModelSource(params_dir, manifest, model_json, root / "tokenizer", run_dir, step, info)
 
 
 def write_model(path: Path, config: ModelConfig, dtype: str, quantised: str = "none") -> None:
-    """Write model.json; `dtype`: of the stored parameters, `quantised`: what their kernels are."""
+    """Write model.json; arguments as of `model_text`."""
+    files.write_text(path, model_text(config, dtype, quantised))
+
+
+def model_text(config: ModelConfig, dtype: str, quantised: str = "none") -> str:
+    """What model.json holds; `dtype`: of the stored parameters, `quantised`: kernels."""
     fields = {"family": registry.family_of(config), **dataclasses.asdict(config)}
-    fields |= {"dtype": dtype, "quantised": quantised}
-    write_json(path, fields)
+    return files.json_text(fields | {"dtype": dtype, "quantised": quantised})
 
 
 def read_model(path: Path) -> tuple[ModelConfig, str]:
     """The dimensions and the dtype of the stored parameters; raises ArtifactError."""
-    fields = files.read_json(path)
+    return model_of(files.read_json(path), path)
+
+
+def model_of(fields: Any, path: object) -> tuple[ModelConfig, str]:
+    """The same from what model.json holds; `path`: where it lies."""
     try:
         family, dtype = fields["family"], fields.pop("dtype")
         fields.pop("quantised", None)
         if family not in FAMILIES:
             raise ValueError(f"family {family!r} is not known; known: {', '.join(FAMILIES)}")
-        if family in ("llama", "t5"):
+        if family == "t5":
             del fields["family"]
         if fields.get("rope_scaling") is not None:
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+            fields["rope_scaling"] = RopeScaling(**_tuples(fields["rope_scaling"]))
         if "heads" in fields:
             fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
-        return FAMILIES[family](**fields), dtype
+        return FAMILIES[family](**_tuples(fields)), dtype
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: describes no model of this version ({error})") from error
 
@@ -164,7 +183,12 @@ def quantisation(source: ModelSource) -> str:
 
 
 def write_adapters(path: Path, info: AdapterInfo) -> None:
-    write_json(path, dataclasses.asdict(info))
+    files.write_text(path, adapters_text(info))
+
+
+def adapters_text(info: AdapterInfo) -> str:
+    """What adapters.json holds."""
+    return files.json_text(dataclasses.asdict(info))
 
 
 def read_adapters(path: Path) -> AdapterInfo:
@@ -194,17 +218,39 @@ def find_model(checkpoint: str, quantise: Quantise = "none") -> ModelSource:
     return source
 
 
+def relative(directory: Path, run_dir: Path) -> str:
+    """What names a directory from a run's own folder, so that both can be moved together."""
+    return _FROM_RUN + os.path.relpath(directory, run_dir)
+
+
+def located(checkpoint: str, run_dir: Path) -> str:
+    """Where a checkpoint lies that a run names: inverse of `relative`, others as they are."""
+    if not checkpoint.startswith(_FROM_RUN):
+        return checkpoint
+    return os.path.normpath(run_dir / checkpoint.removeprefix(_FROM_RUN))
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that dimensions have."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
 def find_base(config: ConfigDict, run_dir: Path, find: FindModel) -> ModelSource:
     """The frozen base of a run of adapters: what the config names, or the run's own."""
     if config.model.checkpoint:
-        return find(config.model.checkpoint, config.model.quantize)
+        return find(located(config.model.checkpoint, run_dir), config.model.quantize)
     return resolve(run_dir / "base")
 
 
 def write_base(
-    directory: Path, params: Tree, config: ModelConfig, dtype: str, quantised: str
+    directory: Path,
+    params: Tree,
+    config: ModelConfig,
+    dtype: str,
+    quantised: str,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Write a model directory, which appears whole or not at all, without a tokenizer.
+    """Write a model directory, which appears whole and sealed or not at all.
 
     `params` may be adapters too; adapters.json is then the caller's.
     """
@@ -216,4 +262,7 @@ def write_base(
     manifest = tree_store.manifest_to_json(writer.manifest)
     write_json(partial / "manifest.json", manifest)
     write_model(partial / "model.json", config, dtype, quantised)
+    if tokenizer is not None:
+        tokenizer.save(partial / model_files.TOKENIZER)
+    model_files.seal(partial)
     partial.rename(directory)

@@ -1,7 +1,6 @@
 """The steps that a run has saved, the best of them, and what is noted beside the arrays."""
 
 import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +21,17 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal())
 
 
-def scores(directory: Path) -> dict[int, float | None]:
+def metas(directory: Path) -> "dict[int, Meta]":
     # A step whose meta is gone was being deleted when the run was killed.
     return {
-        step: read_meta(directory / str(step)).score
+        step: read_meta(directory / str(step))
         for step in saved_steps(directory)
-        if (directory / str(step) / "meta" / "meta.json").is_file()
+        if meta_file(directory / str(step)).is_file()
     }
+
+
+def scores(directory: Path) -> dict[int, float | None]:
+    return {step: meta.score for step, meta in metas(directory).items()}
 
 
 def best_step(scores: Mapping[int, float | None]) -> int | None:
@@ -58,33 +61,46 @@ def step_directory(directory: Path, step: Which) -> Path:
 
 
 class Meta(NamedTuple):
+    """`scheduled`: whether the run saves this step even where nobody stops it."""
+
     step: int
     score: float | None
     metrics: dict[str, float]
     iterator_state: Any
     manifest: dict[str, Manifest]
+    scheduled: bool
+
+
+def meta_file(directory: Path) -> Path:
+    return directory / "meta" / "meta.json"
 
 
 def read_meta(directory: Path) -> Meta:
-    path = directory / "meta" / "meta.json"
-    sealed = files.read_json(path)
+    path = meta_file(directory)
+    meta = files.unsealed(path)
     try:
-        meta = sealed["content"]
-        if sealed_meta(meta) != sealed:
-            raise ValueError("its checksum differs")
         manifest = {
             item: tree_store.manifest_from_json(leaves, path)
             for item, leaves in meta["manifest"].items()
         }
         iterator_state = decode_iterator(meta["iterator_state"])
-        return Meta(meta["step"], meta["score"], meta["metrics"], iterator_state, manifest)
+        return Meta(
+            meta["step"],
+            meta["score"],
+            meta["metrics"],
+            iterator_state,
+            manifest,
+            meta.get("scheduled", True),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: corrupt ({error})") from error
 
 
-def sealed_meta(content: Any) -> dict[str, Any]:
-    text = json.dumps(content, sort_keys=True)
-    return {"content": content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+def note_metrics(directory: Path, score: float | None, metrics: Mapping[str, float]) -> None:
+    """Add to a saved step what its evaluation found; the file is the one that `save` writes."""
+    path = meta_file(directory)
+    content = files.unsealed(path) | {"score": score, "metrics": dict(metrics)}
+    files.write_text(path, json.dumps(files.sealed(content)))
 
 
 def read_step(text: str) -> Which:

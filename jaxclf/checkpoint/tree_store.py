@@ -13,7 +13,8 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from jaxclf.core.errors import ArtifactError
+from jaxclf.core.finite import count_not_finite
 from jaxclf.core.tree import flatten, nest
 from jaxclf.distributed import processes
 
@@ -31,7 +33,11 @@ from jaxclf.distributed import processes
 # that matters, far above the cost of a file.
 BLOCK_BYTES = 64 * 1024**2
 _THREADS = 4  # leaves hashed at once
-
+_NOT_FINITE = "weights that are NaN or infinite"
+_DAMAGED = (
+    "The training that wrote them diverged, or the cast of --dtype overflows: take an earlier "
+    "checkpoint, or keep the dtype of the file."
+)
 
 Region = tuple[tuple[int, int], ...]
 
@@ -131,27 +137,38 @@ class TreeWriter:
     with TreeWriter(directory) as writer:
         writer.write("layers/mlp/up/kernel", (L, D, F), "bfloat16", (layer(i) for i in range(L)))
     writer.manifest  # of what was written
+
+    `source`: where the values come from. Raises ArtifactError at the end where some of them are
+    NaN or infinite: each answer of such a model would be one more NaN.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, source: object = ""):
+        self.directory, self.source = directory, source or directory
         self.manifest: Manifest = {}
+        self._not_finite: list[str] = []
 
     def __enter__(self) -> "TreeWriter":
         self.directory.mkdir(parents=True)
         return self
 
     def __exit__(self, kind, *_) -> None:
+        if kind is None and self._not_finite:
+            raise ArtifactError(_list(f"{self.source}: {_NOT_FINITE}", self._not_finite, _DAMAGED))
         if kind is None:
-            (self.directory / "_METADATA").write_text(json.dumps(_metadata(self.manifest)))
+            (self.directory / "_METADATA").write_text(json.dumps(_metadata(self.manifest)), "utf-8")
 
     def write(
-        self, path: str, shape: tuple[int, ...], dtype: str, parts: Iterable[np.ndarray]
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        dtype: str,
+        parts: Iterable[np.ndarray],
+        names: Sequence[str] = (),
     ) -> None:
         """Write one leaf from its layers in order, or from itself as the only part.
 
-        Parts are cast to `dtype`; they may be transposed views. Raises ValueError where they do
-        not fill `shape`.
+        Parts are cast to `dtype`; they may be transposed views. `names`: what errors call each of
+        them. Raises ValueError where they do not fill `shape`.
         """
         array, digest, written = None, hashlib.sha256(), 0
         for index, part in enumerate(parts):
@@ -162,11 +179,16 @@ class TreeWriter:
             if array is None:
                 chunk = (1,) * len(prefix) + (rows, *part.shape[1:])
                 array = self._create(path, shape, dtype, chunk)
+            wrong = 0
             for start in range(0, part.shape[0], rows):
                 block = contiguous(part[start : start + rows], dtype)
                 digest.update(_bytes(block))
+                wrong += count_not_finite(block)
                 array[(*prefix, slice(start, start + len(block)))].write(block).result()
                 written += block.size
+            if wrong:
+                name = names[index] if names else "/".join(map(str, (path, *prefix)))
+                self._not_finite.append(f"{name}: {wrong:,} of {part.size:,} values")
         if written != np.prod(shape):
             raise ValueError(f"{path}: {written} of {np.prod(shape)} values were given")
         self.manifest[path] = Leaf(shape, dtype, digest.hexdigest())
@@ -219,19 +241,23 @@ def check_tree(directory: Path, manifest: Manifest, abstract: Any, *, cast: bool
         raise ArtifactError(_list(f"{directory}: does not fit", sorted(defects), remedy))
 
 
-def verify(directory: Path, manifest: Manifest) -> None:
+def verify(directory: Path, manifest: Manifest, *, finite: bool = False) -> None:
     """Read every leaf and compare it with the manifest; several processes share the leaves.
 
-    Raises ArtifactError naming each leaf that cannot be read or differs by a single bit.
+    Raises ArtifactError naming each leaf that cannot be read or differs by a single bit, or, where
+    they have to be `finite`, holds NaN or infinity.
     """
     own = list(manifest.items())[jax.process_index() :: jax.process_count()]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda item: _defect(directory, *item), own)
-        defects = [defect for defect in found if defect]
-    if processes.together(np.array(len(defects))) and not defects:
-        defects = ["another process found which leaves"]
-    if defects:
-        raise ArtifactError(_list(f"{directory}: corrupt", defects, "Restore it from a copy."))
+        found = list(pool.map(lambda item: _defect(directory, *item), own))
+    damaged = [defect for defect, _ in found if defect]
+    not_finite = [defect for _, defect in found if defect and finite]
+    if processes.together(np.array(len(damaged) + len(not_finite))) and not damaged + not_finite:
+        damaged = ["another process found which leaves"]
+    if damaged:
+        raise ArtifactError(_list(f"{directory}: corrupt", damaged, "Restore it from a copy."))
+    if not_finite:
+        raise ArtifactError(_list(f"{directory}: {_NOT_FINITE}", not_finite, _DAMAGED))
 
 
 def restore(
@@ -241,17 +267,18 @@ def restore(
     *,
     sharding: Any = None,
     cast: bool = False,
+    finite: bool = False,
 ) -> Any:
     """Verify the stored tree, then load it in the structure of `abstract`.
 
     `abstract`: any tree of arrays, ShapeDtypeStructs or typed PRNG keys. `sharding`: one for all,
     or a tree like `abstract`; None: that of the abstract leaf, else the first local device.
     `cast`: floating-point leaves may be stored in another floating-point dtype than asked for.
-    Raises ArtifactError listing leaves that are missing, unexpected, of another shape or dtype,
-    or corrupt.
+    `finite`: none may hold NaN or infinity. Raises ArtifactError listing leaves that are missing,
+    unexpected, of another shape or dtype, or corrupt.
     """
     check_tree(directory, manifest, abstract, cast=cast)
-    verify(directory, manifest)
+    verify(directory, manifest, finite=finite)
 
     wanted = _plain_abstract(abstract)
     shardings = dict.fromkeys(wanted, sharding)
@@ -291,15 +318,16 @@ def restore(
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def _defect(directory: Path, path: str, leaf: Leaf) -> str:
-    """What is wrong with a stored leaf, or ""."""
+def _defect(directory: Path, path: str, leaf: Leaf) -> tuple[str, str]:
+    """What is damaged in a stored leaf, and what is not finite; "" where nothing is."""
+    wrong = 0
     try:
         array = tensorstore.open(_spec(directory, path), open=True).result()
         if (array.shape, array.dtype.name) != (leaf.shape, leaf.dtype):
             return (
                 f"{path}: stored as {array.dtype.name}{array.shape}, "
                 f"the manifest says {leaf.dtype}{leaf.shape}"
-            )
+            ), ""
         for region, expected in leaf.parts or (((), leaf.sha256),):
             part = array
             if region:
@@ -307,12 +335,14 @@ def _defect(directory: Path, path: str, leaf: Leaf) -> str:
                 part = array[place].translate_to[(0,) * array.ndim]
             digest = hashlib.sha256()
             for block in _blocks(part):
-                digest.update(_bytes(part[block].read().result()))
+                values = part[block].read().result()
+                digest.update(_bytes(values))
+                wrong += count_not_finite(values)
             if digest.hexdigest() != expected:
-                return f"{path}: its checksum differs"
+                return f"{path}: its checksum differs", ""
     except Exception as error:  # tensorstore reports damage as any of several types
-        return f"{path}: unreadable ({str(error)[:200]})"
-    return ""
+        return f"{path}: unreadable ({str(error)[:200]})", ""
+    return "", f"{path}: {wrong:,} of {math.prod(leaf.shape):,} values" if wrong else ""
 
 
 # Leaves -------------------------------------------------------------------------------------------

@@ -103,6 +103,11 @@ class LocalClassifier(abc.ABC):
         """How labels came out; heads have but one way."""
         return {}
 
+    @property
+    def scoring(self) -> dict[str, Any] | None:
+        """What its probabilities depend on beside the parameters; None where there are none."""
+        return {}
+
     @abc.abstractmethod
     def _labelled(
         self,

@@ -1,6 +1,7 @@
 """Labels of a decoder: prompts in, answers out, labels read from the answers or chosen in them."""
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxclf.classifiers.base import LocalClassifier, Progress
+from jaxclf.core.finite import not_finite
 from jaxclf.core.types import Params
 from jaxclf.data import batching, loader, prefixes
 from jaxclf.data.examples import Tokens
@@ -30,7 +32,7 @@ class GenerativeClassifier(LocalClassifier):
     """Labels texts by greedy generation, free or among the labels, or by the labels' probabilities.
 
     Compiled programs are kept, one per prompt shape, and so is what was computed of the prefixes
-    that the last prompts shared, as long as the parameters are the same.
+    that the last prompts shared, as long as the parameters are the same; these are not kept.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class GenerativeClassifier(LocalClassifier):
         self.unread = 0.0  # the most probability that `predict` left unread of any text
         self.compute_prefix = jax.jit(decode.make_prefix(model))
         self.budget = Budget()
-        self._computed: tuple[Params, bytes, decode.ComputedPrefix] | None = None
+        self._computed: tuple[list[weakref.ref], bytes, decode.ComputedPrefix] | None = None
 
     def prefix(self, params: Params, shared: SharedPrefixes) -> decode.ComputedPrefix | None:
         """The shared prefixes computed with these parameters, once for calls that follow."""
@@ -57,9 +59,17 @@ class GenerativeClassifier(LocalClassifier):
             return None
         row = batching.prefix_row(shared)
         name = row.tokens.tobytes() + row.segment_ids.tobytes()
-        if self._computed is None or self._computed[0] is not params or self._computed[1] != name:
-            self._computed = params, name, self.compute_prefix(params, sharding.put_batch(row))
-        return self._computed[2]
+        leaves = jax.tree.leaves(params)
+        if self._computed is not None:
+            of, named, computed = self._computed
+            known = len(of) == len(leaves) and all(
+                each() is leaf for each, leaf in zip(of, leaves, strict=True)
+            )
+            if known and named == name:
+                return computed
+        computed = self.compute_prefix(params, sharding.put_batch(row))
+        self._computed = [*map(weakref.ref, leaves)], name, computed
+        return computed
 
     def tokens(self, records: Sequence[Record], prompt: PromptSource | None = None) -> list[Tokens]:
         """Prompts without answers, with room left for the longest answer."""
@@ -92,13 +102,16 @@ class GenerativeClassifier(LocalClassifier):
     ) -> Iterator[list[tuple[int, str, bool]]]:
         """Batches of (index, generated text, ended), each index once.
 
-        `ended` is False where the limit of new tokens cut the output.
+        `ended` is False where the limit of new tokens cut the output. Raises NonFiniteError where
+        the model's scores are NaN or infinite.
         """
         eos_id = self.tokenizer.eos_id
         for indices, prompt, prefix in self.prompts(params, examples, batch_size):
             generated = np.asarray(self.greedy(params, prompt, prefix))
             rows = []
             for index, ids in zip(indices, generated, strict=False):
+                if (ids < 0).any():
+                    raise not_finite(f"record {examples[index].id!r}")
                 ended = eos_id in ids
                 ids = ids[: int(np.argmax(ids == eos_id))] if ended else ids
                 rows.append((index, self.tokenizer.decode(ids.tolist()), ended))
@@ -117,7 +130,8 @@ class GenerativeClassifier(LocalClassifier):
         if self.answerer is None:
             for rows in self.outputs(self.params, examples, batch_size):
                 for index, text, _ in rows:
-                    predictions[index] = self.recipe.read(records[index], text)
+                    read = self.recipe.read(records[index], text)
+                    predictions[index] = dataclasses.replace(read, cut=examples[index].cut)
                 progress(len(rows))
         else:
             counts = [len(words(record.text)) for record in records]
@@ -125,7 +139,9 @@ class GenerativeClassifier(LocalClassifier):
             batches = self.prompts(self.params, self.answerer.followed(examples), batch_size)
             for found in self.answerer.answers(self.params, batches, counts, free):
                 for answer in found:
-                    predictions[answer.index] = self.chosen(records[answer.index], answer)
+                    chosen = self.chosen(records[answer.index], answer)
+                    cut = examples[answer.index].cut
+                    predictions[answer.index] = dataclasses.replace(chosen, cut=cut)
                 progress(len(found))
         return predictions
 
@@ -143,6 +159,10 @@ class GenerativeClassifier(LocalClassifier):
         if self.decoding.mode != "score":
             return {"mode": self.decoding.mode}
         return dataclasses.asdict(self.decoding) | {"unread": self.unread}
+
+    @property
+    def scoring(self) -> dict[str, Any] | None:
+        return self.decoding.scoring
 
     def chosen(self, record: Record, answer: LabelAnswer) -> Prediction:
         """The prediction that an answer made of labels is."""

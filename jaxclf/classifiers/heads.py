@@ -1,14 +1,16 @@
 """Labels by scores: of an encoder's heads, or of an ensemble's combiners."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.classifiers.base import LocalClassifier, Progress
 from jaxclf.core.errors import InputError
-from jaxclf.core.types import Params
+from jaxclf.core.finite import check_scores
+from jaxclf.core.types import AnyArray, Array, Float, Params
 from jaxclf.data import loader
 from jaxclf.data.batching import Batch
 from jaxclf.data.encoder_inputs import Encoded, encode
@@ -24,12 +26,20 @@ from jaxclf.prompts.builder import PromptSource
 from jaxclf.prompts.examples import tokenize
 from jaxclf.training import losses
 
+
+def _read(
+    function: Callable[[Float[Array, "*B C"]], Float[Array, "*B C"]],
+) -> Callable[[Float[AnyArray, "*B C"]], Float[Array, "*B C"]]:
+    """The function, but NaN of what is not finite: a sigmoid makes a sure answer of infinity."""
+    return lambda scores: jnp.where(jnp.isfinite(scores), function(jnp.asarray(scores)), jnp.nan)
+
+
 # From scores to what is reported of them: probabilities, or the number itself.
 READ = {
-    "class": jax.nn.softmax,
-    "slots": jax.nn.softmax,
-    "multilabel": jax.nn.sigmoid,
-    "regression": lambda scores: scores,
+    "class": _read(jax.nn.softmax),
+    "slots": _read(jax.nn.softmax),
+    "multilabel": _read(jax.nn.sigmoid),
+    "regression": _read(lambda scores: scores),
 }
 
 
@@ -81,16 +91,23 @@ class HeadClassifier(LocalClassifier):
             names = head_labels(task, self.recipe.slot_format)
             values = scores[task.name]
             if task.kind == "slots":
-                best = np.argmax(values[: len(example.words)], axis=-1)
+                values = values[: len(example.words)]
+                check_scores(values, f"task {task.name} for record {record.id!r}")
+                best = np.argmax(values, axis=-1)
                 found = [names[0]] * len(words(record.text))
                 for word, item in zip(example.words, best, strict=True):
                     found[word] = names[item]
                 predicted[task.name] = tuple(found)
                 continue
-            predicted[task.name] = label_of(task, names, values[0])
+            predicted[task.name] = label_of(task, names, values[0], record)
             shown[task.name] = dict(zip(names or ("value",), map(float, values[0]), strict=True))
         return Prediction(
-            record.id, record.text, dict(record.labels), predicted, scores=shown or None
+            record.id,
+            record.text,
+            dict(record.labels),
+            predicted,
+            scores=shown or None,
+            cut=example.cut,
         )
 
 
@@ -117,25 +134,33 @@ def inputs(
 
 
 def whole_text_prediction(
-    record: Record, tasks: Sequence[Task], scores: Mapping[str, np.ndarray]
+    record: Record, tasks: Sequence[Task], scores: Mapping[str, np.ndarray], cut: int
 ) -> Prediction:
-    """The labels of one text by what is reported of its scores, `[C]` a task; no slots."""
+    """The labels of one text by what is reported of its scores, `[C]` a task; no slots.
+
+    `cut`: see `Prediction`.
+    """
     return Prediction(
         record.id,
         record.text,
         {task.name: record.labels.get(task.name) for task in tasks},
-        {task.name: label_of(task, task.labels, scores[task.name]) for task in tasks},
+        {task.name: label_of(task, task.labels, scores[task.name], record) for task in tasks},
         scores={
             task.name: dict(
                 zip(task.labels or ("value",), map(float, scores[task.name]), strict=True)
             )
             for task in tasks
         },
+        cut=cut,
     )
 
 
-def label_of(task: Task, names: Sequence[str], values: np.ndarray) -> Label:
-    """The label that the reported scores `[C]` of one text stand for; no slots."""
+def label_of(task: Task, names: Sequence[str], values: np.ndarray, record: Record) -> Label:
+    """The label that the reported scores `[C]` of a record stand for; no slots.
+
+    Raises NonFiniteError where they are NaN or infinite.
+    """
+    check_scores(values, f"task {task.name} for record {record.id!r}")
     if task.kind == "regression":
         return float(values[0])
     if task.kind == "multilabel":

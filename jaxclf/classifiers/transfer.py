@@ -3,20 +3,25 @@
 The body of a model has to fit leaf by leaf. Heads (and BERT's pooler) are taken where the
 checkpoint has them: by the task's name from a run of ours, by their kind from a converted model,
 whose only head has no task's name. The others start at random and are named in log and report.
+
+The rows of a head that is taken are brought into the order of the run's labels by their names. Of a
+head without names (LABEL_0, LABEL_1 …) row i is that of label i, numbers in numeric order.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
 from jaxclf.checkpoint.model_dir import ModelSource, load_params, read_model
 from jaxclf.core import files, tree
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Array, Key, Params
-from jaxclf.data.tasks import head_labels
+from jaxclf.data.tasks import Task, head_labels
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.models.encoder import EncoderConfig
@@ -25,15 +30,26 @@ from jaxclf.models.registry import Model, ModelConfig
 _REPLACEABLE = re.compile("(heads|pooler|layers(/.*)?/prefix)/.*")
 
 
+Leaf = TypeVar("Leaf", np.ndarray, jax.Array)
+
+
 class Transfer(NamedTuple):
     """`taken`: leaf of the run → leaf of the checkpoint. `new`: leaves started at random.
 
-    `unused`: tensors of the checkpoint that are left behind.
+    `unused`: tensors of the checkpoint that are left behind. `rows`: leaf of a head of the run →
+    where its rows, the last axis, lie in the checkpoint's; only where that is another order.
+    `notes`: what had to be assumed, a sentence each.
     """
 
-    taken: dict[str, str]
+    taken: Mapping[str, str]
     new: tuple[str, ...]
     unused: tuple[str, ...]
+    rows: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
+
+    def ordered(self, path: str, leaf: Leaf) -> Leaf:
+        """The checkpoint's leaf for `path` with its rows in the order of the run's labels."""
+        return leaf[..., np.array(self.rows[path])] if path in self.rows else leaf
 
 
 def plan(
@@ -42,8 +58,8 @@ def plan(
     """What `load` does, by names alone; all is random without a base, which is not listed.
 
     `heads`: "keep" those of the base (a recipe says which labels they must have), or start "new"
-    ones. Raises InputError where a head is of
-    another size or knows other labels than the recipe's task.
+    ones. Raises InputError where a head is of another size or knows other labels than the recipe's
+    task.
     """
     if base is None:
         return Transfer({}, (), ())
@@ -63,11 +79,12 @@ def plan(
             continue
         taken[ours] = path
     _check_sizes(base, wanted, taken)
-    if heads == "keep" and recipe is not None:
-        _check_labels(base, names, recipe)
     new = tuple(path for path in wanted if _REPLACEABLE.fullmatch(path) and path not in taken)
     left = tuple(path for path in base.manifest if path not in taken.values())
-    return Transfer(taken, new, (*_unused_at_conversion(base), *left))
+    found = Transfer(taken, new, (*_unused_at_conversion(base), *left))
+    if heads == "keep" and recipe is not None:
+        found = _with_rows(found, base, names, recipe)
+    return found
 
 
 def load(model: Model, base: ModelSource | None, plan: Transfer, key: Key[Array, ""]) -> Params:
@@ -84,7 +101,10 @@ def load(model: Model, base: ModelSource | None, plan: Transfer, key: Key[Array,
     loaded = tree.flatten(load_params(part, tree.nest(abstract)))
     # The compiler leaves out what the other parameters would have started from.
     random = sharding.born(lambda key: _select(model.init(key), plan.new), key)
-    leaves = [random[path] if path in plan.new else loaded[plan.taken[path]] for path in wanted]
+    leaves = [
+        random[path] if path in plan.new else _ordered(plan, path, loaded[plan.taken[path]])
+        for path in wanted
+    ]
     return jax.tree.unflatten(jax.tree.structure(model.abstract), leaves)
 
 
@@ -122,26 +142,88 @@ def _check_sizes(base: ModelSource, wanted: Mapping[str, Any], taken: Mapping[st
         )
 
 
-def _check_labels(base: ModelSource, names: Mapping[str, str], recipe: Recipe) -> None:
-    tasks = {task.name: head_labels(task, recipe.slot_format) for task in recipe.tasks}
+def _ordered(plan: Transfer, path: str, leaf: jax.Array) -> jax.Array:
+    """`plan.ordered`, computed where the leaf lies."""
+    if path not in plan.rows:
+        return leaf
+    return jax.jit(lambda leaf: plan.ordered(path, leaf), out_shardings=leaf.sharding)(leaf)
+
+
+def _with_rows(
+    found: Transfer, base: ModelSource, names: Mapping[str, str], recipe: Recipe
+) -> Transfer:
+    """The transfer with the order of the rows of each head; raises InputError where none is."""
+    rows, notes = {}, []
     for theirs, ours in names.items():
-        known = _labels(base, theirs)
-        if not known or all(re.fullmatch(r"LABEL_\d+", label) for label in known):
-            continue  # a head without names
-        if outside := [label for label in tasks[ours] if label not in known]:
-            fault = f"{outside[0]!r} of task {ours} is outside its labels"
-        elif known != tasks[ours]:
-            fault = f"task {ours} has them in another order"
+        task = next(task for task in recipe.tasks if task.name == ours)
+        wanted = head_labels(task, recipe.slot_format)
+        known = labels(base, theirs)
+        by_number = _by_number(known) if known else list(range(len(wanted)))
+        if set(known) == set(wanted) and len(known) == len(wanted):
+            order = tuple(map(known.index, wanted))
+        elif by_number is not None and len(by_number) == len(wanted):
+            in_order = head_labels(_in_numeric_order(task), recipe.slot_format)
+            order = tuple(by_number[in_order.index(label)] for label in wanted)
+            if sorted(_numbers(task.labels)) != list(range(len(task.labels))):
+                notes.append(
+                    f"the checkpoint's head {theirs} has no names: its scores are taken for "
+                    f"{_shown(in_order)}, in this order. Set model.heads=new if they are others"
+                )
+        elif wanted:
+            raise InputError(
+                f"{base.params_dir.parent}: the checkpoint's head {theirs} scores {_shown(known)}; "
+                f"{_fault(known, wanted, ours)}. Give data and checkpoint (id2label in its "
+                "config.json) the same names, or set model.heads=new to start a new head"
+            )
         else:
-            continue
-        raise InputError(
-            f"{base.params_dir.parent}: the checkpoint's head {theirs} scores "
-            f"{', '.join(known[:8])}{' …' if len(known) > 8 else ''}; {fault}. Set "
-            "model.heads=new to start a new head"
-        )
+            continue  # a number
+        if order != tuple(range(len(order))):
+            leaves = (f"heads/{ours}/out/{name}" for name in ("kernel", "bias"))
+            rows |= {path: order for path in leaves if path in found.taken}
+    return found._replace(rows=rows, notes=tuple(notes))
 
 
-def _labels(base: ModelSource, head: str) -> tuple[str, ...]:
+def _fault(known: Sequence[str], wanted: Sequence[str], task: str) -> str:
+    outside = [label for label in wanted if label not in known]
+    if not outside:
+        return f"task {task} has {len(wanted)} of them"
+    said = f"{outside[0]!r} of task {task} is outside its labels"
+    near = [name for name in known if name.strip().casefold() == outside[0].strip().casefold()]
+    return said + (f" ({near[0]!r} is another name)" if near else "")
+
+
+def _shown(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+
+
+def _by_number(known: Sequence[str]) -> list[int] | None:
+    """Number → row of a head whose scores are called LABEL_0, LABEL_1 …; None of another."""
+    rows = {name: row for row, name in enumerate(known)}
+    found = [rows.get(f"LABEL_{number}") for number in range(len(known))]
+    return [row for row in found if row is not None] if None not in found else None
+
+
+def _numbers(names: Sequence[str]) -> list[float]:
+    """The numbers that names are, or end in after the same words ("class 2"); empty if others."""
+    for form in (r"()(-?\d+(?:\.\d+)?)", r"(.*?)(\d+)"):
+        found = [re.fullmatch(form, name, re.ASCII | re.DOTALL) for name in names]
+        numbers = [float(match[2]) for match in found if match]
+        is_alike = len({match[1] for match in found if match}) == 1
+        if is_alike and len(set(numbers)) == len(names):
+            return numbers
+    return []
+
+
+def _in_numeric_order(task: Task) -> Task:
+    """The task with labels that are numbers in their order, which as text is 0, 1, 10, 11, 2."""
+    numbers = _numbers(task.labels)
+    if not numbers:
+        return task
+    ordered = sorted(zip(numbers, task.labels, strict=True))
+    return dataclasses.replace(task, labels=tuple(label for _, label in ordered))
+
+
+def labels(base: ModelSource, head: str) -> tuple[str, ...]:
     """What a head of the checkpoint scores; empty where nothing tells."""
     if base.run_dir is not None:
         recipe = Recipe.load(base.run_dir / "task.json")

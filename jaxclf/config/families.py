@@ -13,10 +13,11 @@ def _generative(
     adapters: bool = True,
     prompts: bool = True,
     instructions: bool = False,
+    lean: bool = False,
 ) -> tuple[ConfigDict, ConfigDict]:
     """A model that writes labels of "20ng" or "massive", and the argument's words.
 
-    `shots`, `adapters`, `prompts`, `instructions`: as of `parse`.
+    `shots`, `adapters`, `prompts`, `instructions`, `lean`: as of `parse`.
     """
     single = {"20ng": ("7class", "20class"), "massive": ("intent", "slots")}[data]
     chosen = defaults.parse(
@@ -26,6 +27,7 @@ def _generative(
         adapters=adapters,
         prompts=prompts,
         instructions=instructions,
+        lean=lean,
     )
     config = defaults.default()
     config.data.name = data
@@ -51,7 +53,7 @@ def zhao2025(
     the chat tokens of the model's own family; the paper says that they are used per model.
     `instructions`: as of `parse`.
     """
-    config, chosen = _generative(argument, data, instructions=instructions)
+    config, chosen = _generative(argument, data, instructions=instructions, lean=True)
     config.prompt.wrapper = wrapper
     config.model.name = model
     config.model.checkpoint = checkpoint
@@ -59,7 +61,7 @@ def zhao2025(
     config.train.batch_size = 8
     config.train.max_length = 16_384
     # Parameters stay float32: a step of 1e-6 is less than half the spacing of bfloat16 numbers
-    # from 2e-4 up, so bfloat16 parameters would round nearly every update away.
+    # from 2e-4 up, so bfloat16 parameters would round nearly every update away (see `lean`).
     config.train.learning_rate = 1e-6
     config.eval.batch_size = 8
     return defaults.finish(config, chosen, learning_rate=2e-4, param_dtype="bfloat16")

@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from jaxclf.config import renames
+from jaxclf.config import defaults, identity, renames
 from jaxclf.config.schema import SCHEMA, Group, leaves
 from jaxclf.config.validation import validate
 from jaxclf.core import files
@@ -109,9 +109,12 @@ def load(argument: str, overrides: Iterable[str] = ()) -> ml_collections.ConfigD
         near = _similar_file(Path(f"{argument.partition(':')[0]}.py"))
         raise InputError(f"--config {argument}: expected FILE.py[:VARIANT,...]{near}")
     config = _run_file(match[1], match[2] or "")
-    override(config, overrides)
-    validate(config)
-    return config.lock()
+    try:
+        override(config, overrides)
+        validate(config)
+        return config.lock()
+    except RecursionError as error:
+        raise InputError(f"--config {argument}: a field is nested without end") from error
 
 
 def _run_file(name: str, variant: str) -> ml_collections.ConfigDict:
@@ -135,9 +138,9 @@ def _run_file(name: str, variant: str) -> ml_collections.ConfigDict:
             if variant and not inspect.signature(get_config).parameters:
                 raise InputError(f"{name}:{variant}: this config has no variants")
             config = get_config(variant) if variant else get_config()
-        except InputError:
+        except (InputError, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever the user's file may raise
+        except BaseException as error:  # whatever the user's file may raise, sys.exit's too
             raise InputError(f"{_line_in(str(path), error)}: {_message(error)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise InputError(
@@ -154,11 +157,12 @@ def _shipped(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Generator[None]:
+    before = [*sys.path]
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = before
 
 
 def _similar_file(path: Path) -> str:
@@ -170,7 +174,7 @@ def _similar_file(path: Path) -> str:
     configs = {
         candidate.name: candidate
         for candidate in (*folder.glob("configs/*.py"), *folder.glob("*.py"))
-        if "def get_config" in candidate.read_text(errors="ignore")
+        if candidate.is_file() and "def get_config" in candidate.read_text("utf-8", "ignore")
     }
     if path.parent == Path("configs"):
         configs |= {file.name: path.parent / file.name for file in CONFIGS.glob("[!_]*.py")}
@@ -180,16 +184,16 @@ def _similar_file(path: Path) -> str:
     return f". Configs in '{folder}': {', '.join(sorted(configs)) or 'none'}"
 
 
-def _line_in(path: str, error: Exception) -> str:
+def _line_in(path: str, error: BaseException) -> str:
     """`file:line` of the config file's own statement that failed."""
-    if isinstance(error, SyntaxError):
+    if isinstance(error, SyntaxError) and error.lineno is not None:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     return f"{path}:{lines[-1]}" if lines else path
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """One line; ml_collections wraps a KeyError and prints the whole config into it."""
     if renamed := _old_name(error):
         return renamed
@@ -197,20 +201,26 @@ def _message(error: Exception) -> str:
     inner: Any = error
     while isinstance(inner, KeyError | AttributeError) and inner.args:
         inner = inner.args[0]
-    text = re.sub(r' Other fields present: ".*"(?=\n|$)', "", str(inner), flags=re.DOTALL)
+    try:
+        text = str(inner)
+    except Exception:  # an exception of the user's own, which cannot say what it is
+        text = ""
+    text = re.sub(r' Other fields present: ".*"(?=\n|$)', "", text, flags=re.DOTALL)
     if isinstance(error, ImportError) and re.search(r"\bconfigs\b", text):
         text += ". Defaults and model families are in jaxclf.config: defaults, families"
     return kind + " ".join(text.split())
 
 
-def _old_name(error: Exception) -> str:
+def _old_name(error: BaseException) -> str:
     """What to tell where a config's file used a field by the name that it had before, or nothing.
 
     ml_collections says which field it does not know, but not of which group: that is the object
     whose method failed.
     """
+    if not isinstance(error, AttributeError | KeyError):
+        return ""
     unknown = re.search(r"""['"](\w+)['"]""", str(error))
-    if unknown is None or not isinstance(error, AttributeError | KeyError):
+    if unknown is None:
         return ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
@@ -327,7 +337,12 @@ def _unknown_field(config: ml_collections.ConfigDict, name: str) -> str:
 
 def write(config: ml_collections.ConfigDict, path: str | Path) -> None:
     """Write the config as JSON, in one step: no reader ever sees half a file."""
-    files.write_json(path, config.to_dict(), sort_keys=True)
+    files.write_text(path, to_text(config))
+
+
+def to_text(config: ml_collections.ConfigDict) -> str:
+    """What `write` writes."""
+    return files.json_text(config.to_dict(), sort_keys=True)
 
 
 def read(path: str | Path) -> ml_collections.ConfigDict:
@@ -343,6 +358,26 @@ def read(path: str | Path) -> ml_collections.ConfigDict:
         ) from None
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a config: {error}") from error
+
+
+def read_trained(path: str | Path, overrides: Iterable[str] = ()) -> ml_collections.ConfigDict:
+    """The config of a trained run under an evaluation's overrides: whole, validated and locked.
+
+    Fields that the run is older than have their defaults. Raises InputError for what cannot be
+    changed after training, besides what `read` and `changed` raise.
+    """
+    stored, before = read(path), defaults.default().unlock()
+    try:
+        for name, value in stored.items():
+            if isinstance(value, ml_collections.ConfigDict) and name in before:
+                before[name].unlock().update(value)
+            else:
+                before[name] = value
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a config: {_message(error)}") from error
+    now = changed(before, overrides)
+    identity.check_evaluation(before, now)
+    return now
 
 
 def from_json(fields: Any) -> ml_collections.ConfigDict:

@@ -20,11 +20,15 @@ def one_of(*choices: str) -> Rule:
     return Rule(f"one of {', '.join(choices)}", lambda value: value in choices, choices)
 
 
-def whole(minimum: int) -> Rule:
-    return Rule(
-        f"a whole number of at least {minimum:,}",
-        lambda value: type(value) is int and value >= minimum,
-    )
+LARGEST = 2**31 - 1  # what JAX's counters of 32 bits hold, such as an optimizer's of its steps
+
+
+def whole(minimum: int, maximum: int = LARGEST) -> Rule:
+    """A whole number; where no maximum is given, one that JAX can count to."""
+    words = f"a whole number of at least {minimum:,}"
+    if maximum != LARGEST:
+        words = f"a whole number from {minimum:,} to {maximum:,}"
+    return Rule(words, lambda value: type(value) is int and minimum <= value <= maximum)
 
 
 def real(low: float, high: float = math.inf, *, above: bool = False) -> Rule:

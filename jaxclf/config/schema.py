@@ -145,7 +145,9 @@ _PROMPT = Group(
         ),
         "file": Field("", rules.file, "Your own template, in place of `template`."),
         "wrapper": Field(
-            "none", one_of("none", "llama2", "llama3"), "Chat tokens around the prompt."
+            "none",
+            one_of("none", "llama2", "llama3", "checkpoint"),
+            "Chat tokens around the prompt. `checkpoint`: as its own chat template writes them.",
         ),
         "shots": Field(0, whole(0), "Solved examples in the prompt."),
         "choose": Field(
@@ -219,6 +221,12 @@ _MODEL = Group(
             "Compute the layers again in the backward pass, to save memory. False: on GPU and TPU "
             "the cheap parts alone.",
         ),
+        "checkpoint_layers": Field(
+            1,
+            whole(1),
+            "With `gradient_checkpointing`: layers of a group, of which only the first one's input "
+            "is kept; the others are computed once more. The root of their number needs least.",
+        ),
         "unroll": Field(
             1, whole(1), "Layers compiled one by one; on a CPU more of them run faster."
         ),
@@ -254,6 +262,13 @@ _MESH = Group(
         "fsdp": Field(-1, _AXIS, "Rows of a batch, and parameters.", affects="nothing"),
         "tensor": Field(1, _AXIS, "Attention heads and feed-forward.", affects="nothing"),
         "sequence": Field(1, _AXIS, "Tokens of a row, and parameters.", affects="nothing"),
+        "dcn_data": Field(
+            0,
+            whole(0),
+            "Slices that `data` is divided over first, so that only sums of gradients cross the "
+            "network between them; 0: the TPU slices that there are.",
+            affects="nothing",
+        ),
     },
 )
 
@@ -340,6 +355,18 @@ _TRAIN = Group(
         "adam_beta1": Field(0.9, real(0, 1), "Adam's decay of the first moment."),
         "adam_beta2": Field(0.999, real(0, 1), "Adam's decay of the second moment."),
         "adam_epsilon": Field(1e-8, real(0, above=True), "Adam's epsilon."),
+        "adam_moments": Field(
+            "float32",
+            one_of("float32", "int8"),
+            "Type of Adam's moments; `int8`: 8 bits and a scale for each block, a quarter of the "
+            "memory.",
+        ),
+        "stochastic_rounding": Field(
+            False,
+            boolean,
+            "Round updated bfloat16 parameters up or down by chance, so that small steps are made "
+            "in the mean.",
+        ),
         "max_grad_norm": Field(
             1.0, real(0), "Gradients are clipped to this global norm; 0: no clipping."
         ),
@@ -478,9 +505,12 @@ _API = Group(
             affects="nothing",
             secret=True,  # perhaps it is the key itself
         ),
-        "concurrency": Field(8, whole(1), "Requests in flight at once.", affects="nothing"),
+        "concurrency": Field(8, whole(1, 1000), "Requests in flight at once.", affects="nothing"),
         "timeout": Field(
-            60.0, real(0, above=True), "Seconds to wait for an answer.", affects="nothing"
+            60.0,
+            real(0, 86_401, above=True),
+            "Seconds to wait for a whole answer.",
+            affects="nothing",
         ),
         "retries": Field(
             6, whole(0), "Retries of a request, after growing pauses.", affects="nothing"
@@ -499,7 +529,8 @@ _API = Group(
         "max_cost": Field(
             0.0,
             real(0),
-            "Nothing is sent if the estimated cost is higher; 0: no limit.",
+            "Most that a run's answers may cost, by the server's counts of tokens: nothing is sent "
+            "if the estimate is higher, and no more when the answers come to it; 0: no limit.",
             affects="nothing",
         ),
     },
@@ -576,7 +607,9 @@ _EVAL = Group(
 
 SCHEMA: dict[str, Field | Group] = {
     "seed": Field(
-        0, whole(0), "Draws records, examples of prompts, the order of batches and random starts."
+        0,
+        whole(0, 2**32 - 1),  # what the generators of JAX, NumPy and grain take
+        "Draws records, examples of prompts, the order of batches and random starts.",
     ),
     "data": _DATA,
     "prompt": _PROMPT,

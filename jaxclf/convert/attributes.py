@@ -30,6 +30,11 @@ FIXED: dict[str, Any] = {
     "chunk_size_feed_forward": 0,
 }
 
+# How many scores a head has: now, and in files of old transformers.
+_COUNTS = ("num_labels", "_num_labels")
+# Far above any head that was trained; a config.json that says more is damaged.
+MAX_LABELS = 1_000_000
+
 
 def refuse(attributes: Collection[str], source: object) -> None:
     """Raise InputError where there are any."""
@@ -46,7 +51,7 @@ def refuse_unknown(
     """Raise InputError naming every attribute that is neither known nor at its fixed value."""
     refuse(
         [
-            f"{name}={theirs[name]!r}" + (f" (only {fixed[name]!r})" if name in fixed else "")
+            f"{name}={_short(theirs[name])}" + (f" (only {fixed[name]!r})" if name in fixed else "")
             for name in sorted(theirs)
             if name not in known and (name not in fixed or theirs[name] != fixed[name])
         ],
@@ -57,34 +62,81 @@ def refuse_unknown(
 def check_numbers(
     values: Mapping[str, Any], sizes: Iterable[str], others: Iterable[str], source: object
 ) -> None:
-    """Raise ArtifactError naming every size that is no positive integer, every other no number."""
+    """Raise ArtifactError naming every size that is no positive integer, every other no number.
+
+    The others are finite and not negative, and rates of dropout below 1.
+    """
     wrong = [name for name in sizes if not is_size(values.get(name))]
-    wrong += [name for name in others if not isinstance(values.get(name), int | float)]
+    wrong += [
+        name
+        for name in others
+        if not is_number(values.get(name)) or ("drop" in name and values[name] >= 1)
+    ]
     if wrong:
-        shown = ", ".join(f"{name}={values.get(name)!r}" for name in wrong)
-        raise ArtifactError(f"{source}: missing or impossible: {shown}")
+        raise ArtifactError(f"{source}: missing or impossible: {shown(values, wrong)}")
 
 
 def is_size(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """A positive integer that an array's dimension can have."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """A finite number that is not negative; true and false are numbers too."""
+    return isinstance(value, int | float) and 0 <= value < 1e38
+
+
+def shown(values: Mapping[str, Any], names: Iterable[str]) -> str:
+    """`name=value` of some attributes, for a message."""
+    return ", ".join(f"{name}={_short(values.get(name))}" for name in names)
 
 
 def labels(theirs: Mapping[str, Any], source: object) -> tuple[str, ...]:
-    """The names of a head's scores in their order; raises ArtifactError where they are no list.
+    """The names of a head's scores in their order.
 
     Files without names stand for `num_labels` of them, and without that, as in transformers, two.
+    Raises ArtifactError where the names are no list, two scores share one, or the file contradicts
+    itself.
     """
-    names = theirs.get("id2label")
+    names, numbers = theirs.get("id2label"), theirs.get("label2id")
+    count = next((theirs[key] for key in _COUNTS if theirs.get(key) is not None), None)
+    if count is not None and (not is_size(count) or count > MAX_LABELS):
+        raise ArtifactError(
+            f"{source}: missing or impossible: num_labels={count!r} (1 to {MAX_LABELS:,})"
+        )
     if names is None:
-        count = theirs.get("num_labels", 2)
-        if not is_size(count):
-            raise ArtifactError(f"{source}: missing or impossible: num_labels={count!r}")
-        return default_labels(count)
+        return default_labels(2 if count is None else count)
     if not isinstance(names, dict) or set(names) != {str(index) for index in range(len(names))}:
-        raise ArtifactError(f"{source}: id2label does not name 0, 1, 2 …: {names!r}")
-    return tuple(str(names[str(index)]) for index in range(len(names)))
+        raise ArtifactError(f"{source}: id2label does not name 0, 1, 2 …: {_short(names)}")
+    found = tuple(names[str(index)] for index in range(len(names)))
+    if wrong := [name for name in found if not isinstance(name, str | int) or name is True]:
+        raise ArtifactError(f"{source}: id2label has {_short(wrong[0])} where a name is expected")
+    found = tuple(map(str, found))
+    if len(set(found)) < len(found):
+        twice = next(name for name in found if found.count(name) > 1)
+        raise ArtifactError(f"{source}: id2label names two scores {twice!r}; give each its own")
+    if count not in (None, len(found)):
+        raise ArtifactError(
+            f"{source}: num_labels is {count}, and id2label names {len(found)}. Correct the wrong "
+            "one"
+        )
+    inverse = {name: index for index, name in enumerate(found)}
+    # What transformers writes where only id2label was set says nothing.
+    given = isinstance(numbers, dict) and numbers.keys() - default_labels(len(numbers))
+    if numbers != inverse and (given or not isinstance(numbers, dict | None)):
+        raise ArtifactError(
+            f"{source}: label2id contradicts id2label: {_short(numbers)} beside {_short(names)}. "
+            "Correct the wrong one, or remove label2id"
+        )
+    return found
 
 
 def default_labels(count: int) -> tuple[str, ...]:
     """transformers' names for scores that nobody named."""
     return tuple(f"LABEL_{index}" for index in range(count))
+
+
+def _short(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"

@@ -271,8 +271,11 @@ def _read_config(
 
 
 def _read_heads(table: _Table, theirs: Mapping[str, Any], source: object) -> tuple[HeadConfig, ...]:
+    architectures = theirs.get("architectures", ())
+    if not isinstance(architectures, list | tuple):
+        raise ArtifactError(f"{source}: architectures is no list: {architectures!r}")
     for ending, kind in _ARCHITECTURES.items():
-        if table.title + ending in theirs.get("architectures", ()):
+        if table.title + ending in architectures:
             return (HeadConfig(kind, kind, len(attributes.labels(theirs, source))),)
     return ()
 

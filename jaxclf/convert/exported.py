@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from jaxclf.checkpoint.model_dir import read_model
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import Opened, make_classifier
-from jaxclf.config import defaults, loading
+from jaxclf.config import defaults, identity, loading
 from jaxclf.convert import attributes, hf_import
+from jaxclf.core import files, streams
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.core.files import read_json, write_json
+from jaxclf.core.files import read_json
 from jaxclf.data.tasks import OTHER, SlotFormat, Task, TaskKind
 from jaxclf.data.tokenizer import Tokenizer
+from jaxclf.decoding.label_decoder import Decoding
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.metrics import calibration
@@ -44,8 +45,9 @@ def write(directory: Path, run_dir: Path, step: int | None, head: HeadConfig | N
         recipe = dataclasses.replace(
             recipe, tasks=tuple(task for task in recipe.tasks if task.name == head.name)
         )
-    evaluation = loading.read(run_dir / "config.json").eval
-    temperatures = calibration.of_run(run_dir, step, evaluation)
+    config = loading.read(run_dir / "config.json")
+    evaluation = config.eval
+    temperatures = calibration.of_run(run_dir, step, evaluation, _scoring(recipe, config))
     fields = {
         "recipe": dataclasses.asdict(recipe),
         "eval": evaluation.to_dict(),
@@ -53,7 +55,13 @@ def write(directory: Path, run_dir: Path, step: int | None, head: HeadConfig | N
             task.name: temperatures[task.name] for task in recipe.tasks if task.name in temperatures
         },
     }
-    write_json(directory / FILE, fields)
+    files.write_json(directory / FILE, files.sealed(fields))
+
+
+def _scoring(recipe: Recipe | None, config: ConfigDict) -> dict[str, Any] | None:
+    """As of the classifier that answers: probabilities of heads depend on no decoding."""
+    is_decoder = recipe is not None and recipe.prompt is not None
+    return Decoding.of(config).scoring if is_decoder else {}
 
 
 def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
@@ -82,9 +90,11 @@ def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
     temperatures: dict[str, float] = {}
     if (directory / FILE).is_file():
         recipe, temperatures = _read(directory / FILE, config)
-    with config.unlocked():
-        loading.override(config, overrides)
-    if config.eval.temperature == "none":
+    before, config = config, loading.changed(config, overrides)
+    identity.check_evaluation(before, config)
+    if recipe is not None:
+        recipe = recipe.under(config, before)
+    if config.eval.temperature == "none" or _scoring(recipe, before) != _scoring(recipe, config):
         temperatures = {}
     found = hf_import.resolve(source, config.model.quantize)
     tokenizer = Tokenizer.load(found.tokenizer_dir)
@@ -112,13 +122,13 @@ def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
     classifier = make_classifier(model, tokenizer, recipe, config)
     with sharding.use(config.mesh) as mesh:
         plan = transfer.plan(model, found, "keep", recipe)
-        params = transfer.load(model, found, plan, jax.random.key(config.seed))
+        params = transfer.load(model, found, plan, streams.key(config.seed, streams.INITIALIZATION))
     return Opened(classifier.with_params(params, mesh, temperatures), config, found)
 
 
 def _read(path: Path, config: ConfigDict) -> tuple[Recipe, dict[str, float]]:
     """The recipe and temperatures of an export; its way of decoding goes into `config`."""
-    fields = read_json(path)
+    fields = files.unsealed(path)
     try:
         recipe = Recipe.parse(fields["recipe"], path)
         with config.unlocked():
@@ -151,13 +161,13 @@ def _recipe(theirs: Mapping[str, Any], head: HeadConfig, longest: int, path: Pat
 
 
 def _slots(labels: Sequence[str], path: Path) -> tuple[tuple[str, ...], SlotFormat]:
-    """The slots that a head of tokens scores: BIO tags (O, B-x, I-x, B-y …), or Other and names."""
-    if labels[0] == OTHER:
-        return tuple(labels[1:]), "names"
-    slots = tuple(label[2:] for label in labels[1::2])
-    if tuple(labels) == ("O", *(f"{mark}-{name}" for name in slots for mark in "BI")):
+    """The slots that a head of tokens scores: BIO tags (O, B-x, I-x …), or Other and names."""
+    if OTHER in labels:
+        return tuple(label for label in labels if label != OTHER), "names"
+    slots = tuple(dict.fromkeys(label[2:] for label in labels if label != "O"))
+    if set(labels) == {"O", *(f"{mark}-{name}" for name in slots for mark in "BI")}:
         return slots, "bio"
     raise InputError(
-        f"{path}: id2label is {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}; expected "
-        f"O, B-x, I-x, B-y, I-y … in this order, or {OTHER} and then the slots' names"
+        f"{path}: id2label is {', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}; expected O "
+        f"with B-x and I-x of each slot x, or {OTHER} and the slots' names"
     )

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ import ml_dtypes  # noqa: F401 - makes "bfloat16" a dtype that numpy knows
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxclf.core import locks
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import read_json
 
@@ -40,10 +42,12 @@ class Weights:
         file: str = _SINGLE,
     ):
         self._places, self.shapes, self.dtypes = {}, {}, {}
+        self.metadata: dict[str, str] = {}
         for path in _weight_files(directory, file):
             try:
                 # Reading, not mapping: mapped pages would count as this process's memory.
                 opened = safe_open(path, framework="numpy", backend="pread")
+                self.metadata |= opened.metadata() or {}
                 for stored in opened.keys():  # noqa: SIM118 - it is no dict
                     if any(re.fullmatch(pattern, stored) for pattern in ignored):
                         continue
@@ -75,6 +79,8 @@ class Weights:
 
 
 def _weight_files(directory: Path, single: str) -> list[Path]:
+    for name in (single, _INDEX):
+        _check_link(directory / name)
     if (directory / single).is_file():
         return [directory / single]
     if (directory / _INDEX).is_file():
@@ -82,6 +88,8 @@ def _weight_files(directory: Path, single: str) -> list[Path]:
             names = set(read_json(directory / _INDEX)["weight_map"].values())
         except (AttributeError, KeyError, TypeError) as error:
             raise ArtifactError(f"{directory / _INDEX}: holds no weight_map of names") from error
+        if not all(isinstance(name, str) for name in names):
+            raise ArtifactError(f"{directory / _INDEX}: its weight_map names what are no files")
         if strange := [n for n in names if Path(n).name != n or not n.endswith(".safetensors")]:
             raise InputError(f"{directory / _INDEX}: not a safetensors file here: {strange}")
         return [directory / name for name in sorted(names)]
@@ -125,7 +133,7 @@ def write_weights(
             "metadata": {"total_size": sum(_size(*tensor) for tensor in tensors.values())},
             "weight_map": {name: file for file, names in places for name in names},
         }
-        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     for file, names in zip(files, shards, strict=True):
         _write_file(directory / file, {name: tensors[name] for name in names}, blocks)
 
@@ -161,31 +169,63 @@ def _size(shape: tuple[int, ...], dtype: str) -> int:
 def new_directory(destination: Path, overwrite: bool = False) -> Iterator[Path]:
     """A directory to fill, which becomes `destination` at the end or vanishes at an error.
 
-    Raises InputError where the destination holds something and `overwrite` is not set.
+    Raises InputError where the destination holds something and `overwrite` is not set, or where
+    another process is writing it.
     """
-    if (
-        not overwrite
-        and destination.exists()
-        and (not destination.is_dir() or any(destination.iterdir()))
-    ):
-        raise InputError(f"{destination}: exists already; give another or --overwrite")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
-        new, old = work / "new", work / "old"
-        new.mkdir()
-        yield new
-        if destination.exists():
-            destination.rename(old)
-        new.rename(destination)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with locks.file(destination):
+        _clear_away(destination)
+        if (
+            not overwrite
+            and destination.exists()
+            and (not destination.is_dir() or any(destination.iterdir()))
+        ):
+            raise InputError(f"{destination}: exists already; give another or --overwrite")
+        work = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        try:
+            new, old = work / "new", work / "old"
+            new.mkdir()
+            yield new
+            if destination.exists():
+                destination.rename(old)
+            new.rename(destination)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear_away(destination: Path) -> None:
+    """Remove what killed processes left of a directory; what one had put aside comes back."""
+    names = re.compile(rf"\.{re.escape(destination.name)}\.\w{{8}}")
+    for left in destination.parent.iterdir():
+        if not names.fullmatch(left.name) or not left.is_dir():
+            continue
+        if {each.name for each in left.iterdir()} <= {"new", "old"}:
+            if (left / "old").is_dir() and not destination.exists():
+                (left / "old").rename(destination)
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def copy_files(source: Path, destination: Path, names: Iterable[str]) -> None:
-    """Copy those of the named files that are there."""
-    present = [name for name in names if (source / name).is_file()]
-    if present:
+    """Copy those of the named files that are there, with what links point to.
+
+    Raises ArtifactError for a link to nothing, an empty file, or JSON that is no object.
+    """
+    for name in names:
+        path = source / name
+        _check_link(path)
+        if not path.exists():
+            continue
+        if not path.is_file() or not path.stat().st_size:
+            raise ArtifactError(f"{path}: empty, or no file. Copy it again")
+        if path.suffix == ".json" and not isinstance(read_json(path), dict):
+            raise ArtifactError(f"{path}: no JSON object. Copy it again")
         destination.mkdir(exist_ok=True)
-    for name in present:
-        shutil.copyfile(source / name, destination / name)
+        shutil.copyfile(path, destination / name)
+
+
+def _check_link(path: Path) -> None:
+    """Raise ArtifactError for a link to nothing."""
+    if path.is_symlink() and not path.exists():
+        raise ArtifactError(
+            f"{path}: a link to {os.readlink(path)}, which is not there. Copy what it points to, "
+            "or download it again"
+        )

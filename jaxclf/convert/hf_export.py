@@ -15,13 +15,13 @@ from jaxclf import report
 from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.model_dir import ModelSource
 from jaxclf.checkpoint.steps import Which
+from jaxclf.classifiers import transfer
 from jaxclf.convert import attributes, exported, files, mapping
 from jaxclf.convert import merge as merging
 from jaxclf.convert.hf_import import FAMILIES, TOKENIZER_FILES
 from jaxclf.core import tree
-from jaxclf.core.errors import InputError
-from jaxclf.core.files import read_json
-from jaxclf.data.tasks import head_labels
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.files import read_json, write_json
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
@@ -36,21 +36,23 @@ _PROBLEMS = {
 }
 
 _CARD = """---
-library_name: transformers
+library_name: {library}
 ---
 
 A text classifier fine-tuned and exported by jaxclf.
 """
 
 
-def run_card(source: ModelSource, changes: Sequence[str] = ()) -> str:
+def run_card(
+    source: ModelSource, changes: Sequence[str] = (), library: str = "transformers"
+) -> str:
     """The model card of the run's report; a short one where there is none.
 
-    `changes`: what merging changed, as `check_merged` puts it.
+    `changes`: what merging changed, as `check_merged` puts it. `library`: see `report.model_card`.
     """
-    card = _CARD
+    card = _CARD.format(library=library)
     if source.run_dir is not None and (source.run_dir / report.REPORT).is_file():
-        card = report.model_card(report.read(source.run_dir))
+        card = report.model_card(report.read(source.run_dir), library)
     return card + ("\n## Merged\n\n" if changes else "") + "".join(f"- {c}\n" for c in changes)
 
 
@@ -106,7 +108,7 @@ def _export(
     family = FAMILIES[registry.family_of(config)]
     abstract = registry.create(config).abstract
     tree_store.check_tree(found.params_dir, found.manifest, abstract, cast=True)
-    tree_store.verify(found.params_dir, found.manifest)
+    tree_store.verify(found.params_dir, found.manifest, finite=True)
 
     config, head = with_one_head(config, task)
     labels, problem = labels_of(found, head) if head else ((), None)
@@ -120,22 +122,31 @@ def _export(
     tensors = mapping.expand(family.rows(config), {p: leaf.shape for p, leaf in leaves.items()})
     tensors.sort(key=lambda tensor: -1 if tensor.layer is None else tensor.layer)
     prefix = "" if head else family.prefix
-    places = {tensor.name.removeprefix(prefix): tensor for tensor in tensors}
+    places: dict[str, list[mapping.Tensor]] = {}
+    for tensor in tensors:
+        places.setdefault(tensor.name.removeprefix(prefix), []).append(tensor)
+    order = {name: number for number, name in enumerate(places, 1)}
 
     def blocks(name: str) -> Iterator[np.ndarray]:
-        progress(f"{list(places).index(name) + 1}/{len(places)} {name}")
-        return _blocks(found.params_dir, places[name])
+        progress(f"{order[name]}/{len(places)} {name}")
+        for part in places[name]:
+            yield from _blocks(found.params_dir, part)
 
     with files.new_directory(destination, overwrite) as new:
-        described = {n: (t.shape, found.manifest[t.ours].dtype) for n, t in places.items()}
+        shapes = mapping.whole_shapes(tensors)
+        described = {
+            name: (shapes[parts[0].name], found.manifest[parts[0].ours].dtype)
+            for name, parts in places.items()
+        }
         files.write_weights(new, described, blocks, max_shard_bytes)
         text = json.dumps(theirs | written, indent=2, ensure_ascii=False)
         (new / "config.json").write_text(text + "\n", "utf-8")
         files.copy_files(found.tokenizer_dir, new, TOKENIZER_FILES)
+        _limit_tokens(new, config, found)
         files.copy_files(found.model_json.parent, new, ["generation_config.json"])
         if found.run_dir is not None and (found.run_dir / "config.json").is_file():
             exported.write(new, found.run_dir, found.step, head)
-        (new / "README.md").write_text(card if isinstance(card, str) else card(found))
+        (new / "README.md").write_text(card if isinstance(card, str) else card(found), "utf-8")
 
 
 def with_one_head(config: ModelConfig, task: str | None) -> tuple[ModelConfig, HeadConfig | None]:
@@ -157,18 +168,45 @@ def with_one_head(config: ModelConfig, task: str | None) -> tuple[ModelConfig, H
 
 
 def labels_of(source: ModelSource, head: HeadConfig) -> tuple[Sequence[str], str | None]:
-    """What a head's scores stand for, and transformers' name for the kind of task."""
-    labels, problem = (), None
+    """What a head's scores stand for, and transformers' name for the kind of task.
+
+    A class that is the only one has none: transformers takes one score for a number or, without a
+    name, for a label of its own. Raises ArtifactError where there are more labels than scores, or
+    fewer.
+    """
+    problem = None
     if source.run_dir is not None:
         recipe = Recipe.load(source.run_dir / "task.json")
-        task = next((task for task in recipe.tasks if task.name == head.name), None)
-        if task is not None:
-            labels, problem = head_labels(task, recipe.slot_format), _PROBLEMS.get(task.kind)
-    elif (origin := source.model_json.parent / "conversion.json").is_file():
-        labels = read_json(origin).get("labels") or ()
+        kinds = {task.name: task.kind for task in recipe.tasks}
+        problem = _PROBLEMS.get(kinds.get(head.name, ""))
+        if head.size == 1 and problem == _PROBLEMS["class"]:
+            problem = None
+    labels = transfer.labels(source, head.name) or attributes.default_labels(head.size)
     if len(labels) != head.size:
-        labels = attributes.default_labels(head.size)
+        raise ArtifactError(
+            f"{source.model_json.parent}: head {head.name} has {head.size} scores and "
+            f"{len(labels)} labels; they do not belong together"
+        )
     return labels, problem
+
+
+def _limit_tokens(directory: Path, config: ModelConfig, source: ModelSource) -> None:
+    """Write into an exported tokenizer how many tokens the model reads.
+
+    Of a run's encoder as many as in the run, where a pipeline of transformers would otherwise cut
+    texts elsewhere; of others those that it has positions for, if it has no limit yet.
+    """
+    path = directory / "tokenizer_config.json"
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        return
+    fields = read_json(path) if path.is_file() else {}
+    limit = getattr(config, "max_position", None)
+    if isinstance(config, EncoderConfig) and source.run_dir is not None:
+        limit = Recipe.load(source.run_dir / "task.json").max_length
+    elif (own := fields.get("model_max_length")) and attributes.is_size(own):
+        return
+    if limit is not None:
+        write_json(path, fields | {"model_max_length": limit})
 
 
 def _check_padding(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> None:

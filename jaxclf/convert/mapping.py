@@ -14,11 +14,15 @@ from typing import Any
 from jaxclf.core.errors import ArtifactError
 
 Shape = tuple[int, ...]
+_SHOWN = 50  # of defects in one message
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorRow:
-    """`{layer}` in the Hugging Face name runs over the leading axis of our leaf."""
+    """`{layer}` in the Hugging Face name runs over the leading axis of our leaf.
+
+    Rows of one name are parts of one tensor, one below the other.
+    """
 
     theirs: str
     ours: str
@@ -51,13 +55,19 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One Hugging Face tensor and its place in our tree."""
+    """One Hugging Face tensor, or a part of it from row `start` on, and its place in our tree."""
 
     name: str
     shape: Shape
     ours: str
     layer: int | None
     transpose: bool
+    start: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """Those of the Hugging Face tensor that are this part."""
+        return slice(self.start, self.start + self.shape[0])
 
 
 def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tensor]:
@@ -67,25 +77,37 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
     ValueError for a leaf without a row: the table is incomplete.
     """
     tensors = []
+    sizes: dict[str, int] = {}  # rows of a tensor that its parts so far have
     for row in rows:
         if row.ours not in leaves:
             continue
         shape = leaves[row.ours]
         layered = "{layer}" in row.theirs
+        part = shape[1:] if layered else shape
+        part = part[::-1] if row.transpose else part
         for layer in range(shape[0]) if layered else [None]:
-            part = shape[1:] if layered else shape
-            tensors.append(
-                Tensor(
-                    row.theirs.format(layer=layer),
-                    part[::-1] if row.transpose else part,
-                    row.ours,
-                    layer,
-                    row.transpose,
-                )
-            )
+            name = row.theirs.format(layer=layer)
+            start = sizes.get(name, 0)
+            tensors.append(Tensor(name, part, row.ours, layer, row.transpose, start))
+            sizes[name] = start + part[0]
     if forgotten := set(leaves) - {row.ours for row in rows}:
         raise ValueError(f"the table has no row for {sorted(forgotten)}")
     return tensors
+
+
+def check_depths(
+    rows: Sequence[TensorRow], leaves: Mapping[str, Shape], found: Collection[str], source: object
+) -> None:
+    """Raise ArtifactError where a leaf has more layers than the file has tensors.
+
+    Before `expand`, which would name each of the million layers that a damaged file may ask for.
+    """
+    for row in rows:
+        depth = leaves[row.ours][0] if "{layer}" in row.theirs and row.ours in leaves else 0
+        if depth > len(found):
+            raise ArtifactError(
+                f"{source}: says {depth:,} layers; the file has {len(found):,} tensors in all"
+            )
 
 
 def check(
@@ -100,15 +122,25 @@ def check(
     `ignored`: regular expressions of names that are known to be no parameter of ours. `settings`:
     the file that the shapes follow from.
     """
-    wanted = {tensor.name: tensor.shape for tensor in tensors}
+    wanted = whole_shapes(tensors)
     defects = [f"missing: {name} {shape}" for name, shape in wanted.items() if name not in found]
     for name, shape in found.items():
         if name not in wanted and not matches(name, ignored):
             defects.append(f"unused: {name} {shape}")
         elif name in wanted and wanted[name] != shape:
             defects.append(f"wrong shape: {name} {shape}, expected {wanted[name]} by {settings}")
+    if len(defects) > _SHOWN:
+        defects[_SHOWN:] = [f"and {len(defects) - _SHOWN:,} more"]
     if defects:
         raise ArtifactError("\n  ".join([f"{source}: the tensors do not fit the model:", *defects]))
+
+
+def whole_shapes(tensors: Iterable[Tensor]) -> dict[str, Shape]:
+    """The shape of each Hugging Face tensor, of all its parts together."""
+    found: dict[str, Shape] = {}
+    for tensor in tensors:
+        found[tensor.name] = (tensor.start + tensor.shape[0], *tensor.shape[1:])
+    return found
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -1,7 +1,7 @@
 """One model of a frozen base and its adapters, leaf by leaf and layer by layer."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxclf.checkpoint import model_dir, tree_store
 from jaxclf.checkpoint.model_dir import ModelSource
 from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers import opening, transfer
+from jaxclf.classifiers.transfer import Transfer
 from jaxclf.config import loading
 from jaxclf.convert import hf_import
 from jaxclf.core import tree
@@ -23,7 +24,6 @@ from jaxclf.data.predictions import Prediction
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
 from jaxclf.models.quantization import QuantKernel
-from jaxclf.prompts import source
 
 
 def merge(found: ModelSource, directory: Path, dtype: str = "keep") -> ModelSource:
@@ -37,12 +37,13 @@ def merge(found: ModelSource, directory: Path, dtype: str = "keep") -> ModelSour
     dimensions, _ = model_dir.read_model(found.model_json)
     if dimensions.prefix:
         raise InputError(f"{found.model_json.parent}: a trained prefix cannot be merged")
-    base, taken = _base(found)
+    base, plan = _base(found)
+    tree_store.verify(base.params_dir, base.manifest, finite=True)
     _, base_dtype = model_dir.read_model(base.model_json)
     abstract = registry.create(dimensions).abstract
     adapters = model_dir.load_adapters(found, abstract)
-    leaves = _Leaves(base, taken, adapters, abstract)
-    with tree_store.TreeWriter(directory / "params") as writer:
+    leaves = _Leaves(base, plan, adapters, abstract)
+    with tree_store.TreeWriter(directory / "params", found.model_json.parent) as writer:
         for path, leaf in tree.flatten(abstract).items():
             stored = base_dtype if dtype == "keep" else dtype
             writer.write(path, leaf.shape, stored, leaves.parts(path))
@@ -51,20 +52,22 @@ def merge(found: ModelSource, directory: Path, dtype: str = "keep") -> ModelSour
     )
 
 
-def _base(found: ModelSource) -> tuple[ModelSource, Mapping[str, str]]:
-    """The adapters' base, and for each leaf of the model its leaf there."""
+def _base(found: ModelSource) -> tuple[ModelSource, Transfer]:
+    """The adapters' base, and what the model took over from it."""
     assert found.adapters is not None
     if found.run_dir is None:
-        base = hf_import.resolve(found.adapters.checkpoint)
+        base = hf_import.resolve(
+            model_dir.located(found.adapters.checkpoint, found.params_dir.parent)
+        )
         model_dir.check_base(found.adapters, base, found.params_dir.parent)
-        return base, {path: path for path in base.manifest}
+        return base, Transfer({path: path for path in base.manifest}, (), ())
     config = loading.read(found.run_dir / "config.json")
     base = model_dir.find_base(config, found.run_dir, hf_import.resolve)
     model_dir.check_base(found.adapters, base, found.run_dir)
     dimensions, _ = model_dir.read_model(found.model_json)
     model = registry.create(dimensions, quantise=config.model.quantize)
     recipe = Recipe.load(found.run_dir / "task.json")
-    return base, transfer.plan(model, base, config.model.heads, recipe).taken
+    return base, transfer.plan(model, base, config.model.heads, recipe)
 
 
 class _Leaves:
@@ -73,11 +76,11 @@ class _Leaves:
     def __init__(
         self,
         base: ModelSource,
-        taken: Mapping[str, str],
+        plan: Transfer,
         adapters: lora.Adapters,
         abstract: Any,
     ):
-        self.base, self.taken, self.adapters = base, taken, adapters
+        self.base, self.plan, self.adapters = base, plan, adapters
         self.saved = tree.flatten(adapters.saved)
         self.places = lora.places(abstract, adapters.spec)
         self.depths = {
@@ -102,14 +105,15 @@ class _Leaves:
 
     def _read(self, path: str, layer: int | None) -> np.ndarray:
         def stored(name: str) -> np.ndarray:
-            if name not in self.taken:
+            if name not in self.plan.taken:
                 raise InputError(
                     f"{name} was started at random and not trained, so that nothing keeps it; "
                     "name it in lora.modules_to_save"
                 )
-            return tree_store.read(self.base.params_dir, self.taken[name], layer)
+            leaf = tree_store.read(self.base.params_dir, self.plan.taken[name], layer)
+            return self.plan.ordered(name, leaf)
 
-        if f"{path}/values" not in self.taken:
+        if f"{path}/values" not in self.plan.taken:
             return stored(path)
         values, scale = (jnp.asarray(stored(f"{path}/{name}")) for name in ("values", "scale"))
         kind = "int8" if values.dtype == jnp.int8 else self.kind
@@ -127,14 +131,14 @@ def count_flips(
     if dtype != "keep":
         overrides = [*overrides, f"model.dtype={dtype}", f"model.param_dtype={dtype}"]
     opened = opening.open_run(run_dir, step, overrides, hf_import.resolve)
-    config, recipe = opened.config, opened.classifier.recipe
+    config = opened.config
     found = datasets.load(config.data, config.seed)
-    records = datasets.spread(found.splits[config.eval.split], limit)
-    prompt = source.prompt_source(config, found)[1] if recipe.prompt else None
+    split = datasets.scored_split(found, config.eval.split)
+    records = datasets.spread(found.splits[split], limit)
 
     def label(params) -> list[Prediction]:
         classifier = opened.classifier.with_params(params, opened.classifier.mesh)
-        return classifier.predict(records, config.eval.batch_size, prompt=prompt)
+        return classifier.predict(records, config.eval.batch_size, prompt=opened.prompt)
 
     merged = jax.jit(lora.multiply_out)(opened.classifier.params)
     pairs = list(zip(label(opened.classifier.params), label(merged), strict=True))
@@ -143,5 +147,5 @@ def count_flips(
             sum(one.predicted[task.name] != other.predicted[task.name] for one, other in pairs),
             len(pairs),
         )
-        for task in recipe.tasks
+        for task in opened.classifier.recipe.tasks
     }

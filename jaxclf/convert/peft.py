@@ -17,13 +17,14 @@ from typing import Any
 from jaxclf.adapters.lora import ALL_LINEAR, Place, Spec
 from jaxclf.config.rules import is_pattern
 from jaxclf.convert import attributes
-from jaxclf.convert.attributes import is_size
+from jaxclf.convert.attributes import is_number, is_size
 from jaxclf.convert.mapping import Tensor, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.heads import HeadKind
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+LABELS = "labels"  # in the metadata of the weights: peft has no place for a head's names
 
 # peft's name for what a model with such a head does.
 TASK_TYPES: dict[HeadKind, str] = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS"}
@@ -54,12 +55,28 @@ def layout(
         name, path = PREFIX + module_of(tensor), f"factors/{path}"
         found += [
             Tensor(f"{name}.lora_A.weight", (rank, size_in), f"{path}/a", index, True),
-            Tensor(f"{name}.lora_B.weight", (size_out, rank), f"{path}/b", index, True),
+            # Of kernels that share a tensor, one factor is theirs together, the other in parts.
+            Tensor(
+                f"{name}.lora_B.weight", (size_out, rank), f"{path}/b", index, True, tensor.start
+            ),
         ]
         if dora:
             magnitude = f"{name}.lora_magnitude_vector"
-            found.append(Tensor(magnitude, (size_out,), f"{path}/magnitude", index, False))
+            path = f"{path}/magnitude"
+            found.append(Tensor(magnitude, (size_out,), path, index, False, tensor.start))
     return found
+
+
+def refuse_parts(model: Iterable[Tensor], places: Mapping[str, Place], source: object) -> None:
+    """Raise InputError where adapters of several kernels would lie in one tensor of the model."""
+    parts = {tensor.name for tensor in model if tensor.start}
+    for tensor in model:
+        if tensor.name in parts and tensor.ours.removesuffix("/kernel") in places:
+            raise InputError(
+                f"{source} has adapters of {tensor.ours}, which is a part of {tensor.name}: peft "
+                "has one pair of factors for all of it. Export the merged model instead: "
+                "jaxclf.convert.to_hf --merge"
+            )
 
 
 def module_of(tensor: Tensor) -> str:
@@ -138,20 +155,17 @@ def read_settings(theirs: Any, source: object) -> dict[str, Any]:
     attributes.check_numbers(values, ["r"], ["lora_alpha", "lora_dropout"], source)
     checks = {
         "rank_pattern": _are_patterns(values["rank_pattern"], is_size),
-        "alpha_pattern": _are_patterns(values["alpha_pattern"], _is_number),
+        "alpha_pattern": _are_patterns(values["alpha_pattern"], is_number),
         "target_modules": _choose_modules(values["target_modules"]),
         "exclude_modules": _choose_modules(values["exclude_modules"]),
         "layers_to_transform": _are_all(values["layers_to_transform"], int),
         "modules_to_save": _are_all(values["modules_to_save"], str),
+        "use_dora": isinstance(values["use_dora"], bool),
+        "use_rslora": isinstance(values["use_rslora"], bool),
     }
     if wrong := [name for name, is_right in checks.items() if not is_right]:
-        shown = ", ".join(f"{name}={values[name]!r}" for name in wrong)
-        raise ArtifactError(f"{source}: impossible: {shown}")
+        raise ArtifactError(f"{source}: impossible: {attributes.shown(values, wrong)}")
     return values
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
 
 
 def _are_all(values: Any, kind: type) -> bool:

@@ -1,7 +1,7 @@
 """The adapters of a run, or an adapter directory of ours, become an adapter of peft's."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,22 +74,25 @@ def export(
         for path, place in lora.places(whole, spec).items()
         if f"{path}/kernel" in shapes
     }
+    peft.refuse_parts(model, places, source)
     kind = _kind(config, head)
     # For a task with a head peft saves that as a whole.
     is_whole = {path for path in shapes if path.startswith("heads/")} <= set(saved)
     task_type = kind if is_whole else None
-    base = _base(found.adapters.checkpoint)
+    base = _base(model_dir.located(found.adapters.checkpoint, found.model_json.parent))
     settings = peft.write_settings(spec, places, saved, model, rows, task_type, base)
     arrays = {path: np.asarray(leaf) for path, leaf in tree.flatten(trained).items()}
     tensors = {
         tensor.name: _array(tensor, arrays)
         for tensor in peft.layout(model, places, spec.kind == "dora", saved)
     }
+    labels = hf_export.labels_of(found, head)[0] if head else ()
+    metadata = {"format": "pt", peft.LABELS: json.dumps(labels, ensure_ascii=False)}
     with files.new_directory(destination, overwrite) as new:
-        safetensors.numpy.save_file(tensors, new / peft.WEIGHTS, {"format": "pt"})
-        (new / peft.SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        safetensors.numpy.save_file(tensors, new / peft.WEIGHTS, metadata)
+        (new / peft.SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
         files.copy_files(found.tokenizer_dir, new, TOKENIZER_FILES)
-        (new / "README.md").write_text(_card(found, kind, head, base or "BASE"), "utf-8")
+        (new / "README.md").write_text(_card(found, kind, labels, base or "BASE"), "utf-8")
 
 
 def _array(tensor: Tensor, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -114,19 +117,20 @@ def _base(checkpoint: str) -> str | None:
     return None if is_ours or checkpoint.startswith("package:") else checkpoint or None
 
 
-def _card(source: ModelSource, kind: str, head: HeadConfig | None, base: str) -> str:
+def _card(source: ModelSource, kind: str, labels: Sequence[str], base: str) -> str:
     """README.md: the card of the run's report, and how peft opens the adapter."""
-    text = hf_export.run_card(source).replace("library_name: transformers", "library_name: peft", 1)
-    options = scores = ""
-    if head is not None:
-        labels, _ = hf_export.labels_of(source, head)
-        options = f", num_labels={head.size}"
+    text = hf_export.run_card(source, library="peft")
+    options = names = scores = ""
+    if labels:
+        options = f", num_labels={len(labels)}"
+        listed = json.dumps(labels, ensure_ascii=False)
+        names = f"base.config.id2label = dict(enumerate({listed}))\n"
         scores = f"\nIts scores stand for, in this order: {', '.join(labels)}.\n"
     return f"""{text}
 ## With peft
 
 ```python
 base = transformers.{_MODELS[kind]}.from_pretrained("{base}"{options})
-model = peft.PeftModel.from_pretrained(base, DIRECTORY)
+{names}model = peft.PeftModel.from_pretrained(base, DIRECTORY)
 ```
 {scores}"""

@@ -1,6 +1,7 @@
 """A LoRA adapter of the peft library becomes an adapter directory of ours."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from jaxclf.adapters import lora
-from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint import model_dir, model_files, tree_store
 from jaxclf.checkpoint.model_dir import AdapterInfo, ModelSource
 from jaxclf.checkpoint.tree_store import Manifest
+from jaxclf.classifiers import transfer
 from jaxclf.convert import files, hf_import, mapping, peft
 from jaxclf.convert.mapping import Family, Shape, Tensor
 from jaxclf.convert.peft import PREFIX, SETTINGS, TASK_TYPES, WEIGHTS
-from jaxclf.core import tree
+from jaxclf.core import logs, tree
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import read_json, write_json
 from jaxclf.models import registry
@@ -71,19 +73,22 @@ def convert(
     assert lora.places(abstract, spec) == places, "the spec chooses something else"
 
     with files.new_directory(destination, overwrite) as new:
-        with tree_store.TreeWriter(new / "params") as writer:
+        with tree_store.TreeWriter(new / "params", source / WEIGHTS) as writer:
             for path in dict.fromkeys(tensor.ours for tensor in tensors):
                 parts = [tensor for tensor in tensors if tensor.ours == path]
                 _write(writer, path, parts, weights)
         manifest = tree_store.manifest_to_json(writer.manifest)
         write_json(new / "manifest.json", manifest)
         model_dir.write_model(new / "model.json", config, "float32")
+        origin = {"source": source.absolute().name, "labels": _labels(config, weights, found)}
+        write_json(new / "conversion.json", origin)
         fingerprint = tree_store.fingerprint(found.manifest)
         info = AdapterInfo(spec, _reference(checkpoint), fingerprint)
         model_dir.write_adapters(new / "adapters.json", info)
         has_own = any((source / name).is_file() for name in hf_import.TOKENIZER_FILES)
         tokenizer = source if has_own else found.tokenizer_dir
-        files.copy_files(tokenizer, new / "tokenizer", hf_import.TOKENIZER_FILES)
+        hf_import.copy_tokenizer(tokenizer, new / "tokenizer", logs.say)
+        model_files.seal(new)
 
 
 def _named_base(settings: Mapping[str, Any], source: object) -> str:
@@ -157,6 +162,23 @@ def _copies_of_base(
     return list(map(re.escape, copies))
 
 
+def _labels(config: ModelConfig, weights: files.Weights, base: ModelSource) -> list[str] | None:
+    """What the head scores: as our export says, else as the base's head of the same size does."""
+    if not isinstance(config, EncoderConfig) or len(config.heads) != 1:
+        return None
+    (head,) = config.heads
+    try:
+        own = json.loads(weights.metadata.get(peft.LABELS, "[]"))
+    except (ValueError, RecursionError):
+        own = None
+    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+        raise ArtifactError(f"{WEIGHTS}: its metadata names no {peft.LABELS}")
+    labels = own or list(transfer.labels(base, head.name))
+    if own and len(own) != head.size:
+        raise ArtifactError(f"{WEIGHTS}: names {len(own)} labels for {head.size} scores")
+    return labels if len(labels) == head.size else None
+
+
 def _has(base: Manifest, path: str, shape: Shape) -> bool:
     return path in base and base[path].shape == shape
 
@@ -165,7 +187,7 @@ def _write(
     writer: tree_store.TreeWriter, path: str, parts: Sequence[Tensor], weights: files.Weights
 ) -> None:
     """Write one leaf from its layers, narrower ranks filled up with zeros."""
-    arrays = [weights[part.name].astype(np.float32) for part in parts]
+    arrays = [weights[part.name][part.rows].astype(np.float32) for part in parts]
     arrays = [a.T if part.transpose else a for a, part in zip(arrays, parts, strict=True)]
     widest = tuple(map(max, zip(*(array.shape for array in arrays), strict=True)))
     filled = [
@@ -173,4 +195,4 @@ def _write(
         for array in arrays
     ]
     shape = widest if parts[0].layer is None else (len(parts), *widest)
-    writer.write(path, shape, "float32", filled)
+    writer.write(path, shape, "float32", filled, [part.name for part in parts])

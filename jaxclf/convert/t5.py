@@ -119,7 +119,12 @@ def read_config(
     values.setdefault("num_decoder_layers", values.get("num_layers"))
     values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
     attributes.check_numbers(values, _SIZES, _OTHERS, source)
-    if (form := values["feed_forward_proj"]) not in _FEED_FORWARD:
+    start = values["decoder_start_token_id"]
+    if not isinstance(start, int) or start >= values["vocab_size"]:
+        raise ArtifactError(
+            f"{source}: impossible: {attributes.shown(values, ['decoder_start_token_id'])}"
+        )
+    if (form := str(values["feed_forward_proj"])) not in _FEED_FORWARD:
         attributes.refuse([f"feed_forward_proj={form!r} (only {[*_FEED_FORWARD]})"], source)
     gated = _FEED_FORWARD[form]
     activation = values.get("dense_act_fn", "gelu_new" if gated else "relu")

@@ -41,9 +41,10 @@ def quiet(wanted: bool = True) -> Generator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line, unless it is `quiet`."""
+    """Print a line, unless it is `quiet`; what the terminal's encoding lacks is escaped."""
     if not _is_quiet.get():
-        print(text, flush=True)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 class Logger:

@@ -15,6 +15,7 @@ public source is used.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from jaxclf.core.suggest import did_you_mean
 from jaxclf.data import builtin, published, readers, records
 from jaxclf.data.readers import RawRow
 from jaxclf.data.records import Column, Defects, Schema
-from jaxclf.data.tasks import Label, Record, Task
+from jaxclf.data.tasks import Label, Record, Task, label_names
 
 Splits = dict[str, list[Record]]
 Domain = Literal["News", "Utter", "Text"]  # what a text is called in a prompt
@@ -36,6 +37,7 @@ Loader = Callable[[Any, Defects], tuple[Domain, tuple[Task, ...], Splits]]
 
 ROOT_VARIABLE = "JAXCLF_DATA_ROOT"
 SPLITS = ("train", "dev", "heldout", "test")
+NO_SPLIT = "none"  # what a report names where nothing is scored
 COUNTS = {
     "massive": {"train": 11_514, "dev": 2_033, "test": 2_974},
     "20ng": {"train": 11_314, "test": 7_532},
@@ -67,8 +69,11 @@ HELD_OUT_SEED = 0
 class Dataset:
     """A data set as a run sees it: the selected tasks and the records of each split.
 
-    `skipped`: records left out for a defect, by split. `fingerprint`: SHA-256 over splits, ids,
-    texts and labels.
+    `skipped`: records left out for a defect, by split; `defects`: the first of these, located.
+    `fingerprint`: SHA-256 over splits, ids, texts and labels.
+
+    The labels of a record need not be among its task's: those of a test split that train lacks are
+    kept, and count as wrong whatever is answered.
     """
 
     name: str
@@ -77,6 +82,12 @@ class Dataset:
     splits: Splits
     skipped: dict[str, int]
     fingerprint: str
+    defects: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """`fingerprint` of each split by itself."""
+        return {split: _fingerprint({split: found}) for split, found in self.splits.items()}
 
 
 def load(config: Any, seed: int = 0) -> Dataset:
@@ -114,10 +125,25 @@ def load(config: Any, seed: int = 0) -> Dataset:
     if count := config.get("train_examples", 0):  # which older runs do not have
         splits["train"] = _few(splits["train"], count, tasks, seed)
     splits = {split: splits[split] for split in SPLITS if split in splits}
-    return Dataset(config.name, domain, tasks, splits, dict(defects.counts), _fingerprint(splits))
+    counts, shown = dict(defects.counts), tuple(defects.shown)
+    return Dataset(config.name, domain, tasks, splits, counts, _fingerprint(splits), shown)
 
 
-_kept: dict[tuple[str, ...], tuple[Any, dict[str, int]]] | None = None
+def scored_split(dataset: Dataset, wanted: str) -> str:
+    """The split to report on: the wanted one; where there is no test split dev, or NO_SPLIT where
+    there is none but train. Raises InputError where another was wanted, or there are others."""
+    for split in (wanted, "dev") if wanted == "test" else (wanted,):
+        if dataset.splits.get(split):
+            return split
+    if wanted == "test" and {*dataset.splits} <= {"train"}:
+        return NO_SPLIT
+    raise InputError(
+        f"eval.split is {wanted!r}; data set {dataset.name} has {', '.join(dataset.splits)}. Set "
+        "eval.split to one of these, or hold out a dev split with data.dev_fraction"
+    )
+
+
+_kept: dict[tuple[str, ...], tuple[Any, Defects]] | None = None
 
 
 def keep_records() -> None:
@@ -132,9 +158,9 @@ def _read(loader: Loader, config: Any, defects: Defects) -> tuple[Domain, tuple[
         return loader(config, defects)
     key = (config.name, str(local_root(config)), config.on_defect)
     if key not in _kept:
-        _kept[key] = loader(config, defects), dict(defects.counts)
-    (domain, tasks, splits), counts = _kept[key]
-    defects.counts.update(counts)
+        _kept[key] = loader(config, defects), defects
+    (domain, tasks, splits), found = _kept[key]
+    defects.counts, defects.shown = found.counts, found.shown
     return domain, tasks, dict(splits)
 
 
@@ -258,13 +284,6 @@ def _file(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Spli
     schema = Schema(text=config.text, id=config.id, pair=config.pair, targets=tuple(targets))
     splits = records.read(config.train, schema, defects, "train")
     tasks = _tasks(schema, splits.values())
-    schema = dataclasses.replace(
-        schema,
-        targets=tuple(
-            dataclasses.replace(target, known=frozenset(task.labels) if task.labels else None)
-            for target, task in zip(targets, tasks, strict=True)
-        ),
-    )
     for split, path in (("dev", config.dev), ("test", config.test)):
         if path:
             splits |= {split: records.read(path, schema, defects, split).get(split, [])}
@@ -316,16 +335,9 @@ def _unreachable(source: str, error: Exception) -> StorageError:
 def _tasks(schema: Schema, splits: Iterable[Iterable[Record]]) -> tuple[Task, ...]:
     """The tasks of a schema with the labels that occur in the records, sorted."""
     labels: dict[str, set[str]] = {target.task: set() for target in schema.targets}
-    kinds = {target.task: target.kind for target in schema.targets}
-    for found in splits:
-        for record in found:
-            for task, label in record.labels.items():
-                if isinstance(label, str):
-                    labels[task].add(label)
-                elif isinstance(label, tuple) and kinds[task] == "slots":
-                    labels[task].update(tag[2:] for tag in label if tag != "O")
-                elif isinstance(label, tuple):
-                    labels[task].update(label)
+    for record in itertools.chain.from_iterable(splits):
+        for target in schema.targets:
+            labels[target.task] |= label_names(record.labels[target.task], target.kind)
     return tuple(
         Task(target.task, target.kind, tuple(sorted(labels[target.task])))
         for target in schema.targets

@@ -95,10 +95,10 @@ def _word_starts(text: str, encoding: Any) -> Iterator[tuple[int, int]]:
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     firsts = [start for start, _ in spans]
     last = -1
-    for token, ((start, end), sequence) in enumerate(
-        zip(encoding.offsets, encoding.sequence_ids, strict=True)
-    ):
-        if sequence != 0:
+    # Of a pair, post-processing marks the second text alone as what it is.
+    marks = zip(encoding.offsets, encoding.sequence_ids, encoding.special_tokens_mask, strict=True)
+    for token, ((start, end), sequence, is_special) in enumerate(marks):
+        if is_special or sequence == 1:
             continue
         while start < end and text[start].isspace():  # byte-level tokens begin with their space
             start += 1

@@ -1,38 +1,51 @@
 """Batches in a shuffled, endless order that can be resumed at any step (grain)."""
 
 import functools
-import zlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
 
-from jaxclf.core.errors import InputError
+from jaxclf.core import streams
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import batching
 from jaxclf.data.batching import Batch, PromptBatch
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.examples import Tokens
 from jaxclf.data.prefixes import NONE, SharedPrefixes
+from jaxclf.data.shape_budget import Budget
 
 # Rows filled side by side before any is emitted; more of them leave less padding.
 _PACKING_BINS = 64
 _WINDOW = 32  # batches whose examples are sorted by length together
+_VERSION = 2  # of the order of batches: a state of another one would go on with other examples
 
 
 Examples = Sequence[Tokens] | Sequence[Encoded]
 
 
-class _Rows:
-    """Random access to the examples' arrays, as grain reads a source."""
+class _Shuffled(grain.MapDataset[Any]):
+    """The examples' arrays, in an order of its own for every epoch.
 
-    def __init__(self, examples: Examples, shared: SharedPrefixes):
-        self.examples, self.shared = examples, shared
+    Grain's `shuffle` adds the epoch to the seed, so that neighbouring seeds share their orders.
+    """
+
+    def __init__(self, examples: Examples, shared: SharedPrefixes, seed: int):
+        super().__init__()
+        self._examples, self._shared, self._seed = examples, shared, seed
+        self._orders: dict[int, np.ndarray] = {}  # of the last epoch that was read
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self._examples)
 
-    def __getitem__(self, index: int) -> batching.ExampleRow:
-        return batching.row(self.examples[index], self.shared)
+    def __getitem__(self, index: Any) -> Any:  # an `ExampleRow`
+        epoch, place = divmod(index, len(self))
+        if epoch not in self._orders:
+            drawn = streams.generator(self._seed, "order", epoch).permutation(len(self))
+            self._orders = {epoch: drawn}
+        return batching.row(self._examples[int(self._orders[epoch][place])], self._shared)
 
 
 class _LikeLengths(grain.experimental.FlatMapTransform):
@@ -49,9 +62,46 @@ class _LikeLengths(grain.experimental.FlatMapTransform):
         rows = sorted(element, key=lambda row: len(row["tokens"]))
         starts = np.arange(0, len(rows), self.batch_size)
         # Drawn from the window itself: a resumed run meets the same order.
-        salt = zlib.crc32(element[0]["tokens"].tobytes())
-        np.random.default_rng([self.seed, salt]).shuffle(starts)
+        window = element[0]["tokens"].tobytes().hex()
+        streams.generator(self.seed, "windows", window).shuffle(starts)
         return [self.padded(rows[start : start + self.batch_size]) for start in starts]
+
+
+class TrainBatches(Iterator[Batch]):
+    """An endless iterator of batches; `get_state` and `set_state` make it resumable.
+
+    `budget`: of the shapes that batches are padded to, which is a part of the state.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator[Batch], budget: Budget):
+        self._batches, self.budget = batches, budget
+
+    def __next__(self) -> Batch:
+        return self.budget.fit(next(self._batches))
+
+    def get_state(self) -> dict[str, Any]:
+        """What JSON can hold."""
+        shapes = [list(shape) for shape in self.budget.shapes]
+        return {"version": _VERSION, "order": self._batches.get_state(), "shapes": shapes}
+
+    def set_state(self, state: Any) -> None:
+        """Go on where an iterator of the same arguments stood.
+
+        Raises ArtifactError for a state of a version that orders examples otherwise.
+        """
+        version = state.get("version", 1) if isinstance(state, dict) else 1
+        if version != _VERSION:
+            raise ArtifactError(
+                f"the place in the data is that of version {version} of the order of batches; this "
+                f"is version {_VERSION}, which would go on with other examples. Go on with the "
+                "jaxclf that began the run, or begin anew in another --workdir"
+            )
+        try:
+            shapes = [tuple(map(int, shape)) for shape in state["shapes"]]
+            self._batches.set_state(state["order"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"the place in the data is damaged ({error!r})") from error
+        self.budget = Budget(self.budget.limit, shapes)
 
 
 def train_batches(
@@ -63,8 +113,9 @@ def train_batches(
     like_lengths: bool = False,
     shared: SharedPrefixes = NONE,
     groups: int = 1,
-) -> grain.DatasetIterator[Batch]:
-    """An endless iterator of `Batch`; `get_state` and `set_state` make it resumable.
+    max_shapes: int = sys.maxsize,
+) -> TrainBatches:
+    """The batches of a run.
 
     Every epoch has an order of its own, drawn from `seed`, in which each example comes once. The
     batches are those of all devices: each process makes them whole and keeps the rows of its own.
@@ -72,9 +123,33 @@ def train_batches(
     that many tokens; an example that is longer raises InputError. `like_lengths` pads less:
     examples of like length stand together, in windows of some batches. Prefixes that are `shared`
     are laid once over the rows of each of `groups` micro-batches; lengths then are of the rest.
+    Past `max_shapes` shapes, a batch of a new one is padded to one of them.
     """
+    batches = _batches(
+        examples,
+        batch_size=batch_size,
+        seed=seed,
+        row_length=row_length,
+        like_lengths=like_lengths,
+        shared=shared,
+        groups=groups,
+    )
+    return TrainBatches(batches, Budget(max_shapes))
+
+
+def _batches(
+    examples: Examples,
+    *,
+    batch_size: int,
+    seed: int,
+    row_length: int,
+    like_lengths: bool,
+    shared: SharedPrefixes,
+    groups: int,
+) -> grain.DatasetIterator[Batch]:
+    """The batches as they come, in the shapes of their examples."""
     padded = functools.partial(batching.padded, shared=shared, groups=groups)
-    dataset = grain.MapDataset.source(_Rows(examples, shared)).shuffle(seed).repeat()
+    dataset = _Shuffled(examples, shared, seed).repeat()
     rows = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
     if like_lengths:
         windows = rows.batch(batch_size * _WINDOW, batch_fn=list)
@@ -94,7 +169,10 @@ def train_batches(
         budget = label_budget(examples, name, row_length, shared)
         lengths |= {f"{name}/positions": budget, f"{name}/labels": budget}
     filled = grain.experimental.FirstFitPackIterDataset(
-        rows, length_struct=lengths, num_packing_bins=_PACKING_BINS, seed=seed
+        rows,
+        length_struct=lengths,
+        num_packing_bins=_PACKING_BINS,
+        seed=streams.number(seed, "packing"),
     )
     return iter(
         filled.batch(batch_size).map(
@@ -122,29 +200,40 @@ def label_budget(
     return min(row_length, batching.bucket(max(int(share), longest), smallest=4))
 
 
+def by_length(examples: Examples, shared: SharedPrefixes = NONE) -> list[int]:
+    """Indices of the examples, the shortest first, without the prefixes that are `shared`."""
+    lengths = [
+        len(item.tokens)
+        if isinstance(item, Encoded)
+        else len(item.text) + (0 if shared.number(item) else len(item.prefix))
+        for item in examples
+    ]
+    return np.argsort(lengths, kind="stable").tolist()
+
+
 def prompt_batches(
-    examples: Sequence[Tokens], batch_size: int, shared: SharedPrefixes = NONE
+    examples: Sequence[Tokens], batch_size: int, shared: SharedPrefixes = NONE, done: int = 0
 ) -> Iterator[tuple[list[int], PromptBatch]]:
     """Every example once, by length, as (indices, prompts); the last batch is filled up, not cut.
 
     Prompts of like length stand together, so that little padding is computed; they are without the
-    prefixes that are `shared`.
+    prefixes that are `shared`. So many as are `done` are left out.
     """
-    lengths = [
-        len(item.text) + (0 if shared.number(item) else len(item.prefix)) for item in examples
-    ]
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        indices = [int(index) for index in order[start : start + batch_size]]
+    order = by_length(examples, shared)
+    for start in range(done, len(order), batch_size):
+        indices = order[start : start + batch_size]
         yield indices, batching.prompts([examples[index] for index in indices], batch_size, shared)
 
 
 def score_batches(
-    examples: Sequence[Encoded], batch_size: int
+    examples: Sequence[Encoded], batch_size: int, done: int = 0
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Every example once, by length, as (indices, batch); missing rows repeat the last example."""
-    order = np.argsort([len(item.tokens) for item in examples], kind="stable")
-    for start in range(0, len(order), batch_size):
-        indices = [int(index) for index in order[start : start + batch_size]]
+    """Every example once, by length, as (indices, batch); missing rows repeat the last example.
+
+    So many as are `done` are left out.
+    """
+    order = by_length(examples)
+    for start in range(done, len(order), batch_size):
+        indices = order[start : start + batch_size]
         filled = indices + indices[-1:] * (batch_size - len(indices))
         yield indices, batching.padded([batching.row(examples[index]) for index in filled])

@@ -13,7 +13,8 @@ class Prediction:
     """One record's gold labels (slots as BIO tags) and what was predicted for it.
 
     raw: the generated text. scores: task name → label → score, where labels were scored.
-    unknown_slots, guessed: as in `Parsed`.
+    unknown_slots, guessed: as in `Parsed`. cut: tokens (of a server: characters) that were cut from
+    the end of the text before it was read.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Prediction:
     scores: Mapping[str, Mapping[str, float]] | None = None
     unknown_slots: int = 0
     guessed: tuple[str, ...] = ()
+    cut: int = 0
 
     @property
     def unparsed(self) -> list[str]:

@@ -2,12 +2,13 @@
 
 A defect is: what `readers` finds wrong with a row (not UTF-8, not JSON, no object, a byte order
 mark, a line of more than `MAX_BYTES`), a field that is missing or of the wrong type, an empty
-text, a NUL character, half of a surrogate pair, an id that an earlier record of the split has, a
-label that is not known, slots that do not fit the words of the text.
+text, a NUL character, half of a surrogate pair, an id that an earlier record of the split has,
+slots that do not fit the words of the text.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jaxclf.core.errors import InputError
 from jaxclf.data import readers
 from jaxclf.data.readers import Defect, RawRow, kind_of, show
 from jaxclf.data.slot_formats import slot_tags
-from jaxclf.data.tasks import Label, Record, TaskKind, words
+from jaxclf.data.tasks import Label, Record, TaskKind, label_names, words
 
 SHOWN_DEFECTS = 10
 _REMEDY = "Correct them, or set data.on_defect=skip to go on without these records."
@@ -25,7 +26,7 @@ SPLITS = {name: name for name in ("train", "dev", "heldout", "test")} | {"valida
 
 @dataclass(frozen=True)
 class Column:
-    """The column with a task's gold labels. `known`: the labels that may occur; None: any.
+    """The column with a task's gold labels.
 
     A class label is text or a whole number (taken as its digits); several labels are a list of
     such, or text with commas between them; a number may be written as text. How slots may be
@@ -36,7 +37,6 @@ class Column:
     task: str
     kind: TaskKind
     column: str
-    known: frozenset[str] | None = None
     names: tuple[str, ...] = ()
     may_be_hidden: bool = False
 
@@ -107,11 +107,16 @@ def read(
 def parse(
     rows: Iterable[RawRow], schema: Schema, defects: Defects, split: str = ""
 ) -> dict[str, list[Record]]:
-    """Raw rows → records by split; see `read`."""
+    """Raw rows → records by split; see `read`.
+
+    Raises InputError where a record holds what are whole rows of the file, so that a quote must be
+    missing: they would be lost.
+    """
     records: dict[str, list[Record]] = {}
+    doubtful: list[tuple[RawRow, Record | None]] = []
     seen: set[tuple[str, str]] = set()
     for row in rows:
-        row_split = "" if schema.split else split
+        row_split, record = "" if schema.split else split, None
         try:
             if isinstance(row.fields, Defect):
                 raise row.fields
@@ -125,7 +130,46 @@ def parse(
         else:
             seen.add((row_split, record.id))
             records.setdefault(row_split, []).append(record)
+        if len(row.inside) > row.lines / 2:
+            doubtful.append((row, record))
+    if doubtful:
+        _check_quotes(doubtful, itertools.chain.from_iterable(records.values()), schema)
     return records
+
+
+def _check_quotes(
+    doubtful: Sequence[tuple[RawRow, Record | None]], found: Iterable[Record], schema: Schema
+) -> None:
+    """Raise InputError for the first row of which most lines are records with labels of the file.
+
+    Without labels that have names, all lines of it must be rows, and four at least: in prose, most
+    lines have another number of commas.
+    """
+    named = [target for target in schema.targets if target.kind != "regression"]
+    others = {id(record) for _, record in doubtful}
+    known: dict[str, set[str]] = {target.task: set() for target in named}
+    for record in found:
+        if id(record) not in others:
+            for target in named:
+                known[target.task] |= label_names(record.labels[target.task], target.kind)
+
+    def is_record(where: str, fields: Mapping[str, Any]) -> bool:
+        try:
+            labels = _record(where, fields, schema).labels
+        except Defect:
+            return False
+        return all(
+            label_names(labels[target.task], target.kind) <= known[target.task] for target in named
+        )
+
+    for row, _ in doubtful:
+        count = sum(is_record(row.where, fields) for fields in row.inside)
+        if count > row.lines / 2 if named else count == row.lines >= 4:
+            raise InputError(
+                f"{row.where}: a quote that opens here holds {row.lines:,} lines together, of "
+                f"which {count:,} are whole rows of the file. Close the quote, or double it where "
+                "it is part of a text. If the text is meant so, save the file as jsonl"
+            )
 
 
 def _record(where: str, fields: Mapping[str, Any], schema: Schema) -> Record:
@@ -135,23 +179,16 @@ def _record(where: str, fields: Mapping[str, Any], schema: Schema) -> Record:
     identity = _name(fields, schema.id) if schema.id else Path(where).name
     labels: dict[str, Label] = {}
     for target in schema.targets:
-        names: set[str] = set()
         if target.may_be_hidden and fields.get(target.column, 0) in (None, -1):
             label = None
         elif target.kind == "class":
             label = _class(fields, target)
-            names = {label}
         elif target.kind == "multilabel":
             label = _names(fields, target.column)
-            names = {*label}
         elif target.kind == "regression":
             label = _number(fields, target.column)
         else:
             label = _slots(fields, target.column, text)
-            names = {tag[2:] for tag in label if tag != "O"}
-        if target.known is not None and not names <= target.known:
-            unknown = ", ".join(show(name) for name in sorted(names - target.known))
-            raise Defect(target.column, f"{unknown} is not a label of the train split")
         labels[target.task] = label
     return Record(identity, text, labels, pair)
 
@@ -162,6 +199,8 @@ def _field(fields: Mapping[str, Any], column: str) -> Any:
         found = ", ".join(show(name) for name in list(fields)[:8]) or "no fields"
         reason = "null" if column in fields else f"the record has {found}"
         raise Defect(column, f"missing ({reason})")
+    if isinstance(value, Defect):
+        raise Defect(column, str(value))
     return value
 
 

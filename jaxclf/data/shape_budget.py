@@ -1,6 +1,7 @@
 """How many shapes of batches a program is compiled for: each costs a compilation."""
 
 import math
+from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -15,13 +16,14 @@ Widths = tuple[int, ...]
 class Budget:
     """The shapes met so far. Past the limit, a batch of a new one is padded to a known one.
 
-    `shapes`: tokens of a row, then places of each target. A batch that no known shape has room for
-    is one more in any case.
+    `shapes`: tokens of a row, then places of each target; what a later batch is padded to depends
+    on them, so they belong to the state of a run. A batch that no known shape has room for is one
+    more in any case.
     """
 
-    def __init__(self, limit: int = 24):
+    def __init__(self, limit: int = 24, shapes: Iterable[Widths] = ()):
         self.limit = limit
-        self.shapes: list[Widths] = []
+        self.shapes: list[Widths] = [*shapes]
 
     def fit(self, batch: Either) -> Either:
         """The batch, padded to a known shape where the limit is reached."""

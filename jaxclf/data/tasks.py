@@ -7,6 +7,8 @@ selected task. A record carrying two tasks' labels *is* the multi-task example:
     "I-time")})
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,6 +91,23 @@ def head_labels(task: Task, slot_format: SlotFormat) -> tuple[str, ...]:
     if slot_format == "bio":
         return ("O", *(f"{prefix}-{name}" for name in task.labels for prefix in "BI"))
     return (OTHER, *task.labels)
+
+
+def label_names(label: Label, kind: TaskKind) -> set[str]:
+    """The labels of a task that a gold label is made of: one class, several, or slots' names."""
+    if isinstance(label, str):
+        return {label}
+    if not isinstance(label, tuple):
+        return set()
+    return {tag[2:] for tag in label if tag != "O"} if kind == "slots" else {*label}
+
+
+def unseen_labels(gold: Iterable[Label], task: Task) -> Counter[str]:
+    """The labels in `gold` that no answer to the task can be, sorted, and how many records have
+    each: those of a test split that the training split lacks."""
+    names = (label_names(label, task.kind) - {*task.labels} for label in gold)
+    counts = Counter(itertools.chain.from_iterable(names))
+    return Counter(dict(sorted(counts.items())))
 
 
 def has_gold(record: Record, tasks: Sequence[Task]) -> bool:

@@ -14,7 +14,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
 
@@ -28,6 +28,9 @@ _WORD = (
     r"'\p{L}{1,2}(?![\p{L}\p{N}_])| ?[\p{L}_][\p{L}\p{N}_]*| ?\p{N}+"
     r"|[^\p{L}\p{N}_]+?(?= ?[\p{L}\p{N}_])|[^\p{L}\p{N}_]+"
 )
+# Of a tokenizer trained here: four times the largest vocabularies of released models.
+_MOST = 1_000_000
+_DATE = "26 Jul 2024"  # that templates of Llama 3 write: a prompt must not change with the day
 _CHUNK = 512  # texts encoded at a time: bounds the memory of the encodings
 
 
@@ -132,6 +135,33 @@ class Tokenizer:
         """The text of `ids`, special tokens left out. A leading space stays where ids hold one."""
         return self._backend.decode(list(map(int, ids)), skip_special_tokens=True)
 
+    @property
+    def render(self) -> Callable[[Sequence[Mapping[str, str]], bool], str] | None:
+        """Writes a conversation by the chat template, None where there is none.
+
+        Without the beginning-of-sequence token, which is an id of its own here. Raises InputError
+        where the template refuses the conversation.
+        """
+        if not self.hf.chat_template:
+            return None
+
+        def render(messages: Sequence[Mapping[str, str]], answers: bool) -> str:
+            try:
+                text = self.hf.apply_chat_template(
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=answers,
+                    date_string=_DATE,
+                )
+            except Exception as error:  # whatever a template raises
+                raise InputError(
+                    f"the tokenizer's chat template: {_first_line(error)}. Choose another "
+                    "prompt.wrapper"
+                ) from error
+            return text.removeprefix(self.hf.bos_token or "")
+
+        return render
+
     def save(self, directory: str | Path) -> None:
         """Write Hugging Face tokenizer files that `load` and transformers read."""
         self.hf.save_pretrained(str(directory))
@@ -172,12 +202,16 @@ class Tokenizer:
                     hf_class = transformers.RobertaTokenizer
                 else:
                     hf_class = transformers.GPT2Tokenizer
-            hf_tokenizer = hf_class.from_pretrained(directory)
-        except Exception as error:  # broken files raise bare Exceptions of several kinds
+            return cls(hf_class.from_pretrained(directory, trust_remote_code=False))
+        except InputError:
+            raise
+        except BaseException as error:  # broken files raise bare Exceptions of several kinds
+            is_panic = type(error).__name__ == "PanicException"  # of Rust: no Exception
+            if not isinstance(error, Exception) and not is_panic:
+                raise
             raise ArtifactError(
                 f"{path}: the tokenizer cannot be read: {_first_line(error)}"
             ) from error
-        return cls(hf_tokenizer)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -195,10 +229,10 @@ class Tokenizer:
         backend.decoder = tokenizers.decoders.ByteLevel()
         alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
         smallest = len(alphabet) + 3
-        if vocab_size < smallest:
+        if not smallest <= vocab_size <= _MOST:
             raise InputError(
-                f"tokenizer.vocab_size is {vocab_size}; the bytes and special tokens alone take "
-                f"{smallest}"
+                f"tokenizer.vocab_size is {vocab_size:,}; expected {smallest} (what the bytes and "
+                f"special tokens alone take) to {_MOST:,}"
             )
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -271,5 +305,5 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return first - one - rest // 2, second - two - (rest - rest // 2)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]

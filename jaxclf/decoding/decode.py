@@ -43,7 +43,8 @@ def make_greedy(
 
     Each row continues its own prompt with the likeliest token at every step, until `eos_id`
     (which is kept) or the limit; what follows is filled with `eos_id`. The loop ends when every
-    row has ended. Ties go to the lower id.
+    row has ended. Ties go to the lower id. A row whose likeliest token has a score that is NaN or
+    infinite ends with the id -1.
 
     >>> greedy = jax.jit(make_greedy(model, max_new_tokens=3, eos_id=2))
     >>> greedy(params, prompts)            # [[8, 2, 2], [8, 9, 2]]
@@ -57,7 +58,12 @@ def make_greedy(
         rows, width = prompt.tokens.shape
 
         def pick(hidden) -> Int[Array, " B"]:
-            return jnp.argmax(module.logits(hidden[:, -1:]), axis=-1)[:, 0].astype(jnp.int32)
+            logits = module.logits(hidden[:, -1:])[:, 0]
+            best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), best, -1)
+
+        def is_last(token) -> Bool[Array, " B"]:
+            return (token == eos_id) | (token < 0)
 
         hidden, cache = module.begin(
             prompt.tokens, prompt.positions, prompt.segment_ids, width + max_new_tokens, before
@@ -81,13 +87,13 @@ def make_greedy(
             hidden, cache = module.extend(token[:, None], positions, mask, cache, slot, before)
             token = jnp.where(done, eos_id, pick(hidden))
             generated = generated.at[:, count].set(token)
-            return count + 1, token, cache, done | (token == eos_id), generated
+            return count + 1, token, cache, done | is_last(token), generated
 
         start: tuple[Array, Array, Cache, Array, Array] = (
             jnp.ones((), jnp.int32),
             token,
             cache,
-            token == eos_id,
+            is_last(token),
             generated,
         )
         return sharding.everywhere(jax.lax.while_loop(unfinished, append, start)[-1])

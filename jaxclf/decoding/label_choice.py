@@ -19,6 +19,7 @@ from jaxclf.models.kv_cache import Before, Cache
 
 # Logits computed at once when nodes of a trie are scored: 128 MiB of float32.
 _LOGITS = 2**25
+NOT_FINITE = -2
 
 
 class Read(NamedTuple):
@@ -87,7 +88,7 @@ def likeliest(
 
     `plan`: the roots, in a forest, of each row's tries in their order; -1 after its last. Returns
     the chosen labels (-1 where the plan is), and `read` with them fed if `go_on`. The cache needs
-    `room` for them.
+    `room` for them. A row whose best score is NaN or infinite ends with the label NOT_FINITE.
     """
     run, length, children, label = map(
         jnp.asarray, (radix.run, radix.length, radix.children, radix.label)
@@ -101,12 +102,14 @@ def likeliest(
         done = node < 0
         kids = children[jnp.maximum(node, 0)]
         scores = jnp.take_along_axis(module.logits(hidden)[:, 0], run[kids, 0], axis=1)
-        best = jnp.argmax(jnp.where(kids >= 0, scores, -jnp.inf), axis=1)
+        scores = jnp.where(kids >= 0, scores, -jnp.inf)
+        best = jnp.argmax(scores, axis=1)
         kid = jnp.take_along_axis(kids, best[:, None], axis=1)[:, 0]
         is_leaf = label[kid] >= 0
-        chosen = chosen.at[each, place].set(
-            jnp.where(done | ~is_leaf, chosen[each, place], label[kid])
-        )
+        fails = ~done & ~jnp.isfinite(jnp.max(scores, axis=1))
+        found = jnp.where(done | ~is_leaf, chosen[each, place], label[kid])
+        chosen = chosen.at[each, place].set(jnp.where(fails, NOT_FINITE, found))
+        done |= fails
         place = jnp.where(done | ~is_leaf, place, place + 1)
         last = jnp.where(done, last, kid)
         return jnp.where(done, -1, jnp.where(is_leaf, plan[each, place], kid)), place, last, chosen

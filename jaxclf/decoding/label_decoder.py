@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf.config import validation
+from jaxclf.core.finite import not_finite
 from jaxclf.core.types import Int, Params
 from jaxclf.data import batching
 from jaxclf.data.batching import PromptBatch
@@ -52,6 +53,11 @@ class Decoding:
     def bound(self) -> float:
         """Of what may stay unread; what is divided by something may grow, so it is read whole."""
         return self.score_bound if self.normalise == "none" else 0.0
+
+    @property
+    def scoring(self) -> dict[str, Any] | None:
+        """What probabilities depend on beside the parameters; None where there are none."""
+        return dataclasses.asdict(self) if self.mode == "score" else None
 
 
 # Numbers of examples; their prompts as a batch on the devices; the prefixes that these share.
@@ -212,9 +218,12 @@ class _Rows:
         return self.filled(trie.table(rows, -1, width))
 
     def take(self, chosen: jax.Array, fields: Sequence[Field] | None = None) -> None:
-        """Note what `label_choice.likeliest` chose."""
+        """Note what `label_choice.likeliest` chose; raises NonFiniteError where it could not."""
         fields = self.answerer.layout.fields if fields is None else fields
-        for row, found in enumerate(np.asarray(chosen)[: self.count].tolist()):
+        rows = np.asarray(chosen)[: self.count]
+        if (rows == label_choice.NOT_FINITE).any():
+            raise not_finite("a prompt")
+        for row, found in enumerate(rows.tolist()):
             for field in fields:
                 last = max(0, self.word_counts[row] - 1) if field.inner else 0
                 *words, word = found[: last + 1]

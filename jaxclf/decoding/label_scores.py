@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
+from jaxclf.core.finite import check_scores
 from jaxclf.core.types import Bool, Float, Int, Params
 from jaxclf.decoding import label_choice, trie
 from jaxclf.decoding.label_choice import Read
@@ -55,6 +56,7 @@ class Ranker:
         """The first `count` rows' labels; at most a share `bound` of their probability is unread.
 
         The likeliest label is the exact one in any case. What a row gets depends on no other row.
+        Raises NonFiniteError where the model's scores are NaN or infinite.
         """
         search = _Search(self.trie, np.asarray(self._first(params, read))[:count], bound)
         if not bound and self.trie.inner > 1:
@@ -91,6 +93,7 @@ class _Search:
     """Which nodes of a trie were read for each row, and how likely each node is."""
 
     def __init__(self, tree: Trie, first: Float[np.ndarray, "B first"], bound: float):
+        check_scores(first, "a prompt")
         self.trie, self.bound = tree, bound
         shape = len(first), len(tree.token)
         self.inner = np.arange(len(tree.token)) < tree.inner
@@ -112,6 +115,7 @@ class _Search:
         self.was_read[row, node] = True
         children = self.trie.children[node, : found.shape[-1]]
         pair, which = np.nonzero(children >= 0)
+        check_scores(values[pair, which], "a prompt")
         self.step[row[pair], children[pair, which]] = values[pair, which]
 
     def log_p(self) -> Float[np.ndarray, "B M"]:

@@ -6,8 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from jaxclf.core.errors import ArtifactError
-from jaxclf.core.files import write_json
+from ml_collections import ConfigDict
+
+from jaxclf.core import files
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record, SlotFormat, Task, words
 from jaxclf.decoding import parsing
@@ -57,15 +59,44 @@ class Recipe:
             guessed=parsed.guessed,
         )
 
+    @property
+    def learned(self) -> tuple[Any, ...]:
+        """What a run learned to answer, beside which an evaluation chooses how to read answers."""
+        return self.tasks, self.prompt, self.slot_format, self.max_length, self.seed
+
+    def under(self, config: ConfigDict, before: ConfigDict) -> "Recipe":
+        """The recipe with answers read as `config.eval` says.
+
+        `before`: the config that this recipe was made under. Raises InputError where the length of
+        answers would have to be measured on the data.
+        """
+        if self.prompt is None:
+            return self
+        reads = config.eval
+        found = dataclasses.replace(self, fallback=reads.fallback, first_line=reads.first_line)
+        if reads.max_new_tokens == before.eval.max_new_tokens:
+            return found
+        if not reads.max_new_tokens:
+            raise InputError(
+                "eval.max_new_tokens is 0, which takes the length from the data; the run's is "
+                f"{before.eval.max_new_tokens}. Give a number, or leave it out"
+            )
+        thoughts = config.prompt.chain_of_thought_tokens if self.prompt.cue else 0
+        return dataclasses.replace(found, max_new_tokens=reads.max_new_tokens + thoughts)
+
+    def to_text(self) -> str:
+        """What `load` reads, as JSON."""
+        return files.json_text(dataclasses.asdict(self))
+
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        write_json(path, dataclasses.asdict(self))
+        files.write_text(path, self.to_text())
 
     @classmethod
     def load(cls, path: Path) -> "Recipe":
         """Read what `save` wrote; raises ArtifactError when it is missing or not one of ours."""
         try:
-            return cls.parse(json.loads(path.read_text()), path)
+            return cls.parse(json.loads(path.read_text("utf-8")), path)
         except FileNotFoundError as error:
             raise ArtifactError(
                 f"{path} is missing: predictions need the prompt and labels that a run was "

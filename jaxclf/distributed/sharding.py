@@ -11,16 +11,18 @@ does nothing.
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from jaxclf.core import memory
 from jaxclf.core.errors import InputError
 from jaxclf.core.types import Array, Float, Shaped, Tree, path_name
 
@@ -49,7 +51,9 @@ RULES: tuple[tuple[str, Dims], ...] = (
     (r"embed/((tokens|positions|types)/)?embedding", (None, "features")),
     (rf"{_LAYERS}((attention|cross)/[qkv]|mlp/(gate|up))/kernel", ("model", "inner")),
     (rf"{_LAYERS}((attention|cross)/o|mlp/down)/kernel", ("inner", "model")),
-    (r"layers/(attention/[qkv]|mlp/up)/bias", ("inner",)),
+    (r"layers/(attention/[qkv]|mlp/(gate|up))/bias", ("inner",)),
+    (r"layers/attention/[qk]_norm/scale", (None,)),
+    (r"layers/attention/sinks", ("heads",)),
     (r"layers/(attention/o|mlp/down)/bias", (None,)),
     (rf"{_LAYERS}prefix/(key|value)", (None, None, None)),
     (r"distances/(encoder|decoder)/embedding", (None, None)),
@@ -59,16 +63,54 @@ RULES: tuple[tuple[str, Dims], ...] = (
     (r"(layers/|embed/)?(\w+_)?norm/(scale|bias)", ("model",)),
 )
 
+# Leaves in whose place a node of codes and scales may stand: quantised ones, moments in 8 bits.
+_SCALED = "kernel|embedding|rows|a|b|magnitude"
+
 
 # The mesh -----------------------------------------------------------------------------------------
 
 
 def make_mesh(sizes: Mapping[str, int] | ConfigDict, devices: Any = None) -> Mesh:
-    """The mesh of these devices (default: all), see `complete`."""
+    """The mesh of these devices (default: all), see `complete`.
+
+    `data` is divided over slices first (`dcn_data` of `sizes`; 0 or missing: the TPU slices that
+    the devices are of): what is cut along other axes stays within one, and only sums of gradients
+    cross the network between them, of each device its own part. Raises InputError.
+    """
     devices = jax.devices() if devices is None else devices
-    shape = list(complete(sizes, len(devices)).values())
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    shape = complete(sizes, len(devices))
+    groups = by_slice(devices, sizes.get("dcn_data", 0))
+    if shape["data"] % len(groups):
+        raise InputError(
+            f"mesh.data is {shape['data']}; expected a multiple of {len(groups)}, the slices that "
+            "the devices are in: only `data` may cross the network between slices"
+        )
+    within = [shape["data"] // len(groups), *list(shape.values())[1:]]
+    grids = [
+        mesh_utils.create_device_mesh(within, group, allow_split_physical_axes=True)
+        for group in groups
+    ]
+    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def by_slice(devices: Sequence[Any], wanted: int) -> list[list[Any]]:
+    """The devices in groups of one size: of each slice, or so many as are wanted.
+
+    Raises InputError where the number wanted would cut a TPU slice, or groups would differ in size.
+    """
+    found: dict[int, list[Any]] = {}
+    for device in devices:
+        found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    is_tpu = devices[0].platform == "tpu"
+    count = wanted or (len(found) if is_tpu else 1)
+    if len(devices) % count or (is_tpu and count > 1 and len(found) % count):
+        raise InputError(
+            f"mesh.dcn_data is {count}, which does not divide {len(devices):,} devices in "
+            f"{len(found)} slice(s). Set it to the number of slices, or 0"
+        )
+    ordered = [device for key in sorted(found) for device in found[key]]
+    size = len(ordered) // count
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def complete(sizes: Mapping[str, int] | ConfigDict, count: int) -> dict[str, int]:
@@ -135,7 +177,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     """How the leaf at `path` is cut on a mesh of these sizes.
 
     `path`: of a parameter, with whatever stands before it (`opt_state/0/mu/…`); scalars, and
-    dimensions of size 1, are never cut; a quantised kernel's scales are where that divides them.
+    dimensions of size 1, are never cut; scales of blocks are where that divides them.
     Raises InputError where no rule names the leaf, or a dimension cannot be divided.
     """
     if not shape:
@@ -143,7 +185,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> Partiti
     found = _dims(path)
     if found is None or len(found) > len(shape):
         raise InputError(f"sharding: no rule for {path} {shape}; add one to RULES of sharding.py")
-    if "/kernel/scale" in path:
+    if re.search(rf"/({_SCALED})/scale(/|$)", path):
         whole: Dims = (None,) * (len(shape) - len(found))
         return activation(shape, (*whole, *found), sizes)
     cut: list[tuple[str, ...] | None] = [None] * (len(shape) - len(found))
@@ -201,9 +243,34 @@ def put(tree: Tree) -> Tree:
 
 
 def born(function: Any, *arguments: Any) -> Any:
-    """`jit(function)(*arguments)`, whose results are computed where they are to lie."""
-    found = shardings(jax.eval_shape(function, *arguments))
+    """`jit(function)(*arguments)`, whose results are computed where they are to lie.
+
+    Raises InputError where the memory of this machine cannot hold them.
+    """
+    results = abstract(jax.eval_shape(function, *arguments))
+    check_memory(results)
+    found = jax.tree.map(lambda leaf: leaf.sharding, results)
     return jax.jit(function, out_shardings=found)(*arguments)
+
+
+def check_memory(tree: Tree) -> None:
+    """Raise InputError where the parts of a tree (see `abstract`) on CPU devices here find no room.
+
+    The kernel would end the process without a word; accelerators say themselves what they lack.
+    """
+    needed = 0
+    for leaf in jax.tree.leaves(tree):
+        local = [device for device in leaf.sharding.addressable_devices if device.platform == "cpu"]
+        part = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        needed += len(local) * part
+    free = memory.free_bytes()
+    if free is not None and needed > free:
+        values = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+        raise InputError(
+            f"{values:,} numbers take {needed / 2**30:,.1f} GiB of memory here, of which "
+            f"{free / 2**30:,.1f} GiB are free. Choose a smaller model or adapter, a smaller "
+            "model.param_dtype, or more machines"
+        )
 
 
 def like_params(tree: Tree) -> Tree:
@@ -219,11 +286,34 @@ def like_params(tree: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def laid_out(layer: Tree) -> Tree:
+    """Within a jitted function: the parameters of one layer, laid out as in their stack.
+
+    Left alone, the compiler would rather have the dimension first along which they are gathered, or
+    summed in the backward pass, and keep a second copy of the whole stack so.
+    """
+    if platform() == "cpu" or not is_cut():
+        return layer
+    sizes = jax.sharding.get_abstract_mesh().shape
+
+    def one(path, leaf):
+        found = re.fullmatch(r"(.*/kernel)(/value)?(/base)?", f"layers/{path_name(path)}")
+        dims = _dims(found[1]) if found else None
+        if dims is None:
+            return leaf
+        layout, cut = Layout(tuple(range(leaf.ndim))), activation(leaf.shape, dims, sizes)
+        return jax.shard_map(
+            lambda part: with_layout_constraint(part, layout), in_specs=cut, out_specs=cut
+        )(leaf)
+
+    return jax.tree_util.tree_map_with_path(one, layer)
+
+
 def _dims(path: str) -> Dims | None:
-    """The dimensions of a leaf; those of a node in a kernel's place follow from the kernel's."""
-    path = re.sub(r"/parts/\d+$", "", path)
+    """The dimensions of a leaf; those of a node in its place (see `_SCALED`) follow from it."""
+    path = re.sub(r"/parts/\d+(?=/|$)", "", path)
     parent, _, name = path.rpartition("/")
-    if parent.endswith(("/kernel", "/embedding")) and name in ("values", "scale", "table"):
+    if re.search(rf"/({_SCALED})$", parent) and name in ("values", "codes", "scale", "table"):
         return _dims(parent)
     if name in ("rows", "place"):  # a table's trained rows, and where they are
         return (None,) if name == "place" else (None, "features")

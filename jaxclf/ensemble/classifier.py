@@ -70,6 +70,8 @@ class EnsembleClassifier(LocalClassifier):
                 rows[index] = {name: values[row] for name, values in scores.items()}
             progress(len(indices))
         return {
-            index: whole_text_prediction(records[index], self.recipe.tasks, found)
+            index: whole_text_prediction(
+                records[index], self.recipe.tasks, found, examples[index].cut
+            )
             for index, found in rows.items()
         }

@@ -35,7 +35,8 @@ from jaxclf.data.loader import Examples
 from jaxclf.distributed import sharding
 from jaxclf.ensemble import attens
 from jaxclf.ensemble.attens import Pooling
-from jaxclf.models.registry import Model
+from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.registry import Model, ModelConfig
 
 BASE = "base"
 _SAVE_EVERY = 32  # batches
@@ -92,13 +93,14 @@ def grouped(adapters: Mapping[str, Adapters]) -> tuple[list[str], list[Adapters]
 
 
 def batches(
-    examples: Examples, batch_size: int, pooling: Pooling
+    examples: Examples, batch_size: int, pooling: Pooling, done: int = 0
 ) -> Iterator[tuple[list[int], Batch | PromptBatch]]:
-    """Every example once, by length, as (indices, batch)."""
+    """Every example once, by length, as (indices, batch), but for so many as are `done`."""
     encoded = [each for each in examples if isinstance(each, Encoded)]
     prompts = [each for each in examples if isinstance(each, Tokens)]
-    yield from loader.prompt_batches(prompts, batch_size)
-    for indices, batch in loader.score_batches(encoded, batch_size):
+    assert not (encoded and prompts), "one model reads all texts in one form"
+    yield from loader.prompt_batches(prompts, batch_size, done=done)
+    for indices, batch in loader.score_batches(encoded, batch_size, done):
         yield indices, _padded(batch, pooling.padding) if pooling.padding else batch
 
 
@@ -119,13 +121,14 @@ def load(
     """The vectors by name, "base" and every adapter's, in the order of the examples.
 
     What is not on disk is computed. `progress` is told how many examples are done, once each, and
-    may raise to stop: what was done till then is kept.
+    may raise to stop: what was done till then is kept, for passes of any batch size.
     """
-    _check_length(examples, pooling)
+    check_length(seen.model.config, examples, pooling)
     folder.mkdir(parents=True, exist_ok=True)
     shape, inputs = (len(examples), seen.model.config.hidden_size), _hash(examples)
+    order = hashlib.sha256(np.array(loader.by_length(examples), np.int64).tobytes()).hexdigest()
     files = {
-        name: _File(folder / f"{name}.npy", _key(name, seen, inputs, pooling), shape)
+        name: _File(folder / f"{name}.npy", _key(name, seen, inputs, pooling), shape, order)
         for name in (BASE, *seen.adapters)
     }
     missing = [name for name, file in files.items() if not file.is_whole()]
@@ -150,40 +153,53 @@ def load(
 def _fill(
     files, done: int, seen: AdaptedBase, wanted, examples, batch_size, pooling, progress
 ) -> None:
-    """Compute from batch `done` on, marking how far it came."""
+    """Compute from the example number `done` of the order on, marking how far it came."""
     names, stacks = grouped(wanted)
     compute = jax.jit(make_pass(seen.model, pooling))
     arrays = {name: file.open(done) for name, file in files.items()}
+    if done:
+        progress(done)
+    saved = done
+
+    def save() -> None:
+        nonlocal saved
+        for name, file in files.items():
+            arrays[name].flush()
+            file.mark_done(done)
+        saved = done
+
     try:
-        for number, (indices, batch) in enumerate(batches(examples, batch_size, pooling)):
-            if number >= done:
-                found = np.asarray(compute(seen.params, stacks, sharding.put_batch(batch)))
-                for name, values in zip((BASE, *names), found, strict=True):
-                    if name in arrays:
-                        arrays[name][indices] = values[: len(indices)]
-                if (number + 1) % _SAVE_EVERY == 0:
-                    for name, file in files.items():
-                        arrays[name].flush()
-                        file.mark({"done": number + 1})
+        for number, (indices, batch) in enumerate(batches(examples, batch_size, pooling, done)):
+            found = np.asarray(compute(seen.params, stacks, sharding.put_batch(batch)))
+            for name, values in zip((BASE, *names), found, strict=True):
+                if name in arrays:
+                    arrays[name][indices] = values[: len(indices)]
+            done += len(indices)
+            if (number + 1) % _SAVE_EVERY == 0:
+                save()
             progress(len(indices))
     finally:
-        for array in arrays.values():
-            array.flush()
+        if done > saved:
+            save()
     for file in files.values():
         file.mark({"sha256": file.checksum()})
 
 
 class _File:
-    """One array on disk and the line beside it that says what it is and how much of it is there."""
+    """One array on disk and the line beside it that says what it is and how much of it is there.
 
-    def __init__(self, path: Path, key: Mapping[str, Any], shape: tuple[int, int]):
+    `order`: a hash of the order in which its rows are computed.
+    """
+
+    def __init__(self, path: Path, key: Mapping[str, Any], shape: tuple[int, int], order: str):
         self.path, self.key, self.shape = path, {**key, "shape": list(shape)}, shape
+        self.order = order
         self.note = path.with_suffix(".json")
 
     def _state(self) -> dict[str, Any]:
         """The note, where it is of this key; {} otherwise."""
         try:
-            found = json.loads(self.note.read_text())
+            found = json.loads(self.note.read_text("utf-8"))
             return found if found["key"] == self.key else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
@@ -194,8 +210,10 @@ class _File:
 
     @property
     def done(self) -> int:
-        """Batches that are there already; 0 where nothing is, or something is wrong with it."""
-        return int(self._state().get("done", 0)) if self._array() is not None else 0
+        """Rows that are there already, the first ones of the order; 0 where nothing is sure."""
+        state = self._state()
+        is_ours = state.get("order") == self.order and self._array() is not None
+        return min(int(state["done"]), self.shape[0]) if is_ours else 0
 
     def _array(self) -> np.ndarray | None:
         try:
@@ -205,11 +223,14 @@ class _File:
         return array if array.shape == self.shape and array.dtype == np.float32 else None
 
     def open(self, done: int) -> np.ndarray:
-        """To be written: what is there if `done` batches of it stay, else a new array."""
+        """To be written: what is there if `done` rows of it stay, else a new array."""
         if done and (array := self._array()) is not None:
             return array
         self.note.unlink(missing_ok=True)
         return np.lib.format.open_memmap(self.path, "w+", np.float32, self.shape)
+
+    def mark_done(self, done: int) -> None:
+        self.mark({"done": done, "order": self.order})
 
     def mark(self, state: Mapping[str, Any]) -> None:
         write_json(self.note, {"key": self.key, **state})
@@ -244,12 +265,27 @@ def _hash(examples: Examples) -> str:
     return digest.hexdigest()
 
 
-def _check_length(examples: Examples, pooling: Pooling) -> None:
+def check_length(config: ModelConfig, examples: Examples, pooling: Pooling) -> None:
+    """Raise InputError where a text or the padding is longer than can be.
+
+    An encoder has no vectors for tokens beyond its positions: what it makes of them is no number.
+    """
     longest = max((len(each.tokens) for each in examples if isinstance(each, Encoded)), default=0)
+    check_positions(config, "attens.padding", pooling.padding)
+    check_positions(config, "train.max_length", longest)
     if 0 < pooling.padding < longest:
         raise InputError(
             f"attens.padding is {pooling.padding}; a text has {longest:,} tokens. Raise it, or "
             "lower train.max_length, which cuts texts"
+        )
+
+
+def check_positions(config: ModelConfig, field: str, length: int) -> None:
+    """Raise InputError where texts of this length go beyond the positions of an encoder."""
+    if isinstance(config, EncoderConfig) and length > config.max_position:
+        raise InputError(
+            f"{field} lets texts have {length:,} tokens; the model has positions for "
+            f"{config.max_position:,}. Set {field} to {config.max_position} at most"
         )
 
 

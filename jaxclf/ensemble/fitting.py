@@ -17,7 +17,9 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxclf.checkpoint.checkpoints import Checkpoints
-from jaxclf.core.errors import NonFiniteError, Preempted
+from jaxclf.config.rules import LARGEST
+from jaxclf.core import streams
+from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted
 from jaxclf.core.logs import Logger
 from jaxclf.core.types import AnyArray, Array, Float, Key, Params, Shaped
 from jaxclf.data.tasks import Task
@@ -29,6 +31,7 @@ from jaxclf.training.losses import Term, place_losses
 
 _CHUNK = 64  # steps that one compiled call makes
 _SECONDS_BETWEEN_SAVES = 60.0
+_VERSION = 2  # of the orders that are drawn, and of how a checkpoint is numbered
 
 
 class FeatureHead(NamedTuple):
@@ -80,56 +83,87 @@ def fit(
 ) -> Params:
     """Train for `attens.epochs`, or go on from what `directory` holds; the last epoch counts.
 
-    Each epoch has an order of its own, drawn from `seed`. Raises Preempted after saving where the
-    run is asked to stop, NonFiniteError where the loss is not finite.
+    Each epoch has an order of its own, drawn from `seed` and the directory's name. Raises Preempted
+    after saving where the run is asked to stop, NonFiniteError where the loss is not finite.
     """
-    fields = config.attens
+    fields, name = config.attens, directory.name
     size = fields.batch_size
     steps = math.ceil(len(data) / size)  # an epoch
-    optimizer = optim.optimizer(_optimizer_fields(config, fields.epochs * steps))
+    total = fields.epochs * steps
+    if total > LARGEST:
+        raise InputError(
+            f"attens.epochs is {fields.epochs:,}, which makes {total:,} steps; a combiner has "
+            f"{LARGEST:,} at most. Lower it"
+        )
+    optimizer = optim.adamw(_optimizer_fields(config, total))
     run = make_steps(head, term, optimizer)
-    key = jax.random.key(seed)
-    params = jax.jit(head.init)(key)
+    params = random_start(head, seed, name)
     opt_state = jax.jit(optimizer.init)(params)
+    done, losses = 0, []  # steps, and the losses of those in the epoch that is not done
     with Checkpoints(directory, 1, "") as checkpoints:
-        epoch = checkpoints.latest_step() or 0
-        if epoch:
-            restored = checkpoints.restore(epoch, params, opt_state)
+        if latest := checkpoints.latest_step():
+            restored = checkpoints.restore(latest, params, opt_state)
             params, opt_state = restored.params, restored.state
+            done, losses = latest, _losses(restored.iterator_state, directory)
         saved = time.monotonic()
-        with Logger(directory, fields.epochs * steps, epoch * steps, every=steps) as logger:
-            while epoch < fields.epochs:
-                order = np.random.default_rng([seed, epoch]).permutation(len(data))
+        with Logger(directory, total, done, every=steps) as logger:
+            while done < total:
+                epoch, within = divmod(done, steps)
+                order = streams.generator(seed, "order", name, epoch).permutation(len(data))
                 filled = np.resize(order, steps * size).reshape(steps, size)
                 mask = (np.arange(steps * size) < len(data)).reshape(steps, size)
-                losses = []
-                for start in range(0, steps, _CHUNK):
+                found = []
+                for start in range(within, steps, _CHUNK):
                     part = slice(start, start + _CHUNK)
                     rows = data.rows(filled[part].reshape(-1))
                     rows = rows.reshape(-1, size, *rows.shape[1:])
                     batches = (rows, data.labels[filled[part]], mask[part])
-                    params, opt_state, found = run(params, opt_state, jax.device_put(batches))
-                    losses.append(found)
-                loss = float(np.mean(np.concatenate(losses)))
-                epoch += 1
+                    params, opt_state, new = run(params, opt_state, jax.device_put(batches))
+                    found.append(new)
+                    done += len(new)
+                    if interrupts.requested:
+                        break
+                losses += np.concatenate(found).tolist()
+                loss = float(np.mean(np.array(losses, np.float32)))
                 if not math.isfinite(loss):
                     raise NonFiniteError(
-                        f"epoch {epoch}: loss {loss}. Lower attens.learning_rate, or look at the "
-                        "features: a hidden state may not be finite"
+                        f"epoch {epoch + 1}: loss {loss}. Lower attens.learning_rate, or look at "
+                        "the features: a hidden state may not be finite"
                     )
-                logger.advance(epoch * steps, examples=len(data), loss=loss)
-                logger.metrics(epoch * steps, {"train/loss": loss})
-                ends = epoch == fields.epochs or interrupts.requested
+                if done % steps == 0:
+                    logger.advance(done, examples=len(data), loss=loss)
+                    logger.metrics(done, {"train/loss": loss})
+                    losses = []
+                ends = done == total or interrupts.requested
                 if ends or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
-                    checkpoints.save(epoch, params, opt_state, None, {})
+                    place = {"version": _VERSION, "losses": losses}
+                    checkpoints.save(done, params, opt_state, place, {})
                     checkpoints.wait()
                     saved = time.monotonic()
                 if interrupts.requested:
                     raise Preempted(
-                        f"stopped by SIGTERM; saved epoch {epoch} of {fields.epochs} of "
-                        f"{directory.name}. The same command resumes"
+                        f"stopped by SIGTERM; saved epoch {done / steps:.4g} of {fields.epochs} of "
+                        f"{name}. The same command resumes"
                     )
     return params
+
+
+def random_start(head: FeatureHead, seed: int, name: str) -> Params:
+    """The parameters that `fit` starts from in a directory of this name."""
+    return jax.jit(head.init)(streams.key(seed, streams.INITIALIZATION, name))
+
+
+def _losses(state: Any, directory: Path) -> list[float]:
+    """Those of the epoch that a checkpoint stands in; raises ArtifactError."""
+    try:
+        if state["version"] != _VERSION:
+            raise ValueError(f"version {state['version']}")
+        return [float(loss) for loss in state["losses"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{directory}: saved by a version of jaxclf with another order of texts ({error!r}). "
+            "Go on with that version, or remove the folder to train it anew"
+        ) from error
 
 
 def make_steps(

@@ -6,35 +6,39 @@ missing; or a directory of the peft library in its place.
 
 import dataclasses
 import json
-import shutil
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint import model_files, tree_store
 from jaxclf.checkpoint.model_dir import (
     ModelSource,
+    adapters_text,
     check_base,
     load_adapters,
+    read_adapters,
     read_model,
+    relative,
     resolve,
     write_base,
 )
 from jaxclf.classifiers import transfer
+from jaxclf.core import streams
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.tasks import has_gold
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.distributed import sharding
+from jaxclf.ensemble import features
 from jaxclf.ensemble.attens import Pooling
 from jaxclf.ensemble.features import AdaptedBase
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
+from jaxclf.models.registry import ModelConfig
 from jaxclf.models.t5 import T5Config
 from jaxclf.runs.setup import with_vocabulary
 from jaxclf.runs.training import train
@@ -75,29 +79,29 @@ class Modules:
                     f"{len(self.names)}"
                 )
         self.dimensions, _ = read_model(base.model_json)
-        if isinstance(self.dimensions, T5Config):
-            raise InputError(
-                f"{config.model.name or 'the model'} has an encoder and a decoder; an ensemble "
-                "combines what one stack of layers sees. Choose a Llama or an encoder"
-            )
-        if self.dimensions.hidden_size % fields.heads:
-            raise InputError(
-                f"attens.heads is {fields.heads}; expected a divisor of the model's size, which is "
-                f"{self.dimensions.hidden_size}"
-            )
+        _check(config, self.dimensions)
         self.pooling = Pooling(fields.tokens, fields.padding)
         self.tokenizer = Tokenizer.load(base.tokenizer_dir)
 
-    def train_missing(self, targets: Sequence[str]) -> None:
-        """A run for every wanted module that has none; with baselines, for targets as well."""
+    def missing(self, targets: Sequence[str]) -> dict[str, ConfigDict]:
+        """The settings of each wanted module that has no run yet; with baselines, of targets too.
+
+        Raises InputError where the data of one are not good.
+        """
         extra = targets if self.config.attens.baselines else ()
-        names = list(dict.fromkeys((*self.wanted(targets), *extra)))
-        for number, name in enumerate(names):
-            folder = self.folder / short(name)
-            if (folder / _PEFT_FILE).is_file() or (folder / "report.json").is_file():
-                continue
-            print(f"adapter {number + 1} of {len(names)}: {short(name)}", flush=True)
-            train(self.config_of(name), folder, self.base)
+        names = dict.fromkeys((*self.wanted(targets), *extra))
+        found = (_PEFT_FILE, "report.json")
+        return {
+            name: self.config_of(name)
+            for name in names
+            if not any((self.folder / short(name) / file).is_file() for file in found)
+        }
+
+    def train(self, missing: Mapping[str, ConfigDict]) -> None:
+        """The runs of these modules, one after the other."""
+        for number, (name, config) in enumerate(missing.items()):
+            print(f"adapter {number + 1} of {len(missing)}: {short(name)}", flush=True)
+            train(config, self.folder / short(name), self.base)
 
     def config_of(self, name: str) -> ConfigDict:
         """The settings of a module's own run, which nothing of the combiner's changes."""
@@ -110,7 +114,8 @@ class Modules:
             config.eval.split = scored_split(dataset, config.eval.split)
             if not config.model.checkpoint:
                 # The zoo's dimensions with a vocabulary of the run's own.
-                config.model.name, config.model.checkpoint = "", str(self.base.model_json.parent)
+                config.model.name = ""
+                config.model.checkpoint = self._own(self.folder / short(name))
         return config.lock()
 
     def open(self, names: Sequence[str]) -> AdaptedBase:
@@ -134,6 +139,10 @@ class Modules:
             model, params, tree_store.fingerprint(self.base.manifest), found, fingerprints
         )
 
+    def _own(self, folder: Path) -> str:
+        """The run's own base, as a folder beside it names that."""
+        return relative(self.base.model_json.parent, folder.absolute())
+
     def _find(self, name: str) -> ModelSource:
         """The last checkpoint of a module's run, or a peft directory converted."""
         folder = self.folder / name
@@ -146,6 +155,10 @@ class Modules:
                         "jaxclf.convert.from_peft first"
                     )
                 self.from_peft(folder, converted, str(self.base.model_json.parent))
+                if not self.config.model.checkpoint:
+                    info = read_adapters(converted / "adapters.json")
+                    info = dataclasses.replace(info, checkpoint=self._own(converted))
+                    model_files.replace(converted, {"adapters.json": adapters_text(info)})
             folder = converted
         source = resolve(folder, "last")
         if source.adapters is None:
@@ -171,11 +184,33 @@ class Modules:
         return [short(name) for name in self.names if name in kept]
 
 
+def _check(config: ConfigDict, dimensions: ModelConfig) -> None:
+    """Raise InputError where a model of these dimensions is no base for what the config asks."""
+    fields, name = config.attens, config.model.name or "the model"
+    if isinstance(dimensions, T5Config):
+        raise InputError(
+            f"{name} has an encoder and a decoder; an ensemble combines what one stack of layers "
+            "sees. Choose a Llama or an encoder"
+        )
+    if dimensions.hidden_size % fields.heads:
+        raise InputError(
+            f"attens.heads is {fields.heads}; expected a divisor of the model's size, which is "
+            f"{dimensions.hidden_size}"
+        )
+    if fields.padding and not isinstance(dimensions, EncoderConfig):
+        raise InputError(
+            f"attens.padding is {fields.padding}, which is for encoders; {name} is a decoder. Set "
+            "it to 0"
+        )
+    features.check_positions(dimensions, "attens.padding", fields.padding)
+    features.check_positions(dimensions, "train.max_length", config.train.max_length)
+
+
 def own_base(config: ConfigDict, workdir: Path) -> ModelSource:
     """A random base with a tokenizer trained on all texts, which the run keeps."""
+    _check(config, registry.find(config.model.name))
     own = workdir / "base"
-    if not (own / "tokenizer").is_dir():
-        shutil.rmtree(own, ignore_errors=True)
+    if not own.is_dir():
         texts: list[str] = []
         for name in (*config.attens.modules, *(config.attens.targets or (config.data.name,))):
             train_split = load_data(config, name).splits["train"]
@@ -184,16 +219,15 @@ def own_base(config: ConfigDict, workdir: Path) -> ModelSource:
         model = create_model(
             config, with_vocabulary(registry.find(config.model.name), tokenizer, None)
         )
-        params = sharding.born(model.init, jax.random.key(config.seed))
-        write_base(own, params, model.config, config.model.param_dtype, config.model.quantize)
-        tokenizer.save(own / "tokenizer.partial")
-        (own / "tokenizer.partial").rename(own / "tokenizer")
+        params = sharding.born(model.init, streams.key(config.seed, streams.INITIALIZATION))
+        fields = config.model
+        write_base(own, params, model.config, fields.param_dtype, fields.quantize, tokenizer)
     return resolve(own)
 
 
 def _seed(config: ConfigDict, name: str) -> int:
     """A module's own: two of the same texts (MNLI's) are two modules by their seeds alone."""
-    return 1_000 * config.seed + zlib.crc32(name.encode()) % 1_000
+    return streams.number(config.seed, "module", name)
 
 
 def load_data(config: ConfigDict, name: str) -> Dataset:

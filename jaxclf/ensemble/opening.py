@@ -1,24 +1,25 @@
 """A finished ensemble, or any other run, ready to label texts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import jax
 
 from jaxclf import report
-from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint import model_files, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.checkpoint.model_dir import FindModel, find_base, find_model
 from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers.opening import Opened, open_run
 from jaxclf.config import loading
-from jaxclf.core.errors import InputError
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.ensemble import attens, features
 from jaxclf.ensemble.classifier import EnsembleClassifier
+from jaxclf.ensemble.features import AdaptedBase
 from jaxclf.ensemble.fitting import combiner_of
 from jaxclf.ensemble.modules import FromPeft, Modules
 
@@ -41,9 +42,8 @@ def open_ensemble(
     InputError where the run did not finish, or has several prompts.
     """
     path = Path(path)
-    config = loading.read(path / "config.json")
-    with config.unlocked():
-        loading.override(config, overrides)
+    model_files.check(path)
+    config = loading.read_trained(path / "config.json", overrides)
     recipe = Recipe.load(path / "task.json")
     if not (path / report.REPORT).is_file():
         raise InputError(f"{path}: the ensemble is not finished; run the command of training again")
@@ -51,12 +51,14 @@ def open_ensemble(
         raise InputError(
             f"{path}: each target of a decoder has a prompt of its own; train one each"
         )
-    facts = report.read(path)["attens"]
+    written = report.read(path)
+    facts = written["attens"]
     base = find_base(config, path, find)
     modules = Modules(config, path, base, from_peft)
     wanted = {name for task in recipe.tasks for name in facts[task.name]["modules"]}
     with sharding.use(config.mesh) as mesh:
         seen = modules.open(sorted(wanted))
+        _check_parts(path, written["model"].get("fingerprints", {}), seen)
         names, stacks = features.grouped(seen.adapters)
         combiners, trained = {}, {}
         for task in recipe.tasks:
@@ -75,7 +77,19 @@ def open_ensemble(
     source = dataclasses.replace(
         base, manifest=tree_store.describe(trained), run_dir=path, step=config.attens.epochs
     )
-    return Opened(classifier.with_params(params, mesh), config, source)
+    parts = seen.fingerprint, *seen.fingerprints.values()
+    return Opened(classifier.with_params(params, mesh), config, source, parts=parts)
+
+
+def _check_parts(path: Path, known: Mapping[str, str], seen: AdaptedBase) -> None:
+    """Raise ArtifactError where the combiners have learnt from other parts than there are."""
+    for name, found in {features.BASE: seen.fingerprint, **seen.fingerprints}.items():
+        if known.get(name, found) != found:
+            raise ArtifactError(
+                f"{path}: its combiners have learnt from another {name}: the fingerprint was "
+                f"{known[name][:16]} and is {found[:16]}. Restore it from a copy, or give its "
+                "place by --config.attens.adapters or --config.model.checkpoint"
+            )
 
 
 def open_any(

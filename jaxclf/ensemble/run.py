@@ -22,10 +22,12 @@ from jaxclf import report
 from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.model_dir import ModelSource
 from jaxclf.classifiers.heads import READ, inputs, whole_text_prediction
-from jaxclf.core import logs
+from jaxclf.core import locks, logs
 from jaxclf.core.errors import InputError, Preempted, StorageError
+from jaxclf.data.datasets import Dataset
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record, Task, has_gold
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.distributed.preemption import Interrupts
@@ -46,11 +48,11 @@ from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.registry import ModelConfig
 from jaxclf.prompts.source import prompt_source
-from jaxclf.runs import facts
-from jaxclf.runs.training import claim
+from jaxclf.runs import claims, facts
 from jaxclf.training.losses import Term
 
 
+@locks.holds_folder("workdir")
 def train_ensemble(
     config: ConfigDict,
     workdir: Path,
@@ -67,22 +69,34 @@ def train_ensemble(
             "an ensemble runs in one process, on all of its devices; train large adapters with "
             "--distributed one by one, and name their folder in attens.adapters"
         )
-    claim(workdir, config)
+    claims.check(workdir, config)
     with Interrupts():
-        modules = Modules(config, workdir, base or own_base(config, workdir), from_peft)
-        targets = [
-            _Target(config, name, modules.dimensions)
-            for name in config.attens.targets or (config.data.name,)
-        ]
+        names = config.attens.targets or (config.data.name,)
+        data = {name: load_data(config, name) for name in names}
+        if base is None:
+            claims.mark(workdir, config)
+            base = own_base(config, workdir)
+        modules = Modules(config, workdir, base, from_peft)
+        base_is = modules.dimensions, modules.tokenizer
+        targets = [_Target(config, name, data[name], *base_is) for name in names]
         tasks = tuple(task for target in targets for task in target.tasks)
-        dataclasses.replace(targets[0].recipe, tasks=tasks).save(workdir / "task.json")
-    names = [target.name for target in targets]
-    modules.train_missing(names)
+        recipe = dataclasses.replace(targets[0].recipe, tasks=tasks)
+        missing = modules.missing(names)
+        claims.claim(workdir, config, _fingerprints(data), recipe)
+    modules.train(missing)
     with Interrupts() as interrupts, sharding.use(config.mesh):
         seen = modules.open(modules.wanted(names))
         interrupts.hold()
         parts = [_Part(modules, target, seen, interrupts).finish() for target in targets]
-        return _write(modules, parts)
+        return _write(modules, parts, {features.BASE: seen.fingerprint, **seen.fingerprints})
+
+
+def _fingerprints(data: Mapping[str, Dataset]) -> dict[str, str]:
+    return {
+        f"{name}/{split}": fingerprint
+        for name, dataset in data.items()
+        for split, fingerprint in dataset.fingerprints.items()
+    }
 
 
 # Targets ------------------------------------------------------------------------------------------
@@ -91,9 +105,15 @@ def train_ensemble(
 class _Target:
     """A data set whose tasks the modules are combined for."""
 
-    def __init__(self, config: ConfigDict, name: str, dimensions: ModelConfig):
-        self.name = name
-        self.dataset = load_data(config, name)
+    def __init__(
+        self,
+        config: ConfigDict,
+        name: str,
+        dataset: Dataset,
+        dimensions: ModelConfig,
+        tokenizer: Tokenizer,
+    ):
+        self.name, self.dataset = name, dataset
         self.tasks = self.dataset.tasks
         for task in self.tasks:
             if task.kind not in ("class", "regression"):
@@ -105,7 +125,7 @@ class _Target:
         is_encoder = isinstance(dimensions, EncoderConfig)
         self.recipe = Recipe(
             tasks=self.tasks,
-            prompt=None if is_encoder else prompt_source(config, self.dataset)[0],
+            prompt=None if is_encoder else prompt_source(config, self.dataset, tokenizer)[0],
             slot_format=config.prompt.slots,
             max_length=config.train.max_length,
             max_new_tokens=0,
@@ -130,6 +150,7 @@ class _Part:
         self.predictions: list[Prediction] = []
         self.combiners: dict[str, Any] = {}  # task → parameters of the one that answers
         self.history: list[dict[str, Any]] = []
+        self.cut: dict[str, list[int]] = {}  # split → tokens cut from each text
 
     def finish(self) -> "_Part":
         """Features, then every task's combiners, their scores and what they attend to."""
@@ -139,7 +160,7 @@ class _Part:
         scores = {}
         for task in target.tasks:
             scores[task.name] = self.combine(task, vectors)
-        self.predictions = _predictions(records, target.tasks, scores)
+        self.predictions = _predictions(records, target.tasks, scores, self.cut[target.split])
         self.metrics = metrics.compute(self.predictions, target.tasks)
         wanted = self.run.config.eval.target_accuracy
         self.calibration = calibration.measure(self.predictions, target.tasks, {}, wanted)
@@ -154,6 +175,7 @@ class _Part:
         records = target.records(split)
         truncate = run.config.data.truncate
         examples = inputs(records, target.recipe, run.tokenizer, truncate=truncate)
+        self.cut[split] = [each.cut for each in examples]
         names = [features.BASE, *self.seen.adapters]
         size = run.dimensions.hidden_size
         if need := features.need(folder, examples, names, size):
@@ -228,8 +250,9 @@ class _Part:
             split: self.data(task, split, [arrays[features.BASE]])
             for split, arrays in vectors.items()
         }
-        start = jax.jit(head.init)(jax.random.key(run.config.seed))
-        trained = self.fit(f"{task.name}-ffn", task, head, data["train"])
+        folder = f"{task.name}-ffn"
+        start = fitting.random_start(head, run.config.seed, folder)
+        trained = self.fit(folder, task, head, data["train"])
         found = {}
         for name, params in (("Model", start), ("FFN", trained)):
             results = fitting.apply(
@@ -256,11 +279,13 @@ class _Part:
         if task.kind == "regression":
             return Data(arrays, np.array(gold, np.float32))
         index = {label: number for number, label in enumerate(task.labels)}
-        return Data(arrays, np.array([index[str(label)] for label in gold], np.int32))
+        # A label that training never saw has no number; only features are read of such a text.
+        return Data(arrays, np.array([index.get(str(label), -1) for label in gold], np.int32))
 
     def score(self, task: Task, scores: np.ndarray) -> dict[str, float]:
         records = self.target.records(self.target.split)
-        predictions = _predictions(records, (task,), {task.name: scores})
+        cut = self.cut[self.target.split]
+        predictions = _predictions(records, (task,), {task.name: scores}, cut)
         return metrics.compute(predictions, (task,))[task.name]
 
     def read_history(self, task: Task, name: str) -> None:
@@ -285,28 +310,47 @@ def _with_attention(combiner: Combiner, params: Any) -> Callable[[Any], tuple[An
 
 
 def _predictions(
-    records: Sequence[Record], tasks: Sequence[Task], scores: Mapping[str, np.ndarray]
+    records: Sequence[Record],
+    tasks: Sequence[Task],
+    scores: Mapping[str, np.ndarray],
+    cut: Sequence[int],
 ) -> list[Prediction]:
     """One a record, by the highest score of every task."""
     values = {task.name: np.asarray(READ[task.kind](scores[task.name])) for task in tasks}
     return [
-        whole_text_prediction(record, tasks, {name: each[row] for name, each in values.items()})
+        whole_text_prediction(
+            record, tasks, {name: each[row] for name, each in values.items()}, cut[row]
+        )
         for row, record in enumerate(records)
     ]
 
 
-def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
-    """The report of all targets, and their predictions, in the folder of the run."""
+def _write(
+    modules: Modules, parts: Sequence["_Part"], fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """The report of all targets, and their predictions, in the folder of the run.
+
+    `fingerprints`: of the base and the modules by their names.
+    """
     tasks = tuple(task for part in parts for task in part.target.tasks)
     sets = {part.target.name: part.target.dataset for part in parts}
     combiners = {name: params for part in parts for name, params in part.combiners.items()}
     total = sum(leaf.size for leaf in jax.tree.leaves(combiners))
+    each_data = {
+        part.target.name: facts.data_facts(
+            part.target.dataset, split=part.target.split, predictions=part.predictions
+        )
+        for part in parts
+    }
     data = {
-        "name": ", ".join(sets),
-        "records": {
-            name: {split: len(found) for split, found in each.splits.items()}
-            for name, each in sets.items()
+        **{
+            key: {name: found[key] for name, found in each_data.items()}
+            for key in ("records", "skipped", "unseen_labels", "cut")
         },
+        "name": ", ".join(sets),
+        "notes": [
+            f"{name}: {line}" for name, found in each_data.items() for line in found["notes"]
+        ],
         "fingerprint": ", ".join(each.fingerprint for each in sets.values()),
         "tasks": report.describe_tasks(tasks),
     }
@@ -316,6 +360,7 @@ def _write(modules: Modules, parts: Sequence["_Part"]) -> dict[str, Any]:
         "checkpoint": modules.config.model.checkpoint,
         "dimensions": dataclasses.asdict(modules.dimensions),
         "modules": [*map(short, modules.names)],
+        "fingerprints": dict(fingerprints),
         "trained_parameters_of_the_combiners": total,
         "tokenizer": modules.tokenizer.fingerprint,
     }

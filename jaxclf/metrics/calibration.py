@@ -9,6 +9,7 @@ that has it is the one that is right or wrong.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxclf.core import files
+from jaxclf.core import files, logs
 from jaxclf.core.errors import ArtifactError
-from jaxclf.core.files import write_json
 from jaxclf.core.types import Float, Int
 from jaxclf.data.predictions import Prediction
-from jaxclf.data.tasks import Task
+from jaxclf.data.tasks import Label, Task, unseen_labels
 
 FILE = "temperature.json"  # in a run's folder
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017
@@ -206,7 +206,9 @@ def fit(predictions: Sequence[Prediction], tasks: Sequence[Task]) -> dict[str, f
     """Task name → temperature, of each scored class task that has gold labels here."""
     found = {}
     for task in scored_tasks(predictions, tasks):
-        logits, gold = _columns(predictions, task)
+        # No temperature makes a label likely that has no probability.
+        known = [each for each in predictions if each.gold.get(task.name) in task.labels]
+        logits, gold = _columns(known, task)
         if len(gold):
             found[task.name] = fit_temperature(logits, gold)
     return found
@@ -285,15 +287,20 @@ def _figures(probabilities: Probabilities, gold: Gold, wanted: float) -> dict[st
 
 
 def _columns(predictions: Sequence[Prediction], task: Task) -> tuple[Probabilities, Gold]:
-    """Log-probabilities and gold indices of the records that have a gold label."""
-    index = {label: place for place, label in enumerate(task.labels)}
-    rows, gold = [], []
-    for each in predictions:
-        label = each.gold.get(task.name)
-        if label is not None and each.scores:
-            rows.append([each.scores[task.name][name] for name in task.labels])
-            gold.append(index[str(label)])
-    return _logits(rows).reshape(-1, len(task.labels)), np.array(gold, int)
+    """Log-probabilities `[n C+U]` and gold indices of the records that have a gold label.
+
+    The U labels that training never saw come last; no probability is theirs.
+    """
+    scored = [each for each in predictions if each.gold.get(task.name) is not None and each.scores]
+    golds = [each.gold[task.name] for each in scored]
+    labels = [*task.labels, *unseen_labels(golds, task)]
+    index: dict[Label, int] = {label: place for place, label in enumerate(labels)}
+    rows = []
+    for each in scored:
+        assert each.scores
+        of_task = each.scores[task.name]
+        rows.append([of_task.get(name, 0.0) for name in labels])
+    return _logits(rows).reshape(-1, len(labels)), np.array([index[gold] for gold in golds], int)
 
 
 def _logits(rows: Sequence[Sequence[float]]) -> np.ndarray:
@@ -303,33 +310,56 @@ def _logits(rows: Sequence[Sequence[float]]) -> np.ndarray:
 # A run's temperature.json -------------------------------------------------------------------------
 
 
-def save(path: Path, temperatures: Mapping[str, float], step: int) -> None:
-    """Write the temperatures of the parameters of `step`."""
-    write_json(path, {"step": step, "temperature": dict(temperatures)})
+def to_text(temperatures: Mapping[str, float], step: int, scoring: Mapping[str, Any]) -> str:
+    """What temperature.json holds: temperatures for the parameters of `step`.
+
+    `scoring`: how the probabilities came about that they were fitted to.
+    """
+    found = {"step": step, "scoring": dict(scoring), "temperature": dict(temperatures)}
+    return files.json_text(found)
 
 
-def of_run(run_dir: Path, step: int | None, evaluation: ConfigDict) -> dict[str, float]:
-    """The temperatures of a run's step, if `evaluation`, its config's group, asks for one."""
-    if evaluation.get("temperature") != "dev":  # which older runs do not have
+def of_run(
+    run_dir: Path, step: int | None, evaluation: ConfigDict, scoring: Mapping[str, Any] | None
+) -> dict[str, float]:
+    """The temperatures of a run's step, if `evaluation`, its config's group, asks for one.
+
+    `scoring`: as of `to_text`; None: there are no probabilities.
+    """
+    # Older runs do not have the field.
+    if evaluation.get("temperature") != "dev" or scoring is None:
         return {}
-    return load(run_dir / FILE, step)
+    return load(run_dir / FILE, step, scoring)
 
 
-def load(path: Path, step: int | None) -> dict[str, float]:
-    """What `save` wrote, if it belongs to `step`: other parameters need another temperature.
+def load(path: Path, step: int | None, scoring: Mapping[str, Any]) -> dict[str, float]:
+    """What `to_text` wrote, if it belongs to `step` and to probabilities that came about so.
 
-    Raises ArtifactError where the file is damaged.
+    Other parameters, and scores of another kind, need another temperature. Raises ArtifactError
+    where the file is damaged.
     """
     if not path.is_file():
         return {}
     content = files.read_json(path)
     try:
         found = {str(name): float(value) for name, value in content["temperature"].items()}
-        if not all(value > 0 for value in found.values()):
-            raise ValueError("a temperature is above 0")
-        return found if content["step"] == step else {}
+        if not all(0 < value < math.inf for value in found.values()):
+            raise ValueError("a temperature is a finite number above 0")
+        if content["step"] != step:
+            return {}
+        if content.get("scoring", dict(scoring)) != dict(scoring):
+            logs.say(
+                f"{path} was fitted to probabilities that came about otherwise "
+                f"({_shown(content['scoring'])}; now {_shown(scoring)}): it is not applied"
+            )
+            return {}
+        return found
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{path} holds no temperatures of ours ({error!r}). Remove it to go without, or train "
             "again with the same command, which fits them anew"
         ) from error
+
+
+def _shown(scoring: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in scoring.items()) or "by heads"

@@ -1,4 +1,5 @@
-"""Labels → numbers. An unparsed output counts as wrong everywhere and is never left out.
+"""Labels → numbers. An unparsed output counts as wrong everywhere and is never left out, and so
+does what is said of a record whose gold label is none of the task's, since training never saw it.
 
 A record whose gold label is hidden (None) is in no figure of that task.
 """
@@ -9,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from jaxclf.data.predictions import UNPARSED, Prediction
-from jaxclf.data.tasks import Label, SlotFormat, Task, TaskKind, bio_slots, plain_slots
+from jaxclf.data.tasks import (
+    Label,
+    SlotFormat,
+    Task,
+    TaskKind,
+    bio_slots,
+    plain_slots,
+    unseen_labels,
+)
 from jaxclf.decoding.parsing import slot_items, tag_per_word
 
 _ZERO: Any = 0  # what a ratio of nothing is, without a warning
@@ -116,19 +125,18 @@ def per_class_report(
     if task.kind == "multilabel":
         from sklearn.metrics import precision_recall_fscore_support
 
-        names = list(task.labels)
-        gold, predicted = _flags(scored, task)
+        gold, predicted, names = _flags(scored, task)
         columns = precision_recall_fscore_support(gold, predicted, zero_division=_ZERO)
         counts = predicted.sum(axis=0)
     elif task.kind == "class":
         from sklearn.metrics import precision_recall_fscore_support
 
-        gold, predicted = _class_indices(scored, task)
-        names = list(task.labels)
+        gold, predicted, classes = _class_indices(scored, task)
+        names = [*classes]
         columns = precision_recall_fscore_support(
-            gold, predicted, labels=range(len(names)), zero_division=_ZERO
+            gold, predicted, labels=[*classes.values()], zero_division=_ZERO
         )
-        counts = np.bincount(predicted, minlength=len(names) + 1)[: len(names)]
+        counts = [predicted.count(place) for place in classes.values()]
     else:
         from seqeval.metrics.sequence_labeling import (
             get_entities,
@@ -156,15 +164,13 @@ def per_class_report(
 
 
 def confusion(predictions: Sequence[Prediction], task: Task) -> np.ndarray:
-    """Counts [C, C + 1]: rows are gold classes, columns predicted ones, then UNPARSED."""
-    from sklearn.metrics import confusion_matrix
-
+    """Counts [C + U, C + 1]: rows are gold classes, those of the task before the U unseen ones
+    (sorted); columns are predicted ones, then UNPARSED."""
     scored = _with_gold(predictions, task)
-    classes = len(task.labels)
-    if not scored:
-        return np.zeros((classes, classes + 1), int)
-    gold, predicted = _class_indices(scored, task)
-    return confusion_matrix(gold, predicted, labels=range(classes + 1))[:classes]
+    gold, predicted, classes = _class_indices(scored, task)
+    counts = np.zeros((len(classes) + 1, len(task.labels) + 1), int)
+    np.add.at(counts, (gold, predicted), 1)
+    return counts[[*classes.values()]]
 
 
 def _of_task(
@@ -192,9 +198,9 @@ def _of_task(
 def _class_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    gold, predicted = _class_indices(scored, task)
+    gold, predicted, classes = _class_indices(scored, task)
     in_gold = sorted({*gold})
-    everything = range(len(task.labels))
+    everything = [*classes.values()]
     macro = f1_score(gold, predicted, labels=in_gold, average="macro", zero_division=_ZERO)
     micro = f1_score(gold, predicted, labels=everything, average="micro", zero_division=_ZERO)
     metrics = {
@@ -216,7 +222,7 @@ def _class_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]
 def _flag_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
     from sklearn.metrics import f1_score
 
-    gold, predicted = _flags(scored, task)
+    gold, predicted, _ = _flags(scored, task)
     in_gold = gold.any(axis=0)
     each_label: Any = None
     micro = f1_score(gold, predicted, average="micro", zero_division=_ZERO)
@@ -227,15 +233,20 @@ def _flag_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
     return metrics | {"exact_match": float(np.mean((gold == predicted).all(axis=1)))}
 
 
-def _flags(scored: Sequence[Prediction], task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Gold and predicted labels as flags [records, C]; an unparsed output has none."""
+def _flags(scored: Sequence[Prediction], task: Task) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Gold and predicted labels as flags [records, C + U], and their names, unseen ones last.
+
+    An unparsed output has no label.
+    """
+    golds = [prediction.gold[task.name] for prediction in scored]
+    names = [*task.labels, *unseen_labels(golds, task)]
 
     def flags(values: Sequence[Label]) -> np.ndarray:
         sets = [value if isinstance(value, tuple) else () for value in values]
-        return np.array([[label in found for label in task.labels] for found in sets], int)
+        return np.array([[label in found for label in names] for found in sets], int)
 
-    gold = flags([prediction.gold[task.name] for prediction in scored])
-    return gold, flags([prediction.predicted.get(task.name) for prediction in scored])
+    predicted = flags([prediction.predicted.get(task.name) for prediction in scored])
+    return flags(golds), predicted, names
 
 
 def _number_metrics(scored: Sequence[Prediction], task: Task) -> dict[str, float]:
@@ -293,13 +304,19 @@ def _with_gold(predictions: Sequence[Prediction], task: Task) -> list[Prediction
     return [prediction for prediction in predictions if prediction.gold.get(task.name) is not None]
 
 
-def _class_indices(scored: Sequence[Prediction], task: Task) -> tuple[list[int], list[int]]:
-    """Gold and predicted labels as their places in the label set, unparsed ones as one past it."""
-    index: dict[Label, int] = {label: place for place, label in enumerate(task.labels)}
-    index[UNPARSED] = len(task.labels)
-    gold = [index[prediction.gold[task.name]] for prediction in scored]
+def _class_indices(
+    scored: Sequence[Prediction], task: Task
+) -> tuple[list[int], list[int], dict[str, int]]:
+    """Gold and predicted labels as their places, and the place of each class.
+
+    Places are those in the label set, then that of an unparsed output, then those of unseen labels.
+    """
+    golds = [prediction.gold[task.name] for prediction in scored]
+    places = [*task.labels, UNPARSED, *unseen_labels(golds, task)]
+    index: dict[Label, int] = {label: place for place, label in enumerate(places)}
     predicted = [index[prediction.predicted.get(task.name)] for prediction in scored]
-    return gold, predicted
+    classes = {str(label): place for label, place in index.items() if label is not UNPARSED}
+    return [index[gold] for gold in golds], predicted, classes
 
 
 def _slot_tags(

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxclf.core.types import Float
 from jaxclf.data.predictions import UNPARSED, Prediction
-from jaxclf.data.tasks import Label, SlotFormat, Task, bio_slots
+from jaxclf.data.tasks import Label, SlotFormat, Task, bio_slots, unseen_labels
 from jaxclf.metrics import metrics
 
 LEVEL = 0.95  # of confidence intervals
@@ -167,11 +167,13 @@ def _tuple(value: object) -> tuple[Any, ...]:
 
 
 def _confusions(scored: Sequence[Prediction], task: Task) -> np.ndarray:
-    """Right, then gold and predicted class (the last: unparsed) as flags `[n 1+2(C+1)]`."""
-    labels = (*task.labels, UNPARSED)
+    """Right, then gold and predicted class as flags `[n 1+2(C+1+U)]`: those of the task, unparsed,
+    then the labels that only gold has."""
+    golds = [each.gold[task.name] for each in scored]
+    labels = (*task.labels, UNPARSED, *unseen_labels(golds, task))
     index: dict[Label, int] = {label: place for place, label in enumerate(labels)}
     one_hot = np.eye(len(index))
-    gold = [index[each.gold[task.name]] for each in scored]
+    gold = [index[label] for label in golds]
     found = [index[each.predicted.get(task.name)] for each in scored]
     right = np.equal(gold, found)[:, None]
     return np.concatenate([right, one_hot[gold], one_hot[found]], axis=1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -31,29 +32,35 @@ def attend(
     *,
     bias: Bias | None = None,
     scale: float | None = None,
+    cap: float = 0.0,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention scaled by 1/sqrt(H), or by `scale`; each key head serves N/K query heads.
 
     Scores and softmax are float32; a key turns dropout of the weights on. `bias` is added to scores
     after scaling. These three take a mask, or segments. A query that may see nothing gets a finite
-    value that means nothing.
+    value that means nothing. `cap`: scores s become cap · tanh(s / cap). `sinks`: a score of each
+    head that takes its share of the weights and has no value. Source: Xiao et al. 2023.
     """
     query = constrain(query, "batch", "length", "heads", None)
     key, value = (constrain(each, "batch", None, "heads", None) for each in (key, value))
     drops = random_key is not None and rate > 0
     is_bare = not drops and bias is None and scale is None
     assert is_bare or not isinstance(mask, SharedMask | SharedSegments)
-    if isinstance(mask, Segments) and not is_bare:
-        found = _by_blocks(query, key, value, mask, rate, random_key, bias, scale)
+    by_kernels = is_bare and not cap and sinks is None
+    plainly = partial(_plain, rate=rate, scale=scale, cap=cap, sinks=sinks)
+    if isinstance(mask, Segments) and not by_kernels:
+        found = _by_blocks(query, key, value, mask, random_key, bias, plainly)
     elif isinstance(mask, Segments):
         found = _within(query, key, value, mask)
     elif isinstance(mask, SharedSegments):
+        assert by_kernels, "kernels have no capped scores and no sinks"
         found = _within_shared(query, key, value, mask)
     elif isinstance(mask, SharedMask):
-        found = shared_prefix_attention.attend(query, key, value, mask)
+        found = shared_prefix_attention.attend(query, key, value, mask, cap, sinks)
     else:
         assert not callable(bias), "a mask needs all of the bias"
-        found = _plain(query, key, value, mask, rate, random_key, bias, scale)
+        found = plainly(query, key, value, mask, random_key=random_key, bias=bias)
     return sharding.heads(found)
 
 
@@ -62,10 +69,13 @@ def _plain(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     mask: Bool[Array, "B 1 T S"],
+    *,
     rate: float,
     random_key: Key[Array, ""] | None,
     bias: Float[Array, "_ N T S"] | None,
     scale: float | None,
+    cap: float,
+    sinks: Float[Array, " N"] | None,
 ) -> Float[Array, "B T N H"]:
     rows, count, heads, size = query.shape
     group = heads // key.shape[2]
@@ -78,8 +88,17 @@ def _plain(
     scores = scores * (size**-0.5 if scale is None else scale)
     if bias is not None:
         scores += bias.reshape(len(bias), -1, group * count, bias.shape[-1])
+    if cap:
+        scores = cap * jnp.tanh(scores / cap)
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, random_key)
+    if sinks is not None:
+        sink = jnp.repeat(sinks.astype(jnp.float32).reshape(-1, group), count, axis=1)
+        sink = jnp.broadcast_to(sink[..., None], (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, sink], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    weights = dropout(weights, rate, random_key)
     found = jnp.einsum("bkts,bksh->bkth", weights.astype(value.dtype), value)
     return jnp.swapaxes(found.reshape(rows, heads, count, size), 1, 2)
 
@@ -93,12 +112,11 @@ def _by_blocks(
     key: Float[Array, "B T K H"],
     value: Float[Array, "B T K H"],
     segments: Segments,
-    rate: float,
     random_key: Key[Array, ""] | None,
     bias: Bias | None,
-    scale: float | None,
+    plainly: Callable[..., Float[Array, "B T N H"]],
 ) -> Float[Array, "B T N H"]:
-    """What no kernel computes, dropout of weights and biases, a block of queries at a time.
+    """What no kernel computes, such as dropout of weights, a block of queries at a time.
 
     Kernels with dropout of their own do not qualify: cuDNN's masks count the calls of a compiled
     program, so that under a scan the backward pass draws others than the forward pass, and a
@@ -139,7 +157,7 @@ def _by_blocks(
         own_key = None if random_key is None else jax.random.fold_in(random_key, index)
         query = constrain(query, "batch", "length", "heads", None)
         arrays = query, key.astype(dtype), value.astype(dtype)
-        return index + 1, _plain(*arrays, seen[:, None], rate, own_key, added, scale)
+        return index + 1, plainly(*arrays, seen[:, None], random_key=own_key, bias=added)
 
     step = jax.checkpoint(attend_block, prevent_cse=False)
     _, found = jax.lax.scan(step, jnp.int32(0), (parts(query), parts(query_ids)))

@@ -1,16 +1,17 @@
-"""The Llama 2 / 3 decoder.
+"""One decoder by attributes: Llama and what others changed of it.
 
-Source: Touvron et al. 2023, Grattafiori et al. 2024; checked against LlamaForCausalLM of
-transformers.
+Sources: Touvron et al. 2023, Grattafiori et al. 2024 (Llama), Jiang et al. 2023 (Mistral), Yang et
+al. 2024 and 2025 (Qwen2, Qwen3), the Gemma reports of 2024 and 2025, Abdin et al. 2024 (Phi-3),
+OLMo et al. 2024, the Granite 3.0 report of 2024; checked against the models of transformers.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn import silu
 
 from jaxclf.core.types import AnyArray, Array, Float, Int, Key, Prefixes
 from jaxclf.distributed import sharding
@@ -19,15 +20,56 @@ from jaxclf.models import layers
 from jaxclf.models.attention import attend
 from jaxclf.models.kv_cache import Before, Cache
 from jaxclf.models.layers import RopeScaling
-from jaxclf.models.masks import Implementation, Visible, at_places, visible, visible_after
+from jaxclf.models.masks import (
+    EVERYTHING,
+    Implementation,
+    Sight,
+    Visible,
+    at_places,
+    causal_mask,
+    visible,
+    visible_after,
+)
+from jaxclf.models.shared_prefix_attention import SharedMask
 from jaxclf.models.soft_prefix import soft_prefix
+
+# What transformers calls those that differ in attributes alone.
+FAMILIES = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"),
+    *("smollm3", "olmo2", "granite"),
+)
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Dimensions and constants of one decoder.
+class DecoderConfig:
+    """Dimensions and constants of one decoder; the defaults are Llama's.
 
-    `dropout`: of embeddings and of what each layer adds; the released models have none. `prefix`:
+    family: what transformers calls it, for what is read and written in its layout alone.
+
+    Positions: rotary_share: of a head's elements, how many are rotated, from the first on.
+    rotary_layers: whether each layer rotates at all; (): all do. local_rope_theta: of layers with a
+    window, without scaling; 0: that of all.
+
+    Who sees whom: layer_types: of each layer `full`, `window` (the last `window` tokens) or `chunk`
+    (tokens of the same `chunk` positions); (): all are full.
+
+    Attention: attention_scale: what scores are multiplied by; 0: 1/sqrt(head_dim). attention_cap:
+    see `attend`. query_norm: of queries and keys: `head`: RMSNorm of each head, `whole`: of all
+    heads together, `l2`: the same as `head` without a scale, after rotation, where there is one.
+
+    Norms: `before` attention and feed-forward, `after` them, ahead of the residual, or `both`.
+    norm_offset: scales are stored around 0.
+
+    Scales: embed_scale of embeddings, residual_scale of what is added to the residual, logit_scale
+    of logits, which logit_cap bounds as attention_cap does scores.
+
+    dropout: of embeddings and of what each layer adds; the released models have none. prefix:
     trained keys and values before every layer's own.
     """
 
@@ -46,63 +88,163 @@ class LlamaConfig:
     initializer_std: float = 0.02
     dropout: float = 0.0
     prefix: int = 0
+    family: str = "llama"
+    rotary_share: float = 1.0
+    rotary_layers: tuple[bool, ...] = ()
+    local_rope_theta: float = 0.0
+    layer_types: tuple[Literal["full", "window", "chunk"], ...] = ()
+    window: int | None = None
+    chunk: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    query_norm: Literal["none", "head", "whole", "l2"] = "none"
+    attention_scale: float = 0.0
+    attention_cap: float = 0.0
+    sinks: bool = False
+    norms: Literal["before", "after", "both"] = "before"
+    norm_offset: bool = False
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float = 0.0
+
+    @property
+    def kinds(self) -> tuple["LayerKind", ...]:
+        """What each layer sees and how it rotates; (): all alike."""
+        types = self.layer_types or ("full",) * self.num_layers
+        rotates = self.rotary_layers or (True,) * self.num_layers
+        found = tuple(
+            LayerKind(
+                Sight(
+                    self.window if name == "window" else None,
+                    self.chunk if name == "chunk" else None,
+                ),
+                "none" if not turns else "local" if is_local else "global",
+            )
+            for name, turns in zip(types, rotates, strict=True)
+            for is_local in [name == "window" and self.local_rope_theta > 0]
+        )
+        return found if any(kind != ALIKE for kind in found) else ()
+
+
+class LayerKind(NamedTuple):
+    """How far a layer's queries see, and which rotary positions it has."""
+
+    sight: Sight
+    rope: Literal["global", "local", "none"]
+
+
+ALIKE = LayerKind(EVERYTHING, "global")
+
+Rope = tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]  # cosine and sine
+
+
+class _Parts:
+    """The linear layers and norms of one decoder, all by its constants."""
+
+    def __init__(self, config: DecoderConfig, dtype: Any, rngs: nnx.Rngs):
+        self.config, self.dtype, self.rngs = config, dtype, rngs
+
+    def linear(self, size_in: int, size_out: int, bias: bool = False) -> layers.Linear:
+        options = {"std": self.config.initializer_std, "dtype": self.dtype, "rngs": self.rngs}
+        return layers.Linear(size_in, size_out, bias=bias, **options)
+
+    def norm(self, size: int) -> layers.RMSNorm:
+        options = {"eps": self.config.rms_norm_eps, "offset": self.config.norm_offset}
+        return layers.RMSNorm(size, dtype=self.dtype, **options)
 
 
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: Any, rngs: nnx.Rngs):
-        def linear(size_in, size_out):
-            std = config.initializer_std
-            return layers.Linear(size_in, size_out, std=std, dtype=dtype, rngs=rngs)
-
+    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+        parts = _Parts(config, dtype, rngs)
         width = config.num_heads * config.head_dim
         kv_width = config.num_kv_heads * config.head_dim
-        self.q = linear(config.hidden_size, width)
-        self.k = linear(config.hidden_size, kv_width)
-        self.v = linear(config.hidden_size, kv_width)
-        self.o = linear(width, config.hidden_size)
-        self.head_dim = config.head_dim
+        self.q = parts.linear(config.hidden_size, width, config.qkv_bias)
+        self.k = parts.linear(config.hidden_size, kv_width, config.qkv_bias)
+        self.v = parts.linear(config.hidden_size, kv_width, config.qkv_bias)
+        self.o = parts.linear(width, config.hidden_size, config.out_bias)
+        sizes = {"head": (config.head_dim,) * 2, "whole": (width, kv_width)}
+        query_size, key_size = sizes.get(config.query_norm, (0, 0))
+        self.q_norm = parts.norm(query_size) if query_size else None
+        self.k_norm = parts.norm(key_size) if key_size else None
+        if config.sinks:
+            sinks = jax.random.normal(rngs.params(), (config.num_heads,), jnp.float32)
+            self.sinks = nnx.Param((sinks * config.initializer_std).astype(dtype))
+        self.config = config
 
-    def query(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> Float[Array, "B T N H"]:
-        """Rotated queries, split into heads."""
-        return layers.rotate(self._heads(self.q, x), cos, sin)
+    def query(self, x: Float[Array, "B T D"], rope: Rope | None) -> Float[Array, "B T N H"]:
+        """Rotated queries, split into heads, scaled so that 1/sqrt(H) is left to do."""
+        found = self._placed(self.q(x), self.q_norm, rope)
+        if self.config.attention_scale:
+            found *= self.config.attention_scale * self.config.head_dim**0.5
+        return found
 
-    def keys(self, x: Float[Array, "B T D"], cos: Array, sin: Array):
+    def keys(self, x: Float[Array, "B T D"], rope: Rope | None):
         """Rotated keys, and values, split into heads."""
-        return layers.rotate(self._heads(self.k, x), cos, sin), self._heads(self.v, x)
+        return self._placed(self.k(x), self.k_norm, rope), self._heads(self.v(x))
 
-    def _heads(self, linear: layers.Linear, x: Float[Array, "B T D"]) -> Float[Array, "B T K H"]:
-        return linear(x).reshape(*x.shape[:2], -1, self.head_dim)
+    def _placed(
+        self, x: Float[Array, "B T KH"], norm: layers.RMSNorm | None, rope: Rope | None
+    ) -> Float[Array, "B T K H"]:
+        kind = self.config.query_norm
+        if norm is not None and kind == "whole":
+            x = norm(x)
+        found = self._heads(x)
+        if norm is not None and kind == "head":
+            found = norm(found)
+        if rope is None:
+            return found
+        found = layers.rotate(found, *rope)
+        if kind == "l2":
+            found = layers.rms_normalised(found, self.config.rms_norm_eps).astype(found.dtype)
+        return found
+
+    def _heads(self, x: Float[Array, "B T KH"]) -> Float[Array, "B T K H"]:
+        return x.reshape(*x.shape[:2], -1, self.config.head_dim)
 
     def combine(self, heads: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         return self.o(heads.reshape(*heads.shape[:2], -1))
 
+    def attend(
+        self,
+        query: Float[Array, "B T N H"],
+        key: Float[Array, "B S K H"],
+        value: Float[Array, "B S K H"],
+        mask: Visible,
+    ) -> Float[Array, "B T N H"]:
+        sinks = self.sinks.get_value() if self.config.sinks else None
+        return attend(query, key, value, mask, cap=self.config.attention_cap, sinks=sinks)
+
 
 class MLP(nnx.Module):
-    """`down(silu(gate(x)) * up(x))`."""
+    """`down(activation(gate(x)) * up(x))`."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: Any, rngs: nnx.Rngs):
-        def linear(size_in, size_out):
-            std = config.initializer_std
-            return layers.Linear(size_in, size_out, std=std, dtype=dtype, rngs=rngs)
-
-        self.gate = linear(config.hidden_size, config.intermediate_size)
-        self.up = linear(config.hidden_size, config.intermediate_size)
-        self.down = linear(config.intermediate_size, config.hidden_size)
+    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+        parts, bias = _Parts(config, dtype, rngs), config.mlp_bias
+        self.gate = parts.linear(config.hidden_size, config.intermediate_size, bias)
+        self.up = parts.linear(config.hidden_size, config.intermediate_size, bias)
+        self.down = parts.linear(config.intermediate_size, config.hidden_size, bias)
+        self.activation = config.activation
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(sharding.inner(silu(self.gate(x)) * self.up(x), x.shape[-1]))
+        inner = ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
+        return self.down(sharding.inner(inner, x.shape[-1]))
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and feed-forward with residuals."""
+    """Attention and feed-forward with residuals, and norms before or after them, or both."""
 
-    def __init__(self, config: LlamaConfig, *, dtype: Any, rngs: nnx.Rngs):
-        def norm():
-            return layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+        def norm(is_there: bool):
+            return _Parts(config, dtype, rngs).norm(config.hidden_size) if is_there else None
 
-        self.attention_norm, self.mlp_norm = norm(), norm()
+        before, after = config.norms != "after", config.norms != "before"
+        self.attention_norm, self.mlp_norm = norm(before), norm(before)
+        self.after_attention_norm, self.after_mlp_norm = norm(after), norm(after)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp = MLP(config, dtype=dtype, rngs=rngs)
         self.prefix = soft_prefix(
@@ -113,33 +255,33 @@ class Block(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.dropout = config.dropout
+        self.dropout, self.scale = config.dropout, config.residual_scale
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        cos: Float[Array, "B T 1 H"],
-        sin: Float[Array, "B T 1 H"],
+        rope: Rope | None,
         mask: Visible,
         random_key: Key[Array, ""] | None = None,
         at: Int[AnyArray, "B J"] | None = None,
     ) -> Float[Array, "B J D"]:
         """The next hidden states, of all places (J = T) or of those `at` alone (by a mask)."""
-        normal = gathered(self.attention_norm(x))
-        key, value = self.attention.keys(normal, cos, sin)
+        normal = gathered(_normed(self.attention_norm, x))
+        key, value = self.attention.keys(normal, rope)
         if at is not None:
-            x, normal, cos, sin = (layers.take_places(each, at) for each in (x, normal, cos, sin))
+            x, normal, rope = jax.tree.map(
+                lambda each: layers.take_places(each, at), (x, normal, rope)
+            )
             mask = at_places(mask, at)
-        query = self.attention.query(normal, cos, sin)
+        query = self.attention.query(normal, rope)
         if self.prefix is not None:
             key, value, mask = self.prefix.before(key, value, mask)
-        return self.finish(x, attend(query, key, value, mask), random_key)
+        return self.finish(x, self.attention.attend(query, key, value, mask), random_key)
 
     def cached(
         self,
         x: Float[Array, "B T D"],
-        cos: Float[Array, "B T 1 H"],
-        sin: Float[Array, "B T 1 H"],
+        rope: Rope | None,
         mask: Visible,
         cache: Cache,
         layer: Int[Array, ""],
@@ -149,15 +291,15 @@ class Block(nnx.Module):
 
         Where `slot` is None they are its first, and attend to each other alone.
         """
-        normal = self.attention_norm(x)
-        query = self.attention.query(normal, cos, sin)
-        key, value = self.attention.keys(normal, cos, sin)
+        normal = _normed(self.attention_norm, x)
+        query = self.attention.query(normal, rope)
+        key, value = self.attention.keys(normal, rope)
         cache = cache.write(layer, 0 if slot is None else slot, key, value)
         if slot is not None:
             key, value = cache.key[layer].astype(x.dtype), cache.value[layer].astype(x.dtype)
         if self.prefix is not None:
             key, value, mask = self.prefix.before(key, value, mask)
-        return self.finish(x, attend(query, key, value, mask)), cache
+        return self.finish(x, self.attention.attend(query, key, value, mask)), cache
 
     def finish(
         self,
@@ -167,13 +309,24 @@ class Block(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Residuals and feed-forward after the heads' outputs."""
         first, second = layers.split_key(random_key, 2)
-        x = x + layers.dropout(self.attention.combine(heads), self.dropout, first)
-        x = between(x)
-        x = x + layers.dropout(self.mlp(gathered(self.mlp_norm(x))), self.dropout, second)
-        return between(x)
+        added = _normed(self.after_attention_norm, self.attention.combine(heads))
+        x = between(self._plus(x, added, first))
+        added = self.mlp(gathered(_normed(self.mlp_norm, x)))
+        return between(self._plus(x, _normed(self.after_mlp_norm, added), second))
+
+    def _plus(
+        self, x: Float[Array, "B T D"], added: Float[Array, "B T D"], key: Key[Array, ""] | None
+    ) -> Float[Array, "B T D"]:
+        if self.scale != 1:
+            added = added * self.scale
+        return x + layers.dropout(added, self.dropout, key)
 
 
-class Llama(nnx.Module):
+def _normed(norm: layers.RMSNorm | None, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    return x if norm is None else norm(x)
+
+
+class Decoder(nnx.Module):
     """Tokens to final hidden states; `unembed` turns chosen ones into logits.
 
     `dtype` is that of the matmuls, `param_dtype` that of the stored parameters.
@@ -181,11 +334,11 @@ class Llama(nnx.Module):
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: DecoderConfig,
         *,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: int = 0,
         unroll: int = 1,
         attention: Implementation = "plain",
         rngs: nnx.Rngs,
@@ -197,11 +350,10 @@ class Llama(nnx.Module):
         self.layers = layers.stacked(
             lambda rngs: Block(config, dtype=param_dtype, rngs=rngs), config.num_layers, rngs
         )
-        self.norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=param_dtype)
+        parts = _Parts(config, param_dtype, rngs)
+        self.norm = parts.norm(config.hidden_size)
         if not config.tie_embeddings:
-            self.unembed = layers.Linear(
-                config.hidden_size, config.vocab_size, std=std, dtype=param_dtype, rngs=rngs
-            )
+            self.unembed = parts.linear(config.hidden_size, config.vocab_size)
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
         self.attention: Implementation = attention
 
@@ -220,27 +372,47 @@ class Llama(nnx.Module):
         Tokens see earlier tokens of their own segment, and the shared prefix that it continues. A
         key turns dropout on. `lengths`: of rows that hold one text each, from their start.
         """
-        if prefixes is None:
-            mask = visible(segment_ids, True, self.attention, lengths)
-        else:
+        own, lead = segment_ids, 0
+        if prefixes is not None:
             lead = prefixes.tokens.shape[1]
             tokens = jnp.concatenate([prefixes.tokens, tokens], axis=1)
             positions = jnp.concatenate([prefixes.positions, positions], axis=1)
-            mask = visible_after(prefixes, positions, segment_ids, self.attention)
-            own = jnp.broadcast_to(jnp.arange(segment_ids.shape[1]), segment_ids.shape)
-            at = (own if at is None else at) + lead
-        x, cos, sin = self.start(tokens, positions)
+            places = jnp.broadcast_to(jnp.arange(own.shape[1]), own.shape)
+            at = (places if at is None else at) + lead
+
+        def mask(sight: Sight) -> Visible:
+            form = self._form(sight, prefixes is not None)
+            if prefixes is not None:
+                return visible_after(prefixes, positions, own, form, sight)
+            return _seen(own, positions, form, sight, lengths)
+
+        x, ropes = self.start(tokens, positions)
+        sights = self._sights()
+        masks = [mask(sight) for sight in sights]
         # Once for all layers: XLA would compute them again in each fusion that reads them.
-        cos, sin, mask = jax.lax.optimization_barrier((cos, sin, mask))
+        ropes, masks = jax.lax.optimization_barrier((ropes, masks))
         first, key = layers.split_key(key, 2)
         x = layers.dropout(x, self.config.dropout, first)
 
-        def body(block, x, index, at):
-            return block(x, cos, sin, mask, layers.fold_key(key, index), at)
+        def body(block, x, index, at, kind=ALIKE):
+            rope, seen = ropes.get(kind.rope), masks[sights.index(kind.sight)]
+            return block(x, rope, seen, layers.fold_key(key, index), at)
 
-        alone = self.attention == "plain"  # kernels that make none compute all places
-        x = layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone)
+        alone = all(isinstance(seen, jax.Array | SharedMask) for seen in masks)
+        kinds = self.config.kinds
+        x = layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone, kinds)
         return self.norm(x)
+
+    def _sights(self) -> Sequence[Sight]:
+        """What layers see, each once."""
+        return list(dict.fromkeys(kind.sight for kind in self.config.kinds)) or [EVERYTHING]
+
+    def _form(self, sight: Sight, shares: bool) -> Implementation:
+        """How layers that see so much attend: kernels know windows, but not beside a prefix."""
+        config = self.config
+        lacks = sight.chunk is not None or (sight.window is not None and shares)
+        lacks |= shares and (config.attention_cap > 0 or config.sinks)
+        return "plain" if lacks else self.attention
 
     def begin(
         self,
@@ -251,9 +423,12 @@ class Llama(nnx.Module):
         before: Before | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Hidden states of prompts, and a cache of `slots` that begins with these T tokens."""
-        mask = visible(segment_ids, True, self.attention)
+        masks: dict[Sight, Visible] = {
+            sight: _seen(segment_ids, positions, self._form(sight, before is not None), sight)
+            for sight in self._sights()
+        }
         cache = self.empty_cache(len(tokens), slots)
-        return self.extend(tokens, positions, mask, cache, None, before)
+        return self._extend(tokens, positions, masks, cache, None, before)
 
     def extend(
         self,
@@ -269,33 +444,94 @@ class Llama(nnx.Module):
         Slot None: at its start, with a mask of these tokens alone. `before`: prefixes that rows
         share and see before these.
         """
-        x, cos, sin = self.start(tokens, positions)
+        masks: dict[Sight, Visible] = dict.fromkeys(self._sights(), mask)
+        return self._extend(tokens, positions, masks, cache, slot, before)
 
-        def body(block, carry, layer, _):
+    def _extend(
+        self,
+        tokens: Int[AnyArray, "B T"],
+        positions: Int[AnyArray, "B T"],
+        masks: dict[Sight, Visible],
+        cache: Cache,
+        slot: Int[Array, ""] | int | None,
+        before: Before | None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """`masks`: what layers of each sight may see; of slots those that are near are left."""
+        x, ropes = self.start(tokens, positions)
+        positions = jnp.asarray(positions)
+        if cache.positions is not None:
+            start = (0, 0 if slot is None else slot)
+            placed = jax.lax.dynamic_update_slice(cache.positions, positions, start)
+            cache = cache._replace(positions=placed)
+            if slot is not None:
+                masks = {
+                    sight: jnp.asarray(seen) & sight.reaches(positions, placed)[:, None]
+                    for sight, seen in masks.items()
+                }
+
+        def body(block, carry, layer, _, kind=ALIKE):
             x, cache = carry
-            seen = mask if before is None else before.mask(mask, layer)
-            return block.cached(x, cos, sin, seen, cache, layer, slot)
+            seen, rope = masks[kind.sight], ropes.get(kind.rope)
+            if before is not None:
+                seen = before.mask(seen, layer, positions, kind.sight)
+            return block.cached(x, rope, seen, cache, layer, slot)
 
-        x, cache = layers.scan_layers(self.layers, body, (x, cache), remat=False)
+        kinds = self.config.kinds
+        x, cache = layers.scan_layers(self.layers, body, (x, cache), remat=False, kinds=kinds)
         return self.norm(x), cache
 
-    def start(self, tokens: Int[AnyArray, "B T"], positions: Int[AnyArray, "B T"]):
+    def start(
+        self, tokens: Int[AnyArray, "B T"], positions: Int[AnyArray, "B T"]
+    ) -> tuple[Float[Array, "B T D"], dict[str, Rope]]:
+        """Embeddings, and the rotary positions of each kind of layer that has some."""
         config = self.config
-        frequencies = layers.rope_frequencies(
-            config.head_dim, config.rope_theta, config.rope_scaling
-        )
-        cos, sin = layers.rope_angles(positions, frequencies, self.dtype)
-        return self.embed(tokens).astype(self.dtype), cos, sin
+        rotated, scaling = int(config.head_dim * config.rotary_share), config.rope_scaling
+        used = {kind.rope for kind in config.kinds or (ALIKE,)}
+        ropes = {}
+        if "global" in used:
+            frequencies = layers.rope_frequencies(rotated, config.rope_theta, scaling, positions)
+            factor = 1.0 if scaling is None else scaling.attention_factor
+            ropes["global"] = layers.rope_angles(positions, frequencies, self.dtype, factor)
+        if "local" in used:
+            frequencies = layers.rope_frequencies(rotated, config.local_rope_theta)
+            ropes["local"] = layers.rope_angles(positions, frequencies, self.dtype)
+        x = self.embed(tokens).astype(self.dtype)
+        if config.embed_scale != 1:
+            x *= jnp.asarray(config.embed_scale, self.dtype)
+        return x, ropes
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Unembed chosen hidden states; float32, so that a loss over V stays exact."""
         unembed = self.embed.attend if self.config.tie_embeddings else self.unembed
         if hidden.ndim == 3:
             hidden = gathered(hidden)
-        return unembed(hidden).astype(jnp.float32)
+        found = unembed(hidden).astype(jnp.float32)
+        if self.config.logit_scale != 1:
+            found *= self.config.logit_scale
+        cap = self.config.logit_cap
+        return cap * jnp.tanh(found / cap) if cap else found
 
     def empty_cache(self, rows: int, slots: int) -> Cache:
         """A cache for `rows` sequences of up to `slots` tokens."""
         config = self.config
         shape = (config.num_layers, rows, slots, config.num_kv_heads, config.head_dim)
-        return Cache.empty(shape, self.dtype)
+        cache = Cache.empty(shape, self.dtype)
+        if any(sight != EVERYTHING for sight in self._sights()):
+            cache = cache._replace(positions=jnp.zeros((rows, slots), jnp.int32))
+        return cache
+
+
+def _seen(
+    segment_ids: Int[AnyArray, "B T"],
+    positions: Int[AnyArray, "B T"],
+    form: Implementation,
+    sight: Sight,
+    lengths: Int[AnyArray, "B 1"] | None = None,
+) -> Visible:
+    """What tokens see of their own row."""
+    if form != "plain":
+        return visible(segment_ids, True, form, lengths, sight.window)
+    mask = causal_mask(segment_ids)
+    if sight == EVERYTHING:
+        return mask
+    return mask & sight.reaches(positions, positions)[:, None]

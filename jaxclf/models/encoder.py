@@ -165,7 +165,7 @@ class Encoder(nnx.Module):
         *,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: int = 0,
         unroll: int = 1,
         attention: Implementation = "plain",
         rngs: nnx.Rngs,

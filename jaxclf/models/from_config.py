@@ -29,7 +29,7 @@ def create_model(config: ConfigDict, dimensions: ModelConfig) -> Model:
         dimensions,
         dtype=jnp.dtype(dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
-        remat=config.model.gradient_checkpointing,
+        remat=config.model.gradient_checkpointing and config.model.checkpoint_layers,
         unroll=config.model.unroll,
         quantise=config.model.quantize,
         attention=implementation(config),

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclf.core.types import AnyArray, Array, Float, Int
+from jaxclf.core.types import AnyArray, Array, Float, Int, Tree
 from jaxclf.models.quantization import QuantKernel
 from jaxclf.models.unstacked import SplitTable
 
@@ -43,7 +43,21 @@ class LoraKernel:
         return self.base.dtype
 
 
-Kernel = Array | QuantKernel | LoraKernel
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MasterKernel:
+    """A trained kernel that is stored in more bits than it is multiplied in.
+
+    `base` `[*L D F]` is cast where it is used, so that no second copy of the stack is kept. The
+    gradient is that of `change`, zeros of the dtype of matmuls which nothing reads: in that dtype
+    it is stacked.
+    """
+
+    base: Any
+    change: Any
+
+
+Kernel = Array | QuantKernel | LoraKernel | MasterKernel
 
 
 def take(
@@ -56,11 +70,45 @@ def take(
     return rows.dequantise(jnp.float32) if isinstance(rows, QuantKernel) else rows
 
 
-def plain(kernel: Array | QuantKernel, dtype: Any) -> Float[Array, "*layers D F"]:
-    """A frozen kernel as an array of `dtype`."""
+def plain(kernel: Array | QuantKernel | MasterKernel, dtype: Any) -> Float[Array, "*layers D F"]:
+    """A kernel without adapters as an array of `dtype`."""
     if isinstance(kernel, QuantKernel):
         return kernel.dequantise(dtype)
+    if isinstance(kernel, MasterKernel):
+        return _cast(kernel.base, kernel.change).astype(dtype)
     return kernel.astype(dtype)
+
+
+def of_layer(params: Tree, index: Int[Array, ""]) -> Tree:
+    """A layer's parameters, of which the compiler does not cast the whole stack before the loop.
+
+    XLA would wherever nothing is computed in more bits, also through a barrier. So a factor of 1
+    is, which depends on the loop.
+    """
+
+    def one(node):
+        if not isinstance(node, MasterKernel):
+            return node
+        return dataclasses.replace(node, base=node.base * jnp.where(index < 0, 2.0, 1.0))
+
+    return jax.tree.map(one, params, is_leaf=lambda node: isinstance(node, MasterKernel))
+
+
+@jax.custom_vjp
+def _cast(base: Array, change: Array) -> Array:
+    """`base` in the dtype of `change`, which gets the gradient."""
+    return base.astype(change.dtype)
+
+
+def _cast_forward(base: Array, change: Array) -> tuple[Array, None]:
+    return _cast(base, change), None
+
+
+def _cast_backward(_: None, gradient: Array) -> tuple[None, Array]:
+    return None, gradient
+
+
+_cast.defvjp(_cast_forward, _cast_backward)
 
 
 def column_norms(kernel: LoraKernel) -> Float[Array, "*layers F"]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxclf.core.types import AnyArray, Array, Bool, Float, Int
 from jaxclf.distributed.sharding import constrain
-from jaxclf.models.masks import Outer, Segments, Visible
+from jaxclf.models.masks import EVERYTHING, Outer, Segments, Sight, Visible
 from jaxclf.models.shared_prefix_attention import SharedMask
 
 
@@ -23,7 +23,8 @@ class Source(NamedTuple):
 class Cache(NamedTuple):
     """Keys and values of every layer for S slots.
 
-    `positions`: of the slots' tokens, where keys do not hold theirs. `source`: what the rows of a
+    `positions`: of the slots' tokens, where keys do not hold theirs or layers see some of them
+    alone. `source`: what the rows of a
     decoder with an encoder see beside the slots.
     """
 
@@ -84,16 +85,25 @@ class Before(NamedTuple):
     numbers: Int[Array, " P"]
     seen: Int[Array, " B"]
 
-    def mask(self, own: Visible, layer: Int[Array, ""]) -> SharedMask | Segments:
+    def mask(
+        self,
+        own: Visible,
+        layer: Int[Array, ""],
+        positions: Int[AnyArray, "B T"],
+        sight: Sight = EVERYTHING,
+    ) -> SharedMask | Segments:
         """What tokens see of one layer: `own` places of their row after the prefixes."""
         key, value = self.cache.key[layer, 0], self.cache.value[layer, 0]
         if isinstance(own, Segments):
+            assert sight == EVERYTHING, "kernels see all of a shared prefix"
             seen = jnp.broadcast_to(self.seen[:, None], own.ids.shape)
             outer = Outer(key, value, self.numbers, seen)
             return dataclasses.replace(own, outer=(*own.outer, outer))
         assert isinstance(own, jax.Array)
         rows, _, count, _ = own.shape
         seen = (self.seen[:, None] == self.numbers) & (self.numbers > 0)
-        return SharedMask(
-            jnp.broadcast_to(seen[:, None], (rows, count, seen.shape[1])), own, key=key, value=value
-        )
+        seen = jnp.broadcast_to(seen[:, None], (rows, count, seen.shape[1]))
+        if sight != EVERYTHING:
+            assert self.cache.positions is not None
+            seen &= sight.reaches(positions, self.cache.positions[0])
+        return SharedMask(seen, own, key=key, value=value)

@@ -7,7 +7,7 @@ nested dict of arrays that `pure_params` returns.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -77,19 +77,27 @@ class Embed(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """`x / sqrt(mean(x²) + eps) * scale`, reduced in float32.
+    """`x / sqrt(mean(x²) + eps) * scale`, reduced in float32; with `offset` times 1 + scale.
 
-    Source: Zhang & Sennrich 2019, equation 4; the cast before the scale follows Llama's release.
+    Source: Zhang & Sennrich 2019, equation 4; the cast before the scale follows Llama's release,
+    the one after it Gemma's, whose stored scales are those around 0.
     """
 
-    def __init__(self, size: int, *, eps: float, dtype: Any):
-        self.scale = nnx.Param(jnp.ones(size, dtype))
-        self.eps = eps
+    def __init__(self, size: int, *, eps: float, dtype: Any, offset: bool = False):
+        self.scale = nnx.Param((jnp.zeros if offset else jnp.ones)(size, dtype))
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return self.scale.get_value().astype(x.dtype) * x32.astype(x.dtype)
+        x32, scale = rms_normalised(x, self.eps), self.scale.get_value()
+        if self.offset:
+            return (x32 * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+        return scale.astype(x.dtype) * x32.astype(x.dtype)
+
+
+def rms_normalised(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
+    """`x / sqrt(mean(x²) + eps)` in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
 
 class LayerNorm(nnx.Module):
@@ -146,51 +154,101 @@ def fold_key(key: Key[Array, ""] | None, index: Int[Array, ""]) -> Key[Array, ""
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's stretching of rotary wavelengths past the length seen in pretraining."""
+    """How rotary wavelengths are stretched past the length seen in pretraining, by `kind`.
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
+    llama3    those beyond original_max_position / low_freq_factor are divided by `factor`, those
+              below original_max_position / high_freq_factor stay, between them both are blended
+    linear    all are divided by `factor`
+    yarn      the same blend between the pairs that turn beta_slow and beta_fast times within
+              original_max_position (whole pairs, if `truncate`). Source: Peng et al. 2023
+    longrope  each pair has a divisor of its own: of `short_factor`, or of `long_factor` where a
+              row goes past original_max_position. Source: Ding et al. 2024
+
+    `attention_factor`: what cosines and sines are multiplied by.
+    """
+
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+    kind: Literal["llama3", "linear", "yarn", "longrope"] = "llama3"
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
 
 def rope_frequencies(
-    head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> Float[Array, " half_H"]:
-    """Radians per position for each of the H/2 rotated pairs, float32.
+    rotated: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    positions: Int[AnyArray, "B T"] | None = None,
+) -> Float[Array, "*rows pairs"]:
+    """Radians per position for each pair of the `rotated` first elements of a head, float32.
 
-    Source: Su et al. 2021; with `scaling`, Llama 3.1: wavelengths beyond
-    original_max_position / low_freq_factor are divided by `factor`, those below
-    original_max_position / high_freq_factor stay, between them both are blended.
+    `positions`: on those of a row longrope depends. Source: Su et al. 2021.
     """
-    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = 1.0 / theta ** (jnp.arange(0, rotated, 2, dtype=jnp.float32) / rotated)
     if scaling is None:
         return frequencies
-    wavelengths = 2 * math.pi / frequencies
-    turns = scaling.original_max_position / wavelengths
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blend = jnp.clip(blend, 0.0, 1.0)
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    if scaling.kind == "longrope":
+        assert positions is not None
+        is_long = jnp.max(jnp.asarray(positions), axis=-1) >= scaling.original_max_position
+        is_long = is_long[:, None, None]
+        short, long = (jnp.asarray(each) for each in (scaling.short_factor, scaling.long_factor))
+        return frequencies / jnp.where(is_long, long, short).astype(jnp.float32)
+    if scaling.kind == "yarn":
+        blend = 1 - _yarn_ramp(rotated, theta, scaling)
+    else:
+        turns = scaling.original_max_position * frequencies / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
+def _yarn_ramp(rotated: int, theta: float, scaling: RopeScaling) -> Float[Array, " pairs"]:
+    """From 0 at the pair that turns beta_fast times to 1 at the one that turns beta_slow times."""
+
+    def pair(turns: float) -> float:
+        wavelength = scaling.original_max_position / (turns * 2 * math.pi)
+        return rotated * math.log(wavelength) / (2 * math.log(theta))
+
+    low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotated - 1)
+    high += 0.001 if low == high else 0.0
+    return jnp.clip((jnp.arange(rotated // 2, dtype=jnp.float32) - low) / (high - low), 0.0, 1.0)
+
+
 def rope_angles(
-    positions: Int[AnyArray, "B T"], frequencies: Float[Array, " half_H"], dtype: Any = jnp.float32
-) -> tuple[Float[Array, "B T 1 H"], Float[Array, "B T 1 H"]]:
-    """Cosine and sine for every position, computed in float32, for `rotate`."""
+    positions: Int[AnyArray, "B T"],
+    frequencies: Float[Array, "*rows pairs"],
+    dtype: Any = jnp.float32,
+    factor: float = 1.0,
+) -> tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]:
+    """Cosine and sine for every position times `factor`, computed in float32, for `rotate`."""
     angles = positions[..., None].astype(jnp.float32) * frequencies
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+    return (factor * jnp.cos(angles)).astype(dtype), (factor * jnp.sin(angles)).astype(dtype)
 
 
 def rotate(
     x: Float[Array, "B T heads H"],
-    cos: Float[Array, "B T 1 H"],
-    sin: Float[Array, "B T 1 H"],
+    cos: Float[Array, "B T 1 R"],
+    sin: Float[Array, "B T 1 R"],
 ) -> Float[Array, "B T heads H"]:
-    """Turn each pair (i, i + H/2) by its angle (the rotate-half layout of transformers)."""
-    first, second = jnp.split(x, 2, axis=-1)
+    """Turn each pair (i, i + R/2) of the first R elements by its angle; the others stay."""
+    rotated = cos.shape[-1]
+    rest = [x[..., rotated:]] if rotated < x.shape[-1] else []
+    first, second = jnp.split(x[..., :rotated], 2, axis=-1)
     cos, sin = (jnp.split(each.astype(x.dtype), 2, axis=-1)[0] for each in (cos, sin))
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([*turned, *rest], axis=-1)
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -208,51 +266,103 @@ def scan_layers(
     layers: nnx.Module,
     body: Body,
     carry: Any,
-    remat: bool,
+    remat: int,
     unroll: int = 1,
     at: Places | None = None,
     alone: bool = True,
+    kinds: Sequence[Any] = (),
 ) -> Any:
     """Thread `carry` through `body(layer, carry, index, at)` for every stacked layer.
 
     One compiled body serves all layers. With `remat` a layer's activations are computed again in
-    the backward pass, so that only each layer's input is kept; without, what kernels and matrix
-    products with parameters gave is kept too, and on a CPU, where memory is cheap and norms and
-    activations are not, everything. `unroll` layers are compiled one by
-    one and looped over: it saves copies into and out of the stack, and costs time to compile. `at`:
-    the places that alone are wanted of the last layer; where all layers are compiled one by one,
-    there are fewer than tokens and `alone` allows it, that layer computes no others. In all other
-    calls of `body` it is None.
+    the backward pass, so that only each layer's input is kept, and where it is 2 or more, only that
+    of each group of so many layers (or as many as divide their number) and those of the group at
+    work. Without, what kernels and matrix products with parameters gave is kept too, and on a CPU,
+    where memory is cheap and norms and activations are not, everything. `unroll` layers are
+    compiled one by one and looped over: it saves copies into and out of the stack, and costs time
+    to compile. `at`: the places that alone are wanted of the last layer; where all layers are
+    compiled one by one, there are fewer than tokens and `alone` allows it, that layer computes no
+    others. In all other calls of `body` it is None. Source: Chen et al. 2016 (groups of layers).
+
+    `kinds`: one for each layer, where they differ in more than parameters: `body` gets it as
+    `kind`. Layers are then scanned by the period in which kinds come again, and those after the
+    last whole period one by one.
     """
     graphdef, params = nnx.split(layers)
     count = jax.tree.leaves(params)[0].shape[0]
+    kinds = kinds or (None,) * count
 
-    def step(carry, item, at=None):
-        layer_params, index = item
-        return body(nnx.merge(graphdef, layer_params), carry, index, at), None
+    def layer(kind: Any, prevent_cse: bool):
+        def step(carry, item, at=None):
+            layer_params, index = item
+            layer_params = sharding.laid_out(kernels.of_layer(layer_params, index))
+            options = {} if kind is None else {"kind": kind}
+            return body(nnx.merge(graphdef, layer_params), carry, index, at, **options), None
 
-    def checkpointed(step, prevent_cse: bool):
         if not remat and sharding.platform() == "cpu":
             return step
         return jax.checkpoint(step, prevent_cse=prevent_cse, policy=None if remat else _is_dear)
 
     if unroll >= count:
-        step = checkpointed(step, prevent_cse=True)
         apart = [_parts(leaf) for leaf in jax.tree.leaves(params)]
         *first, last = (
             (jax.tree.unflatten(jax.tree.structure(params), parts), jnp.int32(index))
             for index, parts in enumerate(zip(*apart, strict=True))
         )
-        for item in first:
-            carry, _ = step(carry, item)
+        for kind, item in zip(kinds, first, strict=False):
+            carry, _ = layer(kind, prevent_cse=True)(carry, item)
+        step = layer(kinds[-1], prevent_cse=True)
         if alone and at is not None and at.shape[1] < carry.shape[1]:
             return step(carry, last, at)[0]
         carry, _ = step(carry, last)
+        return carry if at is None else take_places(carry, at)
+
+    period = _period(kinds)
+    whole = count // period * period
+
+    def of_period(carry, items):
+        """Inside a scan no common-subexpression elimination crosses iterations."""
+        if period == 1:
+            return layer(kinds[0], prevent_cse=False)(carry, items)
+        for place, kind in enumerate(kinds[:period]):
+            item = jax.tree.map(lambda leaf, place=place: leaf[place], items)
+            carry, _ = layer(kind, prevent_cse=False)(carry, item)
+        return carry, None
+
+    def scanned(carry, items):
+        return jax.lax.scan(of_period, carry, items, unroll=unroll)
+
+    def grouped(items, size: int):
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), items)
+
+    items = (params, jnp.arange(count))
+    rest = [
+        jax.tree.map(lambda leaf, place=place: leaf[place], items) for place in range(whole, count)
+    ]
+    if rest:
+        items = jax.tree.map(lambda leaf: leaf[:whole], items)
+    if period > 1:
+        items = grouped(items, period)
+    group = group_size(whole // period, remat // period)
+    if group == 1:
+        carry, _ = scanned(carry, items)
     else:
-        # Inside a scan no common-subexpression elimination crosses iterations.
-        step = checkpointed(step, prevent_cse=False)
-        carry, _ = jax.lax.scan(step, carry, (params, jnp.arange(count)), unroll=unroll)
+        steps = jax.checkpoint(scanned, prevent_cse=False)
+        carry, _ = jax.lax.scan(steps, carry, grouped(items, group))
+    for kind, item in zip(kinds[whole:], rest, strict=True):
+        carry, _ = layer(kind, prevent_cse=True)(carry, item)
     return carry if at is None else take_places(carry, at)
+
+
+def _period(kinds: Sequence[Any]) -> int:
+    """After how many layers their kinds come again."""
+    lengths = range(1, len(kinds) + 1)
+    return next(n for n in lengths if all(a == b for a, b in zip(kinds, kinds[n:], strict=False)))
+
+
+def group_size(count: int, remat: int) -> int:
+    """Layers that are computed again as one, of `count`: at most `remat`, and a divisor."""
+    return max(size for size in range(1, max(1, remat) + 1) if count % size == 0)
 
 
 def _is_dear(primitive: Any, *arguments: Any, **params: Any) -> bool:

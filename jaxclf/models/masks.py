@@ -41,6 +41,32 @@ def full_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
     return jnp.asarray(same & (segment_ids[:, None, :] > 0))[:, None]
 
 
+class Sight(NamedTuple):
+    """How far a layer's queries see among what they may see; None: all of it.
+
+    window: so many tokens, the query's own among them. chunk: the tokens whose positions divided by
+    it give what the query's does.
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def reaches(
+        self, query: Int[AnyArray, "B T"], key: Int[AnyArray, "*rows S"]
+    ) -> Bool[Array, "B T S"]:
+        """Which positions are near enough; keys may be those of one row that all share."""
+        query, key = jnp.asarray(query)[:, :, None], jnp.atleast_2d(jnp.asarray(key))[:, None]
+        near = jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
+        if self.window is not None:
+            near &= query - key < self.window
+        if self.chunk is not None:
+            near &= query // self.chunk == key // self.chunk
+        return near
+
+
+EVERYTHING = Sight()
+
+
 class Outer(NamedTuple):
     """Keys and values beside a row's own, the same for all rows: those of prefixes.
 
@@ -118,17 +144,28 @@ def visible_after(
     positions: Int[AnyArray, "B CT"],
     segment_ids: Int[AnyArray, "B T"],
     implementation: Implementation,
+    sight: Sight = EVERYTHING,
 ) -> SharedMask | SharedSegments:
     """The same, of earlier tokens, for rows that begin with their part of the prefixes.
 
     `positions`: of all tokens of a row; its own go on from the end of the prefix that they see.
+    Kernels see everything.
     """
     _, _, numbers, seen = prefixes
-    if implementation == "plain":
-        return shared_prefix_attention.training_mask(
-            numbers, seen, positions, causal_mask(segment_ids)
-        )
-    return SharedSegments(numbers, seen, Segments(segment_ids, True, implementation))
+    if implementation != "plain":
+        assert sight == EVERYTHING, "kernels see all of a shared prefix"
+        return SharedSegments(numbers, seen, Segments(segment_ids, True, implementation))
+    lead = numbers.shape[1]
+    own = causal_mask(segment_ids)
+    found = shared_prefix_attention.training_mask(numbers, seen, positions, own)
+    if sight == EVERYTHING:
+        return found
+    places, own_places = jnp.ravel(positions[:, :lead]), positions[:, lead:]
+    return dataclasses.replace(
+        found,
+        seen=found.seen & sight.reaches(positions, places),
+        own=own & sight.reaches(own_places, own_places)[:, None],
+    )
 
 
 def at_places(mask: Visible, places: Int[AnyArray, "B J"]) -> Bool[Array, "B 1 J S"] | SharedMask:

@@ -73,15 +73,21 @@ def attend(
     key: Float[Array, "B S K H"],
     value: Float[Array, "B S K H"],
     mask: SharedMask,
+    cap: float = 0.0,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax attention over prefixes and own tokens; scores and softmax are float32."""
+    """Softmax attention over prefixes and own tokens; scores and softmax are float32.
+
+    `cap`, `sinks`: as of `attention.attend`.
+    """
     before = _prefixes(key, mask.key, mask), _prefixes(value, mask.value, mask)
     own_key, own_value = key[:, mask.lead :], value[:, mask.lead :]
     rows, places, total = mask.seen.shape
     count = places - mask.own.shape[2]  # of each row's queries that belong to the prefixes
+    softmax = functools.partial(_softmax, cap=cap, sinks=sinks)
     whole = sharding.rows() > 1  # on a mesh every device has its rows, and all at once
     found = [
-        _softmax(
+        softmax(
             query[part, count:],
             (*before, mask.seen[part, count:]),
             (own_key[part], own_value[part], mask.own[part]),
@@ -93,7 +99,7 @@ def attend(
         return found
     first, seen = query[:, :count], mask.seen[:, :count]
     if whole:
-        first = _softmax(first, (*before, seen))
+        first = softmax(first, (*before, seen))
     else:
         first, seen = laid(first)[None], seen.reshape(1, rows * count, total)
         start = total - rows * count
@@ -101,7 +107,7 @@ def attend(
         for part in _parts(rows * count, _count(rows * count, total)):
             end = start + part.stop  # no token of a prefix sees what lies after it
             visible = before[0][:end], before[1][:end], seen[:, part, :end]
-            pieces.append(_softmax(first[:, part], visible))
+            pieces.append(softmax(first[:, part], visible))
         first = jnp.concatenate(pieces, axis=1).reshape(rows, count, *first.shape[2:])
     return jnp.concatenate([first, found], axis=1)
 
@@ -137,6 +143,9 @@ def _softmax(
     prefixes: tuple[Float[Array, "P K H"], Float[Array, "P K H"], Bool[Array, "B T P"]],
     own: tuple[Float[Array, "B S K H"], Float[Array, "B S K H"], Bool[Array, "B 1 T S"]]
     | None = None,
+    *,
+    cap: float,
+    sinks: Float[Array, " N"] | None,
 ) -> Float[Array, "B T N H"]:
     """Attention over one or two blocks of keys, values and what is seen of them."""
     rows, count, heads, size = query.shape
@@ -147,7 +156,13 @@ def _softmax(
     if own is not None:
         key, value, seen = own
         blocks.append((key.transpose(2, 0, 1, 3), value.transpose(2, 0, 1, 3), seen))
-    found = _attend(query * size**-0.5, blocks)
+    query = query * size**-0.5
+    if cap or sinks is not None:
+        if sinks is not None:
+            sinks = sinks.astype(jnp.float32).reshape(len(query), 1, -1, 1, 1)
+        found, _ = _forward(query, blocks, cap, sinks)
+    else:
+        found = _attend(query, blocks)
     return found.transpose(1, 3, 0, 2, 4).reshape(rows, count, heads, size)
 
 
@@ -170,15 +185,26 @@ def _attend(
     return _forward(query, blocks)[0]
 
 
-def _forward(query: Float[Array, "K B G T H"], blocks: Sequence[_Block]):
+def _forward(
+    query: Float[Array, "K B G T H"],
+    blocks: Sequence[_Block],
+    cap: float = 0.0,
+    sinks: Float[Array, "K 1 G 1 1"] | None = None,
+):
+    def scored(equation: str, key: Float[Array, "K ... H"], seen: Bool[Array, "..."]):
+        found = _product(equation, query, key)
+        found = cap * jnp.tanh(found / cap) if cap else found
+        return jnp.where(seen[None], found, jnp.finfo(jnp.float32).min)
+
     scores = [
-        jnp.where(seen[None], _product(equation, query, key), jnp.finfo(jnp.float32).min)
+        scored(equation, key, seen)
         for equation, (key, _, seen) in zip(_SCORES, blocks, strict=False)
     ]
     tops = [jnp.max(block, axis=-1, keepdims=True) for block in scores]
-    top = functools.reduce(jnp.maximum, tops)
+    top = functools.reduce(jnp.maximum, tops if sinks is None else [*tops, sinks])
     weights = [jnp.exp(block - top) for block in scores]
-    total, found = jnp.zeros(()), jnp.zeros(())
+    total = jnp.zeros(()) if sinks is None else jnp.exp(sinks - top)
+    found = jnp.zeros(())
     for equation, block, (_, value, _) in zip(_FOUND, weights, blocks, strict=False):
         total += jnp.sum(block, axis=-1, keepdims=True)
         found += _product(equation, block.astype(value.dtype), value)

@@ -301,7 +301,7 @@ class T5(nnx.Module):
         *,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
-        remat: bool = False,
+        remat: int = 0,
         unroll: int = 1,
         attention: Implementation = "plain",
         rngs: nnx.Rngs,

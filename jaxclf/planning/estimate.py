@@ -17,7 +17,7 @@ from jaxclf.adapters import tuning
 from jaxclf.core.tree import flatten
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.distributed import sharding
-from jaxclf.models import attention, registry
+from jaxclf.models import attention, layers, registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
@@ -145,9 +145,8 @@ class PlannedRun:
         state, frozen = self.state
         trained, kernels = (_bytes(state.trained, sizes, only) for only in (False, True))
         stored = jnp.dtype(self.config.model.param_dtype).itemsize
-        # A kernel stored in more bits has a copy in those of matmuls, and its gradient is in these.
-        copies = kernels * self.width // stored if self.width < stored else 0
-        gradients = trained - kernels + (2 * copies if copies else kernels)
+        # The gradient of a kernel that is stored in more bits has those of matmuls.
+        gradients = trained - kernels + kernels * min(self.width, stored) // stored
         if accumulate > 1:
             gradients += trained
         held, parts = self.rows(accumulate), sizes["data"] * sizes["fsdp"]
@@ -165,7 +164,11 @@ class PlannedRun:
             heads = self.model.config.num_heads / sizes["tensor"]
             at_once = tokens if plain else rows * attention.QUERIES
             within += 3 * at_once * self.length * heads * 4
-        kept = depth * rows * width / _divided(width, sizes, "between") * hidden * self.width
+        model = self.config.model
+        remat = model.gradient_checkpointing and model.checkpoint_layers
+        group = layers.group_size(depth, remat)
+        inputs = depth / group + (group if group > 1 else 0)  # of groups, and of layers in one
+        kept = inputs * rows * width / _divided(width, sizes, "between") * hidden * self.width
         if not self.config.model.gradient_checkpointing and not plain:
             # What matrix products and the attention kernel gave, see `layers.scan_layers`.
             kept += depth * tokens * (self._given(sizes) + hidden / sizes["tensor"]) * self.width

@@ -2,8 +2,9 @@
 
 Sources: Google Cloud's pages on TPU v5e, v5p and v6e; NVIDIA's data sheets of A100, H100, H200,
 DGX B200, GB200 NVL72, A10, L4 and L40S and its architecture paper on Ada (RTX 4090, with sums in
-float32). Networks: of DGX A100 (200 Gb/s a GPU), of DGX H100, H200, B200 and GB200 NVL72 (400), and
-of the largest machines that clouds rent with A10G and L4 (100 for 8 GPUs) and L40S (400 for 8).
+float32). Networks: of TPUs the data centre's, 6.4 Tb/s for 256 v5e, 25.6 for 256 v6e, 200 Gb/s for
+a host of 4 v5p; of DGX A100 (200 Gb/s a GPU), of DGX H100, H200, B200 and GB200 NVL72 (400), and of
+the largest machines that clouds rent with A10G and L4 (100 for 8 GPUs) and L40S (400 for 8).
 Figures of links are of one direction; without NVLink they are those of 16 lanes of PCIe 4.0.
 """
 
@@ -21,9 +22,9 @@ GIB = 2**30
 class Chip:
     """Memory in bytes; dense bfloat16 FLOP/s; bytes/s of memory and of links to other chips.
 
-    `dimensions`: of a slice's shape; `sizes`: shapes on offer, the smallest first. Of GPUs:
-    `network`: bytes/s of each to other nodes (0: it has none); `linked`: GPUs that links join, a
-    node; `hosted`: GPUs that a host has. `reserved`: bytes of the memory that no program gets.
+    `network`: bytes/s of each to other nodes or slices (0: it has none). `dimensions`: of a slice's
+    shape; `sizes`: shapes on offer, the smallest first. Of GPUs: `linked`: those that links join, a
+    node; `hosted`: those of a host. `reserved`: bytes of the memory that no program gets.
     """
 
     memory: float
@@ -44,6 +45,7 @@ class Chip:
 
 _2D = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_3D += ("8x8x16", "8x16x16", "16x16x16")
 
 
 def _gpu(
@@ -69,9 +71,9 @@ def _gpu(
 
 
 CHIPS: dict[str, Chip] = {
-    "v5e": Chip(16 * GIB, 197e12, 0.82e12, 0.2e12, 2, _2D),
-    "v5p": Chip(95 * GIB, 459e12, 2.765e12, 0.6e12, 3, _3D),
-    "v6e": Chip(32 * GIB, 918e12, 1.64e12, 0.448e12, 2, _2D),
+    "v5e": Chip(16 * GIB, 197e12, 0.82e12, 0.2e12, 2, _2D, network=3.125e9),
+    "v5p": Chip(95 * GIB, 459e12, 2.765e12, 0.6e12, 3, _3D, network=6.25e9),
+    "v6e": Chip(32 * GIB, 918e12, 1.64e12, 0.448e12, 2, _2D, network=12.5e9),
     "a100": _gpu("a100", 312e12, 300e9, 25e9),
     "a100-40": _gpu("a100-40", 312e12, 300e9, 25e9),
     "h100": _gpu("h100", 989e12, 450e9, 50e9),
@@ -88,12 +90,17 @@ TPUS = tuple(name for name, chip in CHIPS.items() if chip.dimensions)
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: `v5p:4x4x2` is 32 chips; of GPUs `h100:8` are 8, `h100:64` are 8 nodes of 8."""
+    """`slices` of a shape: `v5p:4x4x2` is 32 chips; of GPUs `h100:64` are 8 nodes of 8.
+
+    `price`: of a chip for an hour, where it is known.
+    """
 
     name: str
     chip: Chip
     count: int
     is_tpu: bool
+    slices: int = 1
+    price: float | None = None
 
     @property
     def kind(self) -> str:
@@ -102,15 +109,15 @@ class Topology:
     @property
     def per_node(self) -> int:
         """Devices that fast links join; a TPU slice is one node."""
-        return self.count if self.is_tpu else min(self.count, self.chip.linked)
+        return self.count // self.slices if self.is_tpu else min(self.count, self.chip.linked)
 
     @property
     def nodes(self) -> int:
         return self.count // self.per_node
 
 
-def topology(text: str) -> Topology:
-    """Read `GENERATION:SHAPE` or `GPU:COUNT`; raises InputError."""
+def topology(text: str, slices: int = 1, price: float | None = None) -> Topology:
+    """Read `GENERATION:SHAPE`, of which there are so many, or `GPU:COUNT`; raises InputError."""
     name, _, shape = text.partition(":")
     if name not in CHIPS or not re.fullmatch(r"\d+(x\d+)*", shape):
         raise InputError(
@@ -130,7 +137,12 @@ def topology(text: str) -> Topology:
     count = math.prod(sizes)
     if not chip.dimensions:
         _check_nodes(text, name, chip, count)
-    return Topology(text, chip, count, chip.dimensions > 0)
+    if slices < 1 or (slices > 1 and not chip.dimensions):
+        raise InputError(
+            f"--slices {slices}: expected 1 or more slices of a TPU; of GPUs the number is in "
+            "--topology, such as h100:64"
+        )
+    return Topology(text, chip, count * slices, chip.dimensions > 0, slices, price)
 
 
 def _check_nodes(text: str, name: str, chip: Chip, count: int) -> None:

@@ -106,6 +106,9 @@ def traffic(text: str, devices: int = 1) -> Traffic:
                 else:
                     exchanges.append(found)
                 continue
+            if kind == "fusion" and (inner := re.search(r"calls=%?([\w.\-]+)", rest)):
+                within = computations.get(inner.group(1), [])
+                exchanges.extend(_begun_within(within, times, devices))
             if kind in _FREE or kind.endswith("-done"):
                 continue
             operands = re.findall(r"%([\w.\-]+)", rest.partition("),")[0])
@@ -113,6 +116,21 @@ def traffic(text: str, devices: int = 1) -> Traffic:
 
     walk(entry, 1, 1)
     return Traffic(memory, tuple(exchanges), dict(kernels))
+
+
+def _begun_within(lines: Sequence[str], times: float, devices: int) -> list[Collective]:
+    """The collectives that a fusion of libtpu's begins, to be gone on with in those after it.
+
+    Each of these computes something else meanwhile. What only goes on in a fusion is not counted.
+    """
+    if not any("AsyncCollectiveStart" in line for line in lines):
+        return []
+    matches = [match for line in lines if (match := _LINE.match(line))]
+    return [
+        Collective(match.group(3), _bytes(match.group(2), 0), times, True, groups(rest, devices))
+        for match in matches
+        if match.group(3) in KINDS and (rest := match.group(4))
+    ]
 
 
 def shapes(text: str) -> set[tuple[int, ...]]:

@@ -1,16 +1,12 @@
 """Which mesh is the fastest of those that fit, by arithmetic."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
-
-import jax
 
 from jaxclf.core.errors import InputError
 from jaxclf.distributed import sharding
-from jaxclf.planning import collectives
-from jaxclf.planning.collectives import Collective, Crossing
 from jaxclf.planning.estimate import Need, PlannedRun, Sizes
+from jaxclf.planning.step_time import step_seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,49 +68,14 @@ def _meshes(job: PlannedRun) -> Iterator[Sizes]:
         sizes: Sizes = dict(zip(sharding.AXES, factors, strict=True))
         if sizes["sequence"] > 1 and job.length < 4096:
             continue
+        if sizes["data"] % job.topology.slices:
+            continue
         if job.config.train.batch_size % _row_parts(sizes) == 0:
             yield sizes
 
 
 def _row_parts(sizes: Sizes) -> int:
     return sizes["data"] * sizes["fsdp"]
-
-
-def step_seconds(job: PlannedRun, sizes: Sizes, accumulate: int) -> float:
-    """Seconds of a step: matmuls at half the peak, and what crosses the links and the network."""
-    chip, count = job.topology.chip, job.topology.count
-    dims, train = job.model.config, job.config.train
-    state, _ = job.state
-    width = job.width
-    tokens = train.batch_size * job.length + accumulate * job.rows(accumulate).prefix
-    passes = 4 if job.config.model.gradient_checkpointing else 3
-    if job.config.tune != "full":
-        passes -= 1
-    attention = 2 * job.length * dims.hidden_size * job.depth
-    compute = 2 * passes * tokens * (job.body + attention) / count / chip.flops / 0.5
-    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.trained))
-    cut, tensor = sizes["fsdp"] * sizes["sequence"], sizes["tensor"]
-    between = tokens / (sizes["data"] * cut) * dims.hidden_size * width
-    layers = passes * job.depth
-
-    def moved(kind: str, size: float, times: float, *axes: str) -> Crossing:
-        """Of a collective over these axes that puts out `size` bytes."""
-        groups = collectives.over(axes, sizes)
-        found = Collective(kind, size, times if len(groups[0]) > 1 else 0, True, groups)
-        return collectives.crossing(found, job.topology.per_node)
-
-    # Kernels are gathered in each pass, their gradients summed once; tokens are gathered before
-    # attention and feed-forward and summed after them; keys and values go to the row's other parts.
-    parts = (
-        moved("all-gather", job.body * width / tensor, 3 * accumulate, "fsdp", "sequence"),
-        moved("reduce-scatter", trained * width / tensor / cut, accumulate, "fsdp", "sequence"),
-        moved("all-reduce", trained * width / tensor / cut, accumulate, "data"),
-        moved("all-gather", between, 2 * layers, "tensor"),
-        moved("reduce-scatter", between / tensor, 2 * layers, "tensor"),
-        moved("all-gather", between, 2 * layers, "sequence"),
-    )
-    inside, network = (sum(column) for column in zip(*parts, strict=True))
-    return compute + inside / chip.links + (network / chip.network if network else 0.0)
 
 
 def _factors(count: int, parts: int) -> Iterator[tuple[int, ...]]:

@@ -11,7 +11,7 @@ from jaxclf.core.errors import InputError
 from jaxclf.core.files import write_json
 from jaxclf.distributed import sharding
 from jaxclf.models import registry
-from jaxclf.planning import collectives, gpus, hardware, meshes, programs, workload
+from jaxclf.planning import collectives, gpus, hardware, meshes, programs, step_time, workload
 from jaxclf.planning.collectives import Crossing
 from jaxclf.planning.estimate import Need, PlannedRun, Sizes
 from jaxclf.planning.hardware import GIB, Topology
@@ -80,7 +80,52 @@ def plan(
     decoding: bool = True,
     say: Callable[[str], None] = print,
 ) -> Plan:
-    """The plan on one slice, with this mesh or the fastest that fits."""
+    """The plan on one slice, with this mesh or the fastest that fits.
+
+    Where none fits, of groups of layers (`model.checkpoint_layers`) if that does.
+    """
+    first = _plan(config, topology, sizes, found, decoding, say)
+    if first.fits:
+        return first
+    grouped = config.copy_and_resolve_references()
+    with grouped.unlocked():
+        grouped.model.checkpoint_layers = size = _group(config, topology, found)
+    leanest = _leanest(PlannedRun(grouped, topology, workload=found), sizes)
+    if size == config.model.checkpoint_layers or leanest > topology.chip.usable:
+        return first
+    say(f"no room; with groups of {size} layers (model.checkpoint_layers) there may be …")
+    second = _plan(grouped, topology, sizes, found, decoding, say)
+    if not second.fits:
+        return first
+    line = f"it needs --config.model.checkpoint_layers={size}, which computes them once more"
+    return dataclasses.replace(second, lines=(*second.lines, line))
+
+
+def _group(config: ConfigDict, topology: Topology, found: Workload | None) -> int:
+    """Layers of a group that need least memory; what is set already, or is of no use, stays."""
+    model = config.model
+    if model.checkpoint_layers > 1 or not model.gradient_checkpointing or config.tune == "none":
+        return model.checkpoint_layers
+    depth = PlannedRun(config, topology, workload=found).depth
+    divisors = [size for size in range(1, depth + 1) if depth % size == 0]
+    return min(divisors, key=lambda size: depth // size + size)
+
+
+def _leanest(job: PlannedRun, sizes: Sizes | None) -> int:
+    """Bytes by arithmetic that a chip needs at least, on this mesh or any."""
+    if sizes is not None:
+        return job.need(sizes, job.config.train.gradient_accumulation_steps).total
+    return min((choice.need.total for choice in meshes.choices(job)), default=2**62)
+
+
+def _plan(
+    config: ConfigDict,
+    topology: Topology,
+    sizes: Sizes | None,
+    found: Workload | None,
+    decoding: bool,
+    say: Callable[[str], None],
+) -> Plan:
     job = PlannedRun(config, topology, workload=found)
     if not job.compiles:
         say(
@@ -89,9 +134,10 @@ def plan(
         )
     if sizes is not None:
         accumulate = config.train.gradient_accumulation_steps
-        say(f"compiling for {topology.name}, {_mesh_name(sizes)} …")
+        say(f"compiling for {topology.name}, {mesh_name(sizes)} …")
         return _one(job, sizes, accumulate, decoding)
-    ranked = meshes.fitting(job)
+    # The arithmetic may be too high; the compiler decides.
+    ranked = meshes.fitting(job) or meshes.fitting(job, 1.05)
     shown = [_choice_line(choice) for choice in ranked[:8]]
     if not ranked:
         everything = meshes.choices(job)
@@ -100,7 +146,7 @@ def plan(
     say("\n".join(["meshes by estimated time of a step:", *shown]))
     best = None
     for choice in ranked[:_COMPILED]:
-        say(f"compiling {_mesh_name(choice.sizes)}, {choice.accumulate} micro-batch(es) …")
+        say(f"compiling {mesh_name(choice.sizes)}, {choice.accumulate} micro-batch(es) …")
         try:
             best = _one(job, choice.sizes, choice.accumulate, decoding)
         except InputError as error:  # such as heads that a kernel cannot divide
@@ -128,7 +174,7 @@ def smallest(
             choice = meshes.leanest(job)
             if choice is None or choice.need.total > topology.chip.usable:
                 continue
-            say(f"compiling for {topology.name}, {_mesh_name(choice.sizes)} …")
+            say(f"compiling for {topology.name}, {mesh_name(choice.sizes)} …")
             found = _one(job, choice.sizes, choice.accumulate, False)
             if found.fits:
                 break
@@ -155,11 +201,11 @@ def _one(job: PlannedRun, sizes: Sizes, accumulate: int, decoding: bool) -> Plan
     data: dict[str, Any] = {
         "topology": job.topology.name,
         "chips": job.topology.count,
-        "nodes": job.topology.nodes,
+        "nodes": job.topology.nodes,  # of TPUs slices
         "memory_gib": chip.memory / GIB,
         "usable_gib": chip.usable / GIB,
         "mesh": sizes,
-        "mesh_name": _mesh_name(sizes),
+        "mesh_name": mesh_name(sizes),
         "accumulate": accumulate,
         "model": job.config.model.name,
         "attention": job.fields.model.attention,
@@ -197,25 +243,65 @@ def _one(job: PlannedRun, sizes: Sizes, accumulate: int, decoding: bool) -> Plan
                 f"  JAX takes {_FRACTION:.0%} of a GPU's memory by itself: set "
                 "XLA_PYTHON_CLIENT_MEM_FRACTION=0.97 for the run"
             )
+        if name == "train_step":
+            data["predicted"] = predicted = _predicted(job, sizes, accumulate, program)
+            lines += _prediction(predicted)
     data["fits"] = fits
     lines.append(
         "fits"
         if fits
         else f"does not fit into {chip.usable / GIB:.1f} GiB: take more chips, more tensor or "
-        "sequence, or more micro-batches (train.gradient_accumulation_steps); or tune fewer "
-        "parameters (:lora, :qlora)"
+        "sequence, or more micro-batches (train.gradient_accumulation_steps); or tune with fewer "
+        "bytes a parameter (:lean), or fewer parameters (:lora, :qlora)"
     )
     return Plan(fits, tuple(lines), data)
+
+
+def _predicted(job: PlannedRun, sizes: Sizes, accumulate: int, program: Program) -> dict[str, Any]:
+    """How long a step takes, see `step_time`, and what of its matrix products is not the model's.
+
+    `products`: shares of the program's. Attention counts there with what its mask hides.
+    """
+    done, topology = step_time.work(job, sizes, accumulate), job.topology
+    seconds = step_time.seconds(done, topology)
+    own, masked = done.model / topology.count, done.attention * (not job.model.is_encoder)
+    spent = seconds * topology.count / done.tokens * 1e6
+    cost = {} if topology.price is None else {"cost": spent / 3600 * topology.price}
+    return cost | {
+        "seconds": seconds,
+        "share_of_peak": step_time.share_of_peak(done, seconds, topology),
+        "tokens": done.tokens,
+        "chip_seconds_per_million_tokens": spent,
+        "products": {
+            "model": own / program.flops,
+            "computed_again": done.again / program.flops,
+            "masked": masked / program.flops,
+            "other": 1 - (done.products + done.attention + masked) / program.flops,
+        },
+    }
+
+
+def _prediction(found: dict[str, Any]) -> list[str]:
+    products, spent = found["products"], found["chip_seconds_per_million_tokens"]
+    cost = f", {found['cost']:,.2f} USD" if "cost" in found else ""
+    return [
+        f"  predicted    {found['seconds']:.2f} s a step, {found['share_of_peak']:.0%} of peak; "
+        f"{spent:,.0f} chip-seconds for a million tokens{cost}",
+        f"  products     {products['model']:.0%} the model's own, "
+        f"{products['computed_again']:.0%} computed again, {products['masked']:.0%} of scores that "
+        f"are masked, {products['other']:.0%} other",
+    ]
 
 
 def _head(job: PlannedRun, sizes: Sizes, accumulate: int, mean: float | None) -> list[str]:
     """What is planned, and what was assumed of its data."""
     topology, chip, rows = job.topology, job.topology.chip, job.rows(accumulate)
-    nodes = f" in {topology.nodes:,} nodes" if topology.nodes > 1 else ""
+    what = "slices" if topology.is_tpu else "nodes"
+    nodes = f" in {topology.nodes:,} {what}" if topology.nodes > 1 else ""
     shared = f", after shared prefixes of {rows.prefix:,} tokens" if rows.prefix else ""
     lines = [
         f"{job.config.model.name} on {topology.name}: {topology.count:,} chips{nodes} of "
-        f"{chip.memory / GIB:.0f} GiB; mesh {_mesh_name(sizes)}; {job.config.train.batch_size:,} "
+        f"{chip.memory / GIB:.0f} GiB; mesh {mesh_name(sizes)}; {job.config.train.batch_size:,} "
         f"rows of {rows.length:,} tokens a step in {accumulate} micro-batch(es){shared}; attention "
         f"by {job.fields.model.attention}",
     ]
@@ -316,19 +402,20 @@ def _nothing(job: PlannedRun, least: Choice | None) -> Plan:
     reason = (
         f"no mesh of {job.topology.count:,} chips divides {job.config.train.batch_size:,} rows"
         if least is None
-        else f"the leanest mesh, {_mesh_name(least.sizes)} with {least.accumulate} micro-batch(es),"
+        else f"the leanest mesh, {mesh_name(least.sizes)} with {least.accumulate} micro-batch(es),"
         f" needs about {least.need.total / GIB:.1f} of {chip.usable / GIB:.0f} GiB a chip"
     )
     line = (
         f"{job.config.model.name} does not fit on {job.topology.name}: {reason}. Take more chips, "
-        "or tune fewer parameters (:lora, :qlora); --topology auto finds the smallest slice"
+        "or tune with fewer bytes a parameter (:lean) or fewer parameters (:lora, :qlora); "
+        "--topology auto finds the smallest slice"
     )
     return Plan(False, (line,), {"topology": job.topology.name, "fits": False, "reason": reason})
 
 
 def _choice_line(choice: Choice) -> str:
     return (
-        f"  {_mesh_name(choice.sizes):32} {choice.accumulate} micro-batch(es)  "
+        f"  {mesh_name(choice.sizes):32} {choice.accumulate} micro-batch(es)  "
         f"{choice.need.total / GIB:6.1f} GiB  {choice.seconds:7.2f} s"
     )
 
@@ -342,5 +429,5 @@ def _choice_data(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _mesh_name(sizes: Sizes) -> str:
+def mesh_name(sizes: Sizes) -> str:
     return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one chip"

@@ -228,7 +228,7 @@ def combiner(job: PlannedRun, sizes: Sizes) -> Program:
             size, classes, fields.heads, fields.over, fields.combine, fields.norms, fields.across
         )
     )
-    optimizer = optim.optimizer(fitting._optimizer_fields(job.config, 1))
+    optimizer = optim.adamw(fitting._optimizer_fields(job.config, 1))
     steps = fitting.make_steps(head, Term(task.kind), optimizer)
     with jax.set_mesh(mesh(job.topology, sizes)):
         params = jax.eval_shape(head.init, jax.eval_shape(lambda: jax.random.key(0)))
@@ -271,7 +271,7 @@ def _everywhere(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 def mesh(topology: Topology, sizes: Sizes) -> jax.sharding.Mesh:
     """The mesh over devices that compile alone, or over as many imaginary CPUs."""
     if topology.is_tpu:
-        devices = _slice(topology.name)
+        devices = _slice(topology.name, topology.slices)
     elif gpus.can_compile():
         devices = gpus.devices(topology.kind, topology.count, topology.chip.hosted)
     elif len(devices := jax.devices("cpu")) < topology.count:
@@ -283,11 +283,12 @@ def mesh(topology: Topology, sizes: Sizes) -> jax.sharding.Mesh:
 
 
 @functools.lru_cache(maxsize=8)
-def _slice(name: str) -> Any:
-    """The devices of a TPU slice; raises InputError where libtpu cannot describe it."""
+def _slice(name: str, slices: int) -> Any:
+    """The devices of TPU slices; raises InputError where libtpu cannot describe them."""
     kind, _, shape = name.partition(":")
     try:
-        return topologies.get_topology_desc(f"{kind}:{shape}", "tpu").devices
+        found = topologies.get_topology_desc(f"{kind}:{shape}", "tpu", num_slices=slices)
+        return found.devices
     except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
         raise InputError(
             f"--topology {name}: libtpu cannot describe it ({str(error).splitlines()[0]}). It "

@@ -152,7 +152,9 @@ def read(config: ConfigDict, dimensions: ModelConfig) -> Workload:
             examples, scored = (_with_longest(each, length) for each in (examples, scored))
         texts: tuple[Examples, ...] = (examples, usual, scored)
         return Workload(dataset, tokenizer, is_own, recipe, *texts, most, objective, notes)
-    prompt, source = prompt_source(config, dataset)
+    config, chat_note = _without_template(config, tokenizer)
+    notes = (*notes, chat_note) if chat_note else notes
+    prompt, source = prompt_source(config, dataset, tokenizer)
     recipe = recipe_of(config, dataset, prompt, tokenizer)
 
     def tokens(records: Sequence[Record], reserve: int = 0) -> list[Tokens]:
@@ -253,11 +255,22 @@ def _tasks(config: ConfigDict) -> tuple[Task, ...]:
 # The tokenizer ------------------------------------------------------------------------------------
 
 
+def _without_template(config: ConfigDict, tokenizer: Tokenizer | None) -> tuple[ConfigDict, str]:
+    """The config with another wrapper where the checkpoint's chat template is not here; a note."""
+    has_template = tokenizer is not None and tokenizer.render is not None
+    if config.prompt.wrapper != "checkpoint" or has_template:
+        return config, ""
+    fields = config.copy_and_resolve_references()
+    fields.prompt.wrapper = "llama3"
+    return fields, "the checkpoint's chat template is not here: Llama 3's stands in"
+
+
 def _tokenizer(config: ConfigDict, dataset: Dataset) -> tuple[Tokenizer, bool, str]:
     """The run's tokenizer where it is on this machine, else one that stands in; and a note."""
     if place := _place(config):
         return Tokenizer.load(place), True, ""
     records = datasets.spread(dataset.splits["train"], _SPREAD)
+    config, _ = _without_template(config, None)
     prompt, _ = prompt_source(config, dataset) if _is_asked(config) else (None, None)
     pieces = [] if prompt is None else [piece.text for piece in (*prompt.before, *prompt.after)]
     answers = [] if prompt is None else _answers(config, dataset, records, prompt)

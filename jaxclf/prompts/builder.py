@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jaxclf.config.schema import TEMPLATES
 from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import OTHER, Record, SlotFormat, Task
-from jaxclf.prompts import styles
+from jaxclf.prompts import styles, wrappers
 from jaxclf.prompts.template import (
     SLOT_FORMATS,
     Piece,
@@ -32,6 +32,7 @@ from jaxclf.prompts.template import (
     joined,
     label_list,
 )
+from jaxclf.prompts.wrappers import Render
 
 __all__ = [
     "SLOT_FORMATS",
@@ -71,31 +72,6 @@ _LISTINGS = {
 _NOUNS = {"News": "a news text", "Utter": "an utterance", "Text": "a text"}
 
 
-class _Wrapper(NamedTuple):
-    """A chat format: `start` [`system_start` system `system_end`] `query_start` query `end`."""
-
-    start: str
-    system_start: str
-    system_end: str
-    query_start: str
-    end: str
-    lead: str
-
-
-_WRAPPERS = {
-    "none": _Wrapper("", "", "\n", "", "", " "),
-    "llama2": _Wrapper("[INST] ", "<<SYS>>\n", "\n<</SYS>>\n\n", "", " [/INST]", " "),
-    "llama3": _Wrapper(
-        start="",
-        system_start="<|start_header_id|>system<|end_header_id|>\n\n",
-        system_end="<|eot_id|>",
-        query_start="<|start_header_id|>user<|end_header_id|>\n\n",
-        end="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        lead="",  # the header ends in a blank line, which no space follows
-    ),
-}
-
-
 def listing(number: int) -> Listing:
     """Domain, task names and number of examples of a listing: `9 → ("Utter", ("slots",), 0)`."""
     if number not in _LISTINGS:
@@ -108,18 +84,24 @@ def build(
     domain: str,
     tasks: Sequence[Task],
     shots: Sequence[Record] = (),
+    render: Render | None = None,
 ) -> Prompt:
     """The prompt that asks `tasks` about a text, with `shots` as solved examples.
 
     Reads the fields `template`, `file`, `wrapper`, `slots`, `chain_of_thought` and what a template
-    needs besides. A file of one's own has to ask for the chain of thought itself. Raises InputError
-    for an unknown name in them, an unusable template file, a task that no prompt can ask and a shot
-    without gold.
+    needs besides. `render`: the tokenizer's chat template, for `wrapper=checkpoint`. A file of
+    one's own has to ask for the chain of thought itself. Raises InputError for an unknown name in
+    them, an unusable template file, a task that no prompt can ask and a shot without gold.
     """
     template = _chosen("prompt.template", prompt_config.template, TEMPLATES)
     slot_format: SlotFormat = prompt_config.slots
     _chosen("prompt.slots", slot_format, SLOT_FORMATS)
-    wrapper = _WRAPPERS[_chosen("prompt.wrapper", prompt_config.wrapper, tuple(_WRAPPERS))]
+    name = _chosen("prompt.wrapper", prompt_config.wrapper, (*wrappers.KNOWN, "checkpoint"))
+    if name == "checkpoint" and render is None:
+        raise InputError(
+            "prompt.wrapper=checkpoint needs a tokenizer with a chat template, and this one has "
+            "none. Name a checkpoint that was tuned to chat, or set prompt.wrapper=none"
+        )
     for task in tasks:
         if task.kind not in ("class", "slots"):
             raise InputError(
@@ -144,6 +126,11 @@ def build(
         before, after = styles.instructed(
             tasks, shots, slot_format, meanings=meanings, lettered=lettered, think=think
         )
+    if name == "checkpoint":
+        assert render is not None
+        wrapper = wrappers.of_template(render, bool(system))
+    else:
+        wrapper = wrappers.KNOWN[name]
     if system:
         system = [fixed(wrapper.system_start), *system, fixed(wrapper.system_end)]
     return Prompt(

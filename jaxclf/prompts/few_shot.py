@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclf.core import streams
 from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Record, Task, has_gold
 
@@ -88,10 +89,10 @@ def _check(count: int, found: Sequence[Record]) -> None:
 def orders(count: int, number: int, seed: int) -> list[tuple[int, ...]]:
     """`number` different orders of `count` things, the first as they stand.
 
-    >>> orders(3, 2, seed=0)               # [(0, 1, 2), (2, 0, 1)]
+    >>> orders(3, 2, seed=0)               # [(0, 1, 2), (2, 1, 0)]
     """
     found = {tuple(range(count)): None}
-    random = np.random.default_rng(seed)
+    random = streams.generator(seed, "order of examples")
     while len(found) < number:
         found[tuple(random.permutation(count).tolist())] = None
     return list(found)
@@ -99,7 +100,7 @@ def orders(count: int, number: int, seed: int) -> list[tuple[int, ...]]:
 
 def _random(seed: int, index: int | None, draw: int) -> np.random.Generator:
     """The same for a whole run, or (`index` given) another for the example of that number."""
-    return np.random.default_rng([seed, 0 if index is None else 1 + index, draw])
+    return streams.generator(seed, "examples of prompts", draw, "" if index is None else index)
 
 
 def _balanced(
@@ -148,7 +149,9 @@ def _similar(records: Sequence[Record], count: int) -> Callable[[Record], list[R
     def chosen(record: Record) -> list[Record]:
         cosines = cosine_similarity(vectorizer.transform([record.text]), known)[0]
         nearest = np.argsort(-cosines, kind="stable")[: count + 1]
-        others = [records[i] for i in nearest if records[i].id != record.id]
+        # An id of another file may be the same by chance; the record itself has its text, too.
+        itself = record.id, record.text
+        others = [records[i] for i in nearest if (records[i].id, records[i].text) != itself]
         return others[:count][::-1]
 
     return chosen

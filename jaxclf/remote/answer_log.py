@@ -6,8 +6,8 @@
             ledger.add(key, Answer("alarm_set", "stop", 312, 4))
         ledger[key].text
 
-One line an answer, added and never changed. What a kill leaves of a line is cut off when the file
-is opened again.
+One line an answer, added and never changed, with a checksum. What a kill leaves of a line is cut
+off when the file is opened again.
 """
 
 import dataclasses
@@ -15,16 +15,15 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from jaxclf.core import locks, logs
 from jaxclf.core.errors import ArtifactError, InputError
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps a second process out
-    fcntl = None
+MOST_TOKENS = 2**53  # of one answer, above all there is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +39,16 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     model: str = ""
+
+    def check(self) -> None:
+        """Raise ValueError where a field is of another type than it should be."""
+        for name in ("text", "finish", "model"):
+            if type(getattr(self, name)) is not str:
+                raise ValueError(f"{name} is {getattr(self, name)!r:.80}; expected text")
+        for name in ("prompt_tokens", "completion_tokens"):
+            count = getattr(self, name)
+            if type(count) is not int or not 0 <= count <= MOST_TOKENS:
+                raise ValueError(f"{name} is {count!r:.80}; expected a number of tokens")
 
 
 def fingerprint(**asked: Any) -> str:
@@ -71,27 +80,28 @@ class Ledger:
         return self
 
     def _read(self) -> None:
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed
-        except BlockingIOError:
+        if not locks.take(self._file, self.path):  # until the file is closed
             raise InputError(
                 f"{self.path} is in use by another process; wait for it or give another --workdir"
-            ) from None
+            )
         self._file.seek(0)
         content = self._file.readall()
         self._size = content.rfind(b"\n") + 1
-        self._file.truncate(self._size)
-        for number, line in enumerate(content[: self._size].splitlines(), 1):
+        if self._size < len(content):
+            logs.say(
+                f"{self.path}: the last line is not whole, as a killed process leaves it; it was "
+                "cut off, and its answer is asked for again"
+            )
+            self._file.truncate(self._size)
+        for number, line in enumerate(content[: self._size].split(b"\n")[:-1], 1):
             try:
-                fields = json.loads(line)
-                key = fields.pop("key")
-                self._answers[key] = Answer(**fields)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                key, answer = _parse(line)
+            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
                 raise ArtifactError(
-                    f"{self.path}:{number}: not an answer of ours ({error!r}). Restore the file "
-                    "from a copy, or remove the line to ask for its answer again"
+                    f"{self.path}:{number}: not an answer of ours ({_reason(error)}). Restore the "
+                    "file from a copy, or remove the line to ask for its answer again"
                 ) from error
+            self._answers[key] = answer
 
     def __exit__(
         self,
@@ -99,6 +109,8 @@ class Ledger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if not self._answers and not self._size:  # the file was only looked into
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def __contains__(self, key: str) -> bool:
@@ -107,10 +119,15 @@ class Ledger:
     def __getitem__(self, key: str) -> Answer:
         return self._answers[key]
 
+    def __iter__(self) -> Iterator[Answer]:
+        """All answers of the file."""
+        with self._lock:
+            return iter([*self._answers.values()])
+
     def add(self, key: str, answer: Answer) -> None:
         """Return when the answer is on disk."""
         row = {"key": key} | dataclasses.asdict(answer)
-        line = json.dumps(row).encode() + b"\n"
+        line = json.dumps(row | {"checksum": _checksum(row)}).encode() + b"\n"
         with self._lock:
             try:
                 left = line
@@ -122,3 +139,23 @@ class Ledger:
                 raise
             self._size += len(line)
             self._answers[key] = answer
+
+
+def _parse(line: bytes) -> tuple[str, Answer]:
+    """The key and the answer of a line; raises whatever its content comes to."""
+    fields = json.loads(line)
+    if fields.pop("checksum") != _checksum(fields):
+        raise ValueError("its checksum differs")
+    key = fields.pop("key")
+    answer = Answer(**fields)
+    answer.check()
+    return key, answer
+
+
+def _checksum(row: Mapping[str, Any]) -> str:
+    """Of the fields, in any order; not against intent, but against damage."""
+    return fingerprint(**row)[:16]
+
+
+def _reason(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)

@@ -5,10 +5,12 @@ from a decoder's. An answer is in WORKDIR/answers.jsonl before it is used (see `
 that a stopped run goes on without asking anything twice. The key stays in the environment.
 """
 
+import contextlib
 import dataclasses
 import math
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,6 @@ class Account:
         self.endpoint = Endpoint(api)
         self.cut: set[str] = set()  # ids of records whose text was cut
         self._used: dict[str, Answer] = {}
-        self._paid: set[str] = set()  # of these: asked by this process
         self._announced: set[str] = set()
 
     def announce(self, questions: Questions) -> RequestEstimate:
@@ -77,8 +78,9 @@ class Account:
     ) -> dict[str, Answer]:
         """The answer to each; `done` is told when it is there.
 
-        Raises InputError where the server refuses, another process asks for the same run or
-        `announce` does, StorageError where no answer comes; all that had come is stored then.
+        Raises InputError where the server refuses, another process asks for the same run,
+        `announce` does or the answers turn out to cost more than `api.max_cost`, StorageError where
+        no answer comes; all that had come, and what was under way, is stored then.
         """
         with Ledger(self.path) as answers:
             missing = {key: asked for key, asked in questions.items() if key not in answers}
@@ -117,17 +119,14 @@ class Account:
     def _announce(self, answers: Ledger, questions: Questions) -> RequestEstimate:
         self._announced |= questions.keys()
         missing = [asked for key, asked in questions.items() if key not in answers]
-        sizes = [sum(len(part["content"]) for part in asked["messages"]) for asked in missing]
-        tokens_in = sum(math.ceil(size / CHARACTERS_PER_TOKEN) for size in sizes)
-        tokens_out = sum(asked["max_tokens"] for asked in missing)
+        tokens_in, tokens_out = map(sum, zip((0, 0), *map(_expected, missing), strict=True))
         cost = self._cost(tokens_in, tokens_out)
         estimate = RequestEstimate(
             len(missing), len(questions) - len(missing), tokens_in, tokens_out, cost
         )
         print(f"{self.api.model}: {estimate}", flush=True)
-        limit = self.api.max_cost
-        before = self._cost(*_tokens(self._used[key] for key in self._paid & self._used.keys()))
-        if limit and (before or 0.0) + (cost or 0.0) > limit:
+        limit, before = self.api.max_cost, self._paid(answers)
+        if limit and missing and before + (cost or 0.0) > limit:
             raise InputError(
                 f"these requests are estimated at {cost:,.2f}, after {before:,.2f} in this run; "
                 f"api.max_cost is {limit:,.2f}. Raise it, or ask about fewer records (data.limit)"
@@ -141,12 +140,21 @@ class Account:
             return None
         return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
+    def _paid(self, answers: Ledger) -> float:
+        """What all answers of the run have cost, whichever process asked for them."""
+        return self._cost(*_tokens(answers)) or 0.0
+
     def _ask(self, answers: Ledger, missing: Questions, done: Callable[[str], None]) -> None:
         """Add the missing answers; on an error those that are under way, and then raise it."""
 
+        spending = _Spending(self.api.max_cost, self._paid(answers))
+
         def ask(key: str) -> str:
-            answers.add(key, self.endpoint.ask(missing[key]))
-            self._paid.add(key)
+            expected = self._cost(*_expected(missing[key])) or 0.0
+            with spending.reserve(expected) as paid:
+                answer = self.endpoint.ask(missing[key])
+                answers.add(key, answer)
+                paid(self._cost(*_tokens([answer])) or expected)
             return key
 
         with self.endpoint.opened(), ThreadPoolExecutor(self.api.concurrency) as pool:
@@ -156,8 +164,78 @@ class Account:
                     done(future.result())
             except BaseException:
                 self.endpoint.stop()
-                pool.shutdown(cancel_futures=True)
+                spending.stop()
+                pool.shutdown(cancel_futures=True)  # what is under way is paid for: it is stored
                 raise
+
+
+class _Spending:
+    """Keeps what is paid, and what is under way as far as one can tell, below a limit (0: none).
+
+    Estimates are raised by what the answers so far have cost beyond theirs; before the first of
+    them is there, only one question is asked.
+    """
+
+    def __init__(self, limit: float, paid: float):
+        self.limit, self.paid, self.under_way = limit, paid, 0.0
+        self._expected = self._true = 0.0  # of the answers that came
+        self._asking = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def reserve(self, expected: float) -> Iterator[Callable[[float], None]]:
+        """Within the block a question is asked; gives the function to tell what it cost.
+
+        Waits for others under way if it has to; raises InputError where no room is left.
+        """
+        if not self.limit:
+            yield lambda cost: None
+            return
+        with self._changed:
+            while not self._has_room(expected):
+                if not self._asking or self._stopped:
+                    raise InputError(
+                        f"the answers so far cost {self.paid:,.2f}, more than they were estimated "
+                        f"at, and the next would go beyond api.max_cost, {self.limit:,.2f}. All "
+                        "are stored. Raise it to go on, or ask about fewer records (data.limit)"
+                    )
+                self._changed.wait()
+            self._asking += 1
+            self.under_way += expected
+
+        def pay(cost: float) -> None:
+            with self._changed:
+                self.paid += cost
+                self._expected += expected
+                self._true += cost
+
+        try:
+            yield pay
+        finally:
+            with self._changed:
+                self._asking -= 1
+                self.under_way -= expected
+                self._changed.notify_all()
+
+    def _has_room(self, expected: float) -> bool:
+        if self._stopped or (self._asking and not self._true):
+            return False
+        factor = max(1.0, self._true / self._expected) if self._expected else 1.0
+        # Sums of many small numbers: what was estimated to fit exactly, fits.
+        return self.paid + factor * (self.under_way + expected) <= self.limit * (1 + 1e-9)
+
+    def stop(self) -> None:
+        """From here on nothing more is reserved."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def _expected(asked: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens that a question has, about, and the most that its answer may have."""
+    size = sum(len(part["content"]) for part in asked["messages"])
+    return math.ceil(size / CHARACTERS_PER_TOKEN), asked["max_tokens"]
 
 
 def _tokens(answers: Iterable[Answer]) -> tuple[int, int]:
@@ -188,9 +266,9 @@ class ChatClassifier:
         found = []
         for index, record in enumerate(records):
             text = record.text
-            if 0 < api.max_characters < len(text):
+            if cut := self.cut(record):
                 self.account.cut.add(record.id)
-                text = text[: api.max_characters]
+                text = text[:-cut]
             chosen = prompt(index, record) if callable(prompt) else prompt
             asked = {
                 "model": api.model,
@@ -203,6 +281,11 @@ class ChatClassifier:
             key = answer_log.fingerprint(base_url=self.account.endpoint.url, **asked)
             found.append((key, asked))
         return found
+
+    def cut(self, record: Record) -> int:
+        """How many characters of the text are not sent."""
+        limit = self.account.api.max_characters
+        return max(0, len(record.text) - limit) if limit else 0
 
     def predict(
         self,
@@ -220,7 +303,7 @@ class ChatClassifier:
         counts = Counter(key for key, _ in questions)
         answers = self.account.answers(dict(questions), lambda key: progress(counts[key]))
         return [
-            self.recipe.read(record, answers[key].text)
+            dataclasses.replace(self.recipe.read(record, answers[key].text), cut=self.cut(record))
             for record, (key, _) in zip(records, questions, strict=True)
         ]
 

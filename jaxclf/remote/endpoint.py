@@ -1,9 +1,11 @@
 """One question to a server that speaks OpenAI's chat completions, asked until it is answered.
 
-Asked again, after growing pauses, is what times out, breaks off, answers with a body that is no
-completion, or says "later" (408, 409, 429, 5xx). Whatever else is refused would be refused again.
+Asked again, after growing pauses, is what has not come whole within `api.timeout`, breaks off, is
+no completion, or says "later" (408, 409, 429, 5xx). Whatever else is refused would be refused
+again. Nothing is sent on to an address that a server redirects to: it is not the user's choice.
 """
 
+import asyncio
 import contextlib
 import email.utils
 import json
@@ -12,17 +14,19 @@ import random
 import textwrap
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxclf.core.errors import InputError, StorageError
-from jaxclf.remote.answer_log import Answer
+from jaxclf.remote.answer_log import MOST_TOKENS, Answer
 
 OPENAI_URL = "https://api.openai.com/v1"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts, doubled each time
 LONGEST_WAIT = 600.0  # seconds: a server that asks for more than that ends the run
+LARGEST_BODY = 16 * 2**20  # bytes; an answer of labels has a few thousand
+_CLEAN_UP = 5.0  # seconds that a connection may take to be given up
 
 _REMEDIES = {
     400: "Check api.model and that the prompts fit it: api.max_characters cuts longer texts",
@@ -49,35 +53,58 @@ class Endpoint:
         self._client: Any = None
         self._key = ""
 
+    def key(self) -> str:
+        """The key in the environment; raises InputError where there has to be one and is none."""
+        found = os.environ.get(self.api.key_env, "").strip()
+        if not found.isascii() or not found.isprintable():
+            raise InputError(
+                f"the environment variable {self.api.key_env} holds characters that no key has; "
+                "copy the key again"
+            )
+        if not found and not self.api.base_url:
+            raise InputError(
+                f"the environment variable {self.api.key_env} is not set; put the key of "
+                f"{self.url} there, or give api.base_url for a server that needs none"
+            )
+        return found
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Within the block questions can be asked; raises InputError where they could not."""
         try:
-            from openai import OpenAI
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
         except ImportError as error:
             raise InputError(
                 f"api.model is {self.api.model!r}, which needs the openai library: "
                 "pip install 'jaxclf[api]'"
             ) from error
-        self._key = os.environ.get(self.api.key_env, "").strip()
-        if not self._key.isascii() or not self._key.isprintable():
-            raise InputError(
-                f"the environment variable {self.api.key_env} holds characters that no key has; "
-                "copy the key again"
-            )
-        if not self._key and not self.api.base_url:
-            raise InputError(
-                f"the environment variable {self.api.key_env} is not set; put the key of "
-                f"{self.url} there, or give api.base_url for a server that needs none"
-            )
+        self._key = self.key()
         self._stopped.clear()
-        with OpenAI(
+        self._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self._loop.run_forever, name="api", daemon=True)
+        thread.start()
+        self._client = AsyncOpenAI(
             api_key=self._key or "none",
             base_url=self.url,
             timeout=self.api.timeout,
             max_retries=0,  # its own would leave out bodies that are no JSON
-        ) as self._client:
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
+        )
+        try:
             yield
+        finally:
+            with contextlib.suppress(Exception):
+                self._wait(self._client.close(), _CLEAN_UP)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            thread.join(_CLEAN_UP)
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        """What a coroutine returns; raises TimeoutError where that takes longer."""
+        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(coroutine, seconds), self._loop)
+        try:
+            return future.result(seconds + _CLEAN_UP)
+        finally:
+            future.cancel()
 
     def stop(self) -> None:
         """From here on no thread tries again."""
@@ -88,6 +115,8 @@ class Endpoint:
         where `api.retries` further attempts brought none or `stop` ended them."""
         attempt = 0
         while True:
+            if self._stopped.is_set():
+                raise StorageError("stopped before it was asked")
             with self._lock:
                 self.requests += 1
                 self.retries += attempt > 0
@@ -114,24 +143,46 @@ class Endpoint:
         import openai
 
         try:
-            return _read(self._client.chat.completions.create(**asked))
+            return _read(self._wait(self._body(asked), self.api.timeout))
         except openai.APIStatusError as error:
             problem = f"{error.status_code} {error.message}"
             if _may_pass(error.status_code, error.code):
                 raise _LaterError(problem, _wanted_wait(error.response.headers)) from error
-            remedy = _REMEDIES.get(error.status_code, "Check the settings under api")
-            remedy = remedy.format(key_env=self.api.key_env)
+            if target := error.response.headers.get("location"):
+                problem = f"{error.status_code}, a redirect to {target}"
+            remedy = "Check api.base_url" if target else _REMEDIES.get(error.status_code, "")
+            remedy = (remedy or "Check the settings under api").format(key_env=self.api.key_env)
             raise InputError(f"{self.url} refused: {self._shown(problem)}. {remedy}") from error
-        except openai.APITimeoutError as error:
-            raise _LaterError(f"nothing within {self.api.timeout:g} s (api.timeout)") from error
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise _LaterError(
+                f"no whole answer within {self.api.timeout:g} s (api.timeout)"
+            ) from error
         except openai.APIConnectionError as error:
             raise _LaterError(f"no connection ({error.__cause__ or error})") from error
-        except (openai.APIResponseValidationError, json.JSONDecodeError, UnicodeError) as error:
-            raise _LaterError(f"no completion ({error})") from error
+
+    async def _body(self, asked: Mapping[str, Any]) -> bytes:
+        """The body of a completion, as it came."""
+        body = bytearray()
+        completions = self._client.chat.completions.with_streaming_response
+        async with completions.create(**asked) as response:
+            try:
+                async for block in response.iter_bytes():
+                    body += block
+                    if len(body) > LARGEST_BODY:
+                        break
+            except Exception as error:  # whatever the connection's library raises
+                raise _LaterError(f"the answer broke off ({error or type(error)})") from error
+        if len(body) > LARGEST_BODY:
+            raise StorageError(
+                f"{self.url} sent an answer of more than {LARGEST_BODY:,} bytes, which no label "
+                "needs. Check api.base_url and api.model"
+            )
+        return bytes(body)
 
     def _shown(self, problem: str) -> str:
-        """A server's message in one short line, without the key, which some repeat."""
-        problem = problem.replace(self._key, "…") if self._key else problem
+        """A server's message in one short line, without the key, which some repeat in part."""
+        for length in range(len(self._key), 7, -1):
+            problem = problem.replace(self._key[:length], "…").replace(self._key[-length:], "…")
         return textwrap.shorten(problem, 300, placeholder=" …")
 
 
@@ -143,19 +194,28 @@ class _LaterError(Exception):
         self.wait = wait
 
 
-def _read(completion: Any) -> Answer:
+def _read(body: bytes) -> Answer:
     """The first choice; a refusal without text is an empty answer."""
     try:
-        choice, usage = completion.choices[0], completion.usage
-        return Answer(
-            text="".join(choice.message.content or ""),
-            finish=str(choice.finish_reason or ""),
-            prompt_tokens=int(usage.prompt_tokens or 0) if usage else 0,
-            completion_tokens=int(usage.completion_tokens or 0) if usage else 0,
-            model=str(completion.model or ""),
+        completion = json.loads(body)
+        choice, usage = completion["choices"][0], completion.get("usage") or {}
+        answer = Answer(
+            text=choice["message"].get("content") or "",
+            finish=str(choice.get("finish_reason") or ""),
+            prompt_tokens=_tokens(usage.get("prompt_tokens")),
+            completion_tokens=_tokens(usage.get("completion_tokens")),
+            model=str(completion.get("model") or ""),
         )
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise _LaterError(f"no completion ({str(completion)[:80]!r})") from error
+        answer.check()
+        return answer
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        shown = body[:80].decode("utf-8", "backslashreplace")
+        raise _LaterError(f"no completion ({shown!r})") from error
+
+
+def _tokens(count: Any) -> int:
+    """0 for what cannot be one: an answer that was paid for is not thrown away over it."""
+    return count if type(count) is int and 0 <= count <= MOST_TOKENS else 0
 
 
 def _may_pass(status: int, code: str | None) -> bool:

@@ -73,9 +73,10 @@ def write(
     digest = write_predictions(workdir / PREDICTIONS, predictions)
     sealed = seal(_plain(report), digest, checkpoint)
     rows = json.dumps(sealed, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_text(workdir / REPORT, rows + "\n")
     shown = {**report, "provenance": sealed["provenance"]}
     write_text(workdir / "report.html", page(shown, predictions, tasks, history))
+    # The last of all: whoever finds it takes the run for finished.
+    write_text(workdir / REPORT, rows + "\n")
 
 
 def describe_tasks(tasks: Sequence[Task]) -> dict[str, Any]:
@@ -128,6 +129,7 @@ def prediction_row(prediction: Prediction) -> dict[str, Any]:
         "raw": prediction.raw,
         "unparsed": prediction.unparsed,
         "unknown_slots": prediction.unknown_slots,
+        "cut": prediction.cut,
     }
 
 
@@ -164,6 +166,7 @@ def _prediction(row: Mapping[str, Any]) -> Prediction:
         scores=row["scores"],
         unknown_slots=row["unknown_slots"],
         guessed=tuple(name for name in row["unparsed"] if row["predicted"][name] is not UNPARSED),
+        cut=row.get("cut", 0),  # which older runs do not have
     )
 
 

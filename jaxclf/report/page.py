@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxclf.data.datasets import NO_SPLIT
 from jaxclf.data.predictions import UNPARSED, Prediction
-from jaxclf.data.tasks import Task, words
+from jaxclf.data.tasks import Task, unseen_labels, words
 from jaxclf.metrics import metrics
 from jaxclf.report import calibration, ensemble, plots, spread
 from jaxclf.report.markup import document, number, table, text
@@ -36,7 +37,7 @@ def page(
         *((f"Task {task.name}", _task(predictions, task, slot_format)) for task in tasks),
         ("Calibration", calibration.section(report)),
         ("Unparsed outputs", _unparsed(predictions, tasks)),
-        ("Data", _facts(report["data"], leave_out=("tasks",))),
+        ("Data", _data(report["data"])),
         ("Settings", _settings(report)),
         ("Provenance", _facts(report.get("provenance", {}), leave_out=("seal",))),
         ("Versions", _facts(report["versions"])),
@@ -58,7 +59,7 @@ def page(
 
 def _summary(report: Mapping[str, Any], count: int, split: str) -> str:
     """One line on what was trained and scored."""
-    facts = [f"{count:,} records of {split}"]
+    facts = ["no split was scored" if split == NO_SPLIT else f"{count:,} records of {split}"]
     if parameters := _get(report, "model", "parameters"):
         trained = _get(report, "model", "trained_parameters") or parameters
         share = "" if trained == parameters else f", {trained:,} of them trained"
@@ -128,7 +129,10 @@ def _task(predictions: Sequence[Prediction], task: Task, slot_format: Any) -> st
         parts.append("<h3>Confusion matrix</h3>")
         if len(task.labels) <= _CELLS:
             matrix = metrics.confusion(predictions, task)
-            parts.append(f'<div class="wide">{plots.heat_map(matrix, task.labels)}</div>')
+            unseen = unseen_labels((each.gold.get(task.name) for each in predictions), task)
+            parts.append(
+                f'<div class="wide">{plots.heat_map(matrix, task.labels, [*unseen])}</div>'
+            )
             parts.append(
                 '<p class="note">Blue: right. Red: wrong. The shade is the share of the gold '
                 "class, by its square root. Point at a cell for its numbers.</p>"
@@ -272,6 +276,13 @@ def _settings(report: Mapping[str, Any]) -> str:
         if group
     ]
     return f'<div class="columns">{"".join(parts)}</div>'
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    """What is odd about the data, then what is known of them."""
+    notes = "".join(f"<li>{text(line)}</li>" for line in data.get("notes", ()))
+    notes = f'<ul class="notes">{notes}</ul>' if notes else ""
+    return notes + _facts(data, leave_out=("tasks", "notes", "defects"))
 
 
 def _facts(values: Mapping[str, Any], leave_out: Iterable[str] = ()) -> str:

@@ -228,8 +228,9 @@ def _draw(axis: Any, steps: list[int], values: list[float], name: str, label: st
     axis.plot(steps, means, color=_BLUE, linewidth=1.6)
 
 
-def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
-    """Counts [C, C + 1] as an SVG element: gold in rows, predicted in columns, the last UNPARSED.
+def heat_map(matrix: np.ndarray, labels: Sequence[str], unseen: Sequence[str] = ()) -> str:
+    """Counts [C + U, C + 1] as an SVG element: gold in rows, the U `unseen` labels last; predicted
+    in columns, the last UNPARSED.
 
     Shades are the share of a row: blue on the diagonal, red off it, the root of the share so that
     a few errors of many records can still be seen. Drawn by hand, since a picture of 60 classes
@@ -238,20 +239,21 @@ def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
     count = len(labels)
     cell = max(9, min(42, 960 // max(1, count + 1)))
     font = max(7.5, min(12, cell * 0.72))
-    longest = max(len(label) for label in [*labels, "UNPARSED"])
+    gold = [*labels, *unseen]
+    longest = max(len(label) for label in [*gold, "UNPARSED"])
     margin = max(140, int(min(longest, _LONGEST) * font * 0.6) + 24)  # the axes' names need 140
     gap = cell // 3  # before the column UNPARSED
-    width, height = margin + (count + 1) * cell + gap + 12, margin + count * cell + 8
+    width, height = margin + (count + 1) * cell + gap + 12, margin + len(gold) * cell + 8
     rows = matrix.sum(axis=1)
     parts = [
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="confusion matrix" font-size="{font:g}" class="heat">'
         f'<text x="{margin - 8}" y="{margin - 22}" text-anchor="end" class="axis">'
         "gold ↓  predicted →</text>"
-        f'<rect x="{margin}" y="{margin}" width="{count * cell}" height="{count * cell}" '
+        f'<rect x="{margin}" y="{margin}" width="{count * cell}" height="{len(gold) * cell}" '
         'class="ground"/>'
         f'<rect x="{margin + count * cell + gap}" y="{margin}" width="{cell}" '
-        f'height="{count * cell}" class="ground"/>'
+        f'height="{len(gold) * cell}" class="ground"/>'
     ]
     for place, label in enumerate([*labels, "UNPARSED"]):
         middle = margin + place * cell + cell / 2 + font * 0.35
@@ -264,9 +266,13 @@ def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
             style = "rule5" if place % 5 == 0 else "rule"
             offset = margin + place * cell
             parts.append(
-                f'<path d="M{margin} {offset}h{count * cell}M{offset} {margin}v{count * cell}" '
+                f'<path d="M{margin} {offset}h{count * cell}M{offset} {margin}v{len(gold) * cell}" '
                 f'class="{style}"/>'
             )
+    for place, label in enumerate(unseen, count):
+        middle = margin + place * cell + cell / 2 + font * 0.35
+        name = f"{text(label, _LONGEST)}<title>{text(label)} (not in training)</title>"
+        parts.append(f'<text x="{margin - 5}" y="{middle:g}" text-anchor="end">{name}</text>')
     for row, column in np.argwhere(matrix):
         value, share = matrix[row, column], matrix[row, column] / rows[row]
         depth = math.sqrt(share)
@@ -274,7 +280,7 @@ def heat_map(matrix: np.ndarray, labels: Sequence[str]) -> str:
         x = margin + column * cell + (gap if column == count else 0)
         y = margin + row * cell
         predicted = "UNPARSED" if column == count else labels[column]
-        hint = text(f"{labels[row]} → {predicted}: {value} of {rows[row]}")
+        hint = text(f"{gold[row]} → {predicted}: {value} of {rows[row]}")
         parts.append(
             f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" '
             f'fill="rgba({hue},{0.12 + 0.88 * depth:.2f})"><title>{hint}</title></rect>'

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxclf import report
+from jaxclf.core import locks
 from jaxclf.core.errors import ArtifactError, InputError, JaxclfError
 from jaxclf.core.files import write_text
 from jaxclf.core.suggest import did_you_mean
@@ -272,6 +273,7 @@ def _facts(result: Result) -> dict[str, Any]:
     }
 
 
+@locks.holds_folder("output")
 def write(output: Path, comparison: Mapping[str, Any]) -> None:
     """comparison.json and comparison.html."""
     output.mkdir(parents=True, exist_ok=True)

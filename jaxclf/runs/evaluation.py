@@ -6,14 +6,14 @@ from typing import Any
 from jaxclf import report
 from jaxclf.checkpoint import tree_store
 from jaxclf.classifiers.opening import Opened
-from jaxclf.core import logs
+from jaxclf.core import locks, logs
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets
 from jaxclf.metrics import calibration
-from jaxclf.prompts.source import prompt_source
 from jaxclf.runs import facts
 
 
+@locks.holds_folder("output")
 def evaluate(
     opened: Opened, output: Path, split: str = "", *, keeps: bool = True
 ) -> dict[str, Any]:
@@ -30,8 +30,9 @@ def evaluate(
         raise InputError(f"{output} is the run itself, whose report would be lost; name another")
     config, classifier = opened.config, opened.classifier
     recipe, temperatures = classifier.recipe, classifier.temperatures
-    split = split or config.eval.split
     dataset = datasets.load(config.data, config.seed)
+    facts.say_data(config, dataset)
+    split = split or datasets.scored_split(dataset, config.eval.split)
     if dataset.tasks != recipe.tasks:
         raise InputError(
             f"data set {dataset.name} has other tasks or labels than the run was trained on"
@@ -46,7 +47,7 @@ def evaluate(
         predictions = classifier.predict(
             records,
             config.eval.batch_size,
-            prompt=prompt_source(config, dataset)[1] if recipe.prompt else None,
+            prompt=opened.prompt,
             progress=advance,
             tempered=False,
         )
@@ -54,12 +55,9 @@ def evaluate(
     result |= facts.scores(config, recipe, predictions, split, temperatures)
     predictions = calibration.tempered(predictions, temperatures)
     result.pop("attens", None)  # of the run's own evaluation
-    result["data"] = {
-        "name": dataset.name,
-        **result["data"],
-        "fingerprint": dataset.fingerprint,
-        "tasks": report.describe_tasks(dataset.tasks),
-    }
+    of_run = result["data"]
+    result["data"] = {**of_run, **facts.data_facts(dataset, (), split, predictions)}
+    result["data"] |= {name: of_run[name] for name in ("cut_texts", "cut_tokens") if name in of_run}
     checkpoint = tree_store.fingerprint(opened.source.manifest)
     facts.publish(output, result, predictions, recipe.tasks, checkpoint=checkpoint, keeps=keeps)
     return result

@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 from jaxclf import report
 from jaxclf.classifiers import transfer
 from jaxclf.core import logs
+from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.loader import Examples
+from jaxclf.data.notes import notes, unseen
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
 from jaxclf.decoding.recipe import Recipe
@@ -75,23 +77,75 @@ def publish(
     if processes.is_first():
         report.write(workdir, result, predictions, tasks, history, checkpoint)
     processes.wait("report")
-    for text in filter(None, (report.table(result), more)):
+    unit = "characters" if "api" in result else "tokens"
+    _say_cut(result["eval_split"], [each.cut for each in predictions], say, unit)
+    figures = (report.table(result), more) if predictions else ()
+    for text in filter(None, figures):
         say(text)
     if keeps:
         say(f"report: {workdir / 'report.html'}")
 
 
-def data_facts(dataset: Dataset, examples: Examples = ()) -> dict[str, Any]:
-    """What a report says of the data; `examples`: the training split as a model reads it."""
+def data_facts(
+    dataset: Dataset,
+    examples: Examples = (),
+    split: str = datasets.NO_SPLIT,
+    predictions: Sequence[Prediction] = (),
+) -> dict[str, Any]:
+    """What a report says of the data.
+
+    `examples`: the training split as a model reads it. `predictions`: those of `split`.
+    """
+    cut = {"train": [each.cut for each in examples], split: [each.cut for each in predictions]}
     return {
         "name": dataset.name,
         "fingerprint": dataset.fingerprint,
         "records": {name: len(found) for name, found in dataset.splits.items()},
         "skipped": dataset.skipped,
-        "cut_texts": sum(example.cut > 0 for example in examples),
-        "cut_tokens": sum(example.cut for example in examples),
+        "defects": list(dataset.defects),
+        "unseen_labels": unseen(dataset),
+        "cut_texts": sum(count > 0 for count in cut["train"]),
+        "cut_tokens": sum(cut["train"]),
+        "cut": {
+            name: {"texts": sum(count > 0 for count in counts), "tokens": sum(counts)}
+            for name, counts in cut.items()
+            if counts
+        },
+        "notes": notes(dataset),
         "tasks": report.describe_tasks(dataset.tasks),
     }
+
+
+def say_data(
+    config: ConfigDict,
+    dataset: Dataset,
+    examples: Examples = (),
+    say: Callable[[str], None] = logs.say,
+) -> None:
+    """Say what is odd about the data, and what of the training texts is cut."""
+    for line in notes(dataset):
+        say(f"data: {line}")
+    _say_cut("train", [each.cut for each in examples], say)
+    wanted, split = config.eval.split, datasets.scored_split(dataset, config.eval.split)
+    if split == datasets.NO_SPLIT:
+        say(
+            f"data: there is no split {wanted!r}, nor dev: nothing will be scored. Name a file, or "
+            "hold out a dev split with data.dev_fraction"
+        )
+    elif split != wanted:
+        say(f"data: there is no split {wanted!r}; {split} is scored in its place")
+
+
+def _say_cut(
+    split: str, cuts: Sequence[int], say: Callable[[str], None], unit: str = "tokens"
+) -> None:
+    """Say how many texts of a split were cut, by how much of each was."""
+    if count := sum(cut > 0 for cut in cuts):
+        limit = "train.max_length" if unit == "tokens" else "api.max_characters"
+        say(
+            f"data: {count:,} of {len(cuts):,} texts of {split} are too long and cut, by "
+            f"{sum(cuts):,} {unit} in all; a higher {limit} keeps them"
+        )
 
 
 def model_facts(

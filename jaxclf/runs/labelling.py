@@ -1,37 +1,43 @@
 """Labels for a file of texts, written so that a killed command loses nothing.
 
 Rows go to OUTPUT.partial in the input's order, a chunk at a time, under a first line that says
-which model and which texts they belong to; the finished file takes the place of OUTPUT in one step.
+which classifier and which texts they belong to, each line after its own checksum; the finished file
+takes the place of OUTPUT in one step.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxclf import report
-from jaxclf.checkpoint import tree_store
-from jaxclf.classifiers.generative import GenerativeClassifier
 from jaxclf.classifiers.opening import Opened
 from jaxclf.core import logs
-from jaxclf.core.errors import InputError
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.files import digest_of
 from jaxclf.data import records as data_records
+from jaxclf.data.predictions import Prediction
 from jaxclf.data.records import Defects, Schema
 from jaxclf.data.tasks import Record
+from jaxclf.prompts.builder import PromptSource
 
+_DIGITS = 16  # of a line's checksum
 _CHUNK_BATCHES = 8  # batches between two writes: what a kill can cost
 
 
 def read_texts(path: Path, schema: Schema, skip: bool = False) -> list[Record]:
-    """The records of a file without labels; raises InputError with the located defects."""
+    """The records of a file without labels; says how many are skipped, or raises InputError."""
     defects = Defects(skip=skip)
     found = data_records.read(path, schema, defects).get("", [])
-    defects.check()
+    defects.check("Correct them, or go on without these records: --on-defect skip.")
     if not found:
         raise InputError(f"{path} holds no text to label")
+    if skipped := sum(defects.counts.values()):
+        logs.say(
+            f"data: {skipped:,} of {skipped + len(found):,} records of {path} left out for a defect"
+            f", so that the output has {len(found):,} rows; the first: {defects.shown[0]}"
+        )
     return found
 
 
@@ -48,6 +54,10 @@ def label_file(
     Raises InputError where `output` exists (unless `overwrite`), or where the partial file is of
     another model, other texts or another way of decoding.
     """
+    if opened.classifier.recipe.prompt is not None and any(record.pair for record in records):
+        raise InputError(
+            "the texts come in pairs, which prompts have no place for; put both into one column"
+        )
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists; give another --output or --overwrite")
     partial = output.with_name(output.name + ".partial")
@@ -55,48 +65,66 @@ def label_file(
     done = _resume(partial, header)
     chunk = batch_size * _CHUNK_BATCHES
     with (
-        partial.open("a", encoding="utf-8") as file,
+        partial.open("a", encoding="utf-8", newline="\n") as file,
         logs.count("labelling", len(records), done) as advance,
     ):
         if not partial.stat().st_size:
-            print(json.dumps(header), file=file, flush=True)
+            file.write(_sealed(0, header))
         for start in range(done, len(records), chunk):
-            predictions = opened.classifier.predict(records[start : start + chunk], batch_size)
-            file.writelines(
-                json.dumps(report.prediction_row(prediction), ensure_ascii=False) + "\n"
-                for prediction in predictions
+            predictions = opened.classifier.predict(
+                records[start : start + chunk], batch_size, prompt=_from(opened.prompt, start)
             )
+            rows = (
+                json.dumps(report.prediction_row(each), ensure_ascii=False) for each in predictions
+            )
+            file.writelines(_sealed(number, row) for number, row in enumerate(rows, start + 1))
             file.flush()
             os.fsync(file.fileno())
             advance(len(predictions))
     _finish(partial, output)
 
 
-def _header(opened: Opened, records: Sequence[Record]) -> dict[str, Any]:
+def _row(prediction: Prediction) -> str:
+    return json.dumps(report.prediction_row(prediction), ensure_ascii=False)
+
+
+def _from(prompt: PromptSource | None, start: int) -> PromptSource | None:
+    """The prompts of the records from number `start` on, where each has one of its own."""
+    if not callable(prompt):
+        return prompt
+    return lambda index, record: prompt(start + index, record)
+
+
+def _header(opened: Opened, records: Sequence[Record]) -> str:
     texts = hashlib.sha256()
     for record in records:
         texts.update(json.dumps([record.id, record.text, record.pair]).encode())
-    header: dict[str, Any] = {
-        "model": tree_store.fingerprint(opened.source.manifest),
-        "temperatures": dict(opened.classifier.temperatures),
-        "texts": texts.hexdigest(),
-    }
-    if isinstance(opened.classifier, GenerativeClassifier):
-        header["decoding"] = dataclasses.asdict(opened.classifier.decoding)
-    return header
+    return json.dumps({"classifier": opened.fingerprint, "texts": texts.hexdigest()})
 
 
-def _resume(partial: Path, header: dict[str, Any]) -> int:
+def _sealed(number: int, text: str) -> str:
+    """A line of the partial file: the checksum of its number and text, then the text."""
+    return f"{digest_of(f'{number} {text}')[:_DIGITS]} {text}\n"
+
+
+def _resume(partial: Path, header: str) -> int:
     """How many whole rows the partial file has; what a kill left of a row is cut off."""
     if not partial.exists():
         return 0
     content = partial.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.splitlines()
-    if lines and json.loads(lines[0]) != header:
+    lines = whole.decode("utf-8", "surrogateescape").split("\n")[:-1]
+    for number, line in enumerate(lines):
+        text = line[_DIGITS + 1 :]
+        if line + "\n" != _sealed(number, text):
+            raise ArtifactError(
+                f"{partial}:{number + 1}: altered since it was written; remove the file to label "
+                "all texts again"
+            )
+    if lines and lines[0][_DIGITS + 1 :] != header:
         raise InputError(
-            f"{partial} was begun with another model or other texts, or labels decoded otherwise; "
-            "remove it or give another --output"
+            f"{partial} was begun with another classifier or other texts; remove it or give "
+            "another --output"
         )
     with partial.open("r+b") as file:
         file.truncate(len(whole))
@@ -104,13 +132,23 @@ def _resume(partial: Path, header: dict[str, Any]) -> int:
 
 
 def _finish(partial: Path, output: Path) -> None:
-    """Drop the first line and put the rows where they were asked for."""
+    """Drop first line and checksums, and put the rows where they were asked for."""
     complete = partial.with_name(partial.name + ".complete")
     with partial.open("rb") as rows, complete.open("wb") as file:
         rows.readline()
-        while block := rows.read(1 << 20):
-            file.write(block)
+        file.writelines(line[_DIGITS + 1 :] for line in rows)
         file.flush()
         os.fsync(file.fileno())
     os.replace(complete, output)
     partial.unlink()
+
+
+def say_cut(output: Path) -> None:
+    """Say how many texts of a finished output were longer than the model reads."""
+    with output.open(encoding="utf-8") as rows:
+        cuts = [json.loads(row)["cut"] for row in rows]
+    if count := sum(cut > 0 for cut in cuts):
+        logs.say(
+            f"data: {count:,} of {len(cuts):,} texts are too long and cut, by {sum(cuts):,} tokens "
+            "in all; `cut` of a row says by how many"
+        )

@@ -19,6 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf import report
+from jaxclf.config import validation
+from jaxclf.core import locks
 from jaxclf.core.errors import InputError
 from jaxclf.core.files import write_text
 from jaxclf.data import datasets
@@ -39,6 +41,7 @@ def read_sizes(words: str) -> list[str]:
     return sorted(found, key=lambda size: math.inf if size == ALL else int(size))
 
 
+@locks.holds_folder("workdir")
 def learn(
     config: ConfigDict, workdir: Path, sizes: Sequence[str], seeds: int, train: Train
 ) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def learn(
     """
     if config.data.train_examples:
         raise InputError("data.train_examples is what --sizes sets; leave it out")
+    validation.check("seed", config.seed + seeds - 1)
     total = _total(config, sizes)
     runs = []
     for size in sizes:

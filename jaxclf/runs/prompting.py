@@ -12,10 +12,10 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -25,21 +25,21 @@ from jaxclf.checkpoint.model_dir import FindModel
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.base import Classifier
 from jaxclf.classifiers.opening import make_classifier
-from jaxclf.core import logs
+from jaxclf.core import locks, logs, streams
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.metrics import metrics
 from jaxclf.prompts.builder import Prompt
 from jaxclf.prompts.source import prompt_source
 from jaxclf.remote.chat import Account, ChatClassifier
-from jaxclf.runs import facts
+from jaxclf.runs import claims, facts
 from jaxclf.runs.setup import prepare, recipe_of
-from jaxclf.runs.training import claim
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class PromptedModel:
 
     classifier: makes, for a config that names one style and the fixed prompt of it, what answers
     prompts of that style. model: the report's part of that name. account: what a server is asked,
-    where one answers. checkpoint: the fingerprint of the parameters, where they are ours.
+    where one answers. checkpoint: the fingerprint of the parameters, where they are ours. claim:
+    makes a folder that of the run of a config. tokenizer: of a model of ours.
     """
 
     dataset: Dataset
@@ -56,6 +57,8 @@ class PromptedModel:
     model: Mapping[str, Any] = field(default_factory=dict)
     account: Account | None = None
     checkpoint: str = ""
+    claim: Callable[[Path, ConfigDict], None] = lambda workdir, config: None
+    tokenizer: Tokenizer | None = None
 
 
 Open = Callable[[ConfigDict, Path], PromptedModel]
@@ -90,7 +93,8 @@ def decoder(find: FindModel) -> Open:
             base = find(config.model.checkpoint, config.model.quantize)
         setup = prepare(config, workdir, base)
         plan = transfer.plan(setup.model, base, config.model.heads, setup.recipe)
-        params = transfer.load(setup.model, base, plan, jax.random.key(config.seed))
+        start = streams.key(config.seed, streams.INITIALIZATION)
+        params = transfer.load(setup.model, base, plan, start)
 
         def classifier(styled: ConfigDict, prompt: Prompt) -> Classifier:
             recipe = recipe_of(styled, setup.dataset, prompt, setup.tokenizer)
@@ -103,6 +107,8 @@ def decoder(find: FindModel) -> Open:
             classifier,
             facts.model_facts(config, setup, plan, 0),
             checkpoint=tree_store.fingerprint(manifest),
+            claim=partial(claims.claim_for, setup=setup),
+            tokenizer=setup.tokenizer,
         )
 
     return opened
@@ -115,10 +121,16 @@ def served(config: ConfigDict, workdir: Path) -> PromptedModel:
     def classifier(styled: ConfigDict, prompt: Prompt) -> Classifier:
         return ChatClassifier(recipe_of(styled, dataset, prompt, None), account)
 
+    def claim(workdir: Path, unstyled: ConfigDict) -> None:
+        account.endpoint.key()
+        recipe = recipe_of(config, dataset, prompt_source(config, dataset)[0], None)
+        claims.claim(workdir, unstyled, dataset.fingerprints, recipe)
+
     model = {"name": config.api.model, "family": "server"}
-    return PromptedModel(dataset, classifier, model=model, account=account)
+    return PromptedModel(dataset, classifier, model=model, account=account, claim=claim)
 
 
+@locks.holds_folder("workdir")
 def run(
     config: ConfigDict, workdir: Path, open_model: Open, dry_run: bool = False
 ) -> dict[str, Any]:
@@ -134,20 +146,23 @@ def run(
             "(NAME.py:no_tuning), or python -m jaxclf.train"
         )
     with sharding.use(config.mesh):
-        claim(workdir, config)
+        claims.check(workdir, config)
         ways = variants(config)
         asked = open_model(_styled(config, ways[0].style), workdir)
-        split, tasks = config.eval.split, asked.dataset.tasks
+        tasks = asked.dataset.tasks
+        split = config.eval.split  # no other one: answers may cost money
         records = asked.dataset.splits.get(split, [])
         if not records:
             raise InputError(
                 f"data set {asked.dataset.name} has no split {split!r}; it has "
                 f"{', '.join(asked.dataset.splits)}"
             )
+        facts.say_data(config, asked.dataset)
         if asked.account is not None:
             _announce(config, asked, records)
         if dry_run:
             return {}
+        asked.claim(workdir, config)
         answered = [
             each
             for style, ways in itertools.groupby(ways, lambda way: way.style)
@@ -155,7 +170,8 @@ def run(
         ]
     first = answered[0]
     train = {"steps": 0} | ({} if asked.account else {"device": facts.device()})
-    result = facts.describe(config, facts.data_facts(asked.dataset), asked.model, train)
+    data = facts.data_facts(asked.dataset, split=split, predictions=first.predictions)
+    result = facts.describe(config, data, asked.model, train)
     result |= facts.scores(config, first.recipe, first.predictions, split)
     result |= first.facts
     others = [
@@ -175,7 +191,8 @@ def _announce(config: ConfigDict, asked: PromptedModel, records: Sequence[Record
     questions = {}
     for variant in variants(config):
         styled = _styled(config, variant.style)
-        fixed, prompt = prompt_source(styled, asked.dataset, variant.draw, variant.order)
+        drawn = variant.draw, variant.order
+        fixed, prompt = prompt_source(styled, asked.dataset, asked.tokenizer, *drawn)
         classifier = asked.classifier(styled, fixed)
         assert isinstance(classifier, ChatClassifier)
         questions |= classifier.questions(records, prompt)
@@ -208,7 +225,8 @@ def _ask(
     classifier = None
     for variant in ways:
         start = time.monotonic()
-        fixed, prompt = prompt_source(config, asked.dataset, variant.draw, variant.order)
+        drawn = variant.draw, variant.order
+        fixed, prompt = prompt_source(config, asked.dataset, asked.tokenizer, *drawn)
         classifier = classifier or asked.classifier(config, fixed)
         with logs.count(f"evaluation of {variant}", len(records)) as advance:
             predictions = classifier.predict(

@@ -8,7 +8,9 @@ from typing import TypeVar
 
 from ml_collections import ConfigDict
 
-from jaxclf.checkpoint.model_dir import ModelSource, read_model, write_model
+from jaxclf.checkpoint import tree_store
+from jaxclf.checkpoint.model_dir import ModelSource, read_model
+from jaxclf.core import logs
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets, prefixes
 from jaxclf.data.batching import ANSWER
@@ -20,9 +22,8 @@ from jaxclf.data.prefixes import NONE, SharedPrefixes
 from jaxclf.data.tasks import SlotFormat, Task, has_gold, head_labels
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
-from jaxclf.distributed import processes
 from jaxclf.models import registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
@@ -52,32 +53,37 @@ class Setup:
         default_factory=SharedPrefixes
     )  # prompt prefixes that these have in common
 
+    def fingerprints(self, base: ModelSource | None) -> dict[str, str]:
+        """Of what has to be the same in all processes of a run."""
+        return {
+            "data": self.dataset.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "checkpoint": tree_store.fingerprint(base.manifest) if base is not None else "",
+        }
+
 
 def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setup:
-    """Read the data, then the tokenizer, prompt and model that fit it; nothing is allocated."""
+    """Read the data, then the tokenizer, prompt and model that fit it.
+
+    Nothing is allocated, and nothing written (see `claims`).
+    """
     dataset = datasets.load(config.data, config.seed)
     if not dataset.splits.get("train"):
         raise InputError(f"data set {dataset.name} has no training records")
+    datasets.scored_split(dataset, config.eval.split)  # raises where there is none
     dimensions = _dimensions(config, base)
     if isinstance(dimensions, EncoderConfig):
-        setup = _encoder(config, workdir, base, dataset, dimensions)
-    else:
-        setup = _decoder(config, workdir, base, dataset, dimensions)
-    if not processes.is_first():
-        return setup
-    setup.recipe.save(workdir / "task.json")
-    model = setup.model.config
-    write_model(workdir / "model.json", model, config.model.param_dtype, config.model.quantize)
-    return setup
+        return _encoder(config, workdir, base, dataset, dimensions)
+    return _decoder(config, workdir, base, dataset, dimensions)
 
 
 def _dimensions(config: ConfigDict, base: ModelSource | None) -> ModelConfig:
-    """The checkpoint's dimensions, checked against the named model, or the zoo's."""
+    """The checkpoint's dimensions; of a model that starts at random, those that its name has."""
     if base is None:
         return registry.find(config.model.name)
     dimensions, _ = read_model(base.model_json)
     if config.model.name:
-        _check_same(dimensions, registry.find(config.model.name), config)
+        _say_other(dimensions, config)
     return dimensions
 
 
@@ -86,19 +92,20 @@ def _decoder(
     workdir: Path,
     base: ModelSource | None,
     dataset: Dataset,
-    dimensions: LlamaConfig | T5Config,
+    dimensions: DecoderConfig | T5Config,
 ) -> Setup:
     """Classification as generation."""
     _refuse_for_decoders(config, dataset)
     train_records = dataset.splits["train"]
-    prompt, source = prompt_source(config, dataset)
+    tokenizer = _named_tokenizer(config, workdir, base)
+    prompt, source = prompt_source(config, dataset, tokenizer)
     answers = (
         prompt.lead + builder.answer(record, dataset.tasks, config.prompt.slots, prompt.lettered)
         for record in train_records
         if has_gold(record, dataset.tasks)
     )
     pieces = (piece.text for piece in (*prompt.before, *prompt.after))
-    tokenizer = _tokenizer(config, workdir, base, dataset, [*pieces], answers)
+    tokenizer = tokenizer or _trained_tokenizer(config, dataset, [*pieces], answers)
     recipe = recipe_of(config, dataset, prompt, tokenizer)
     if config.tune == "none":  # train records are examples in prompts at most
         train_records = []
@@ -177,7 +184,8 @@ def _encoder(
             f"tune is 'none', but {config.model.name} is an encoder, whose heads know nothing "
             "without training. Choose a decoder"
         )
-    tokenizer = _tokenizer(config, workdir, base, dataset, [], [])
+    tokenizer = _named_tokenizer(config, workdir, base)
+    tokenizer = tokenizer or _trained_tokenizer(config, dataset, [], [])
     examples = encode(
         dataset.splits["train"],
         dataset.tasks,
@@ -237,34 +245,25 @@ def _refuse_for_decoders(config: ConfigDict, dataset: Dataset) -> None:
         )
 
 
-def _tokenizer(
-    config: ConfigDict,
-    workdir: Path,
-    base: ModelSource | None,
-    dataset: Dataset,
-    pieces: Sequence[str],
-    answers: Iterable[str],
-) -> Tokenizer:
-    """The run's own if it resumes, else the named one, the checkpoint's, or one trained now.
-
-    A tokenizer trained now learns from `pieces` of the prompt, the texts and the `answers`.
-    """
+def _named_tokenizer(
+    config: ConfigDict, workdir: Path, base: ModelSource | None
+) -> Tokenizer | None:
+    """The run's own if it resumes, else the named one or the checkpoint's; None: there is none."""
     own = workdir / "tokenizer"
     if own.is_dir():
         return Tokenizer.load(own)
     if config.tokenizer.path:
-        tokenizer = Tokenizer.load(config.tokenizer.path)
-    elif base is not None:
-        tokenizer = Tokenizer.load(base.tokenizer_dir)
-    else:
-        train_records = dataset.splits["train"]
-        texts = [text for record in train_records for text in (record.text, record.pair) if text]
-        texts = [*pieces, *texts, *answers]
-        tokenizer = Tokenizer.train(texts, config.tokenizer.vocab_size)
-    partial = workdir / "tokenizer.partial"
-    tokenizer.save(partial)
-    partial.rename(own)
-    return tokenizer
+        return Tokenizer.load(config.tokenizer.path)
+    return None if base is None else Tokenizer.load(base.tokenizer_dir)
+
+
+def _trained_tokenizer(
+    config: ConfigDict, dataset: Dataset, pieces: Sequence[str], answers: Iterable[str]
+) -> Tokenizer:
+    """One that learns from `pieces` of the prompt, the training texts and the `answers`."""
+    train_records = dataset.splits["train"]
+    texts = [text for record in train_records for text in (record.text, record.pair) if text]
+    return Tokenizer.train([*pieces, *texts, *answers], config.tokenizer.vocab_size)
 
 
 Dimensions = TypeVar("Dimensions", bound=ModelConfig)
@@ -292,24 +291,22 @@ def with_vocabulary(
     return dimensions
 
 
-def _check_same(found: ModelConfig, named: ModelConfig, config: ConfigDict) -> None:
-    """Raise InputError where a checkpoint is not the model that the config names."""
-    if registry.family_of(found) != registry.family_of(named):
-        raise InputError(
-            f"model.checkpoint {config.model.checkpoint} is of family {registry.family_of(found)}, "
-            f"model.name {config.model.name} of {registry.family_of(named)}. Name the model it is, "
-            "or set model.name to ''"
-        )
-    differences = [
-        f"{field.name} is {getattr(found, field.name)}, not {getattr(named, field.name)}"
-        for field in dataclasses.fields(named)
-        if getattr(found, field.name) != getattr(named, field.name)
-        and field.name not in _NOT_DIMENSIONS
-    ]
+def _say_other(found: ModelConfig, config: ConfigDict) -> None:
+    """Say where a checkpoint is not the model that the config names: its own dimensions count."""
+    named, name = registry.find(config.model.name), config.model.name
+    families = registry.family_of(found), registry.family_of(named)
+    differences = [f"a model of kind {families[0]}, not {families[1]}"]
+    if families[0] == families[1]:
+        differences = [
+            f"{field.name} {getattr(found, field.name)}, not {getattr(named, field.name)}"
+            for field in dataclasses.fields(named)
+            if getattr(found, field.name) != getattr(named, field.name)
+            and field.name not in _NOT_DIMENSIONS
+        ]
     if differences:
-        raise InputError(
-            f"model.checkpoint {config.model.checkpoint} is not {config.model.name}: "
-            f"{'; '.join(differences)}. Name the model it is, or set model.name to ''"
+        logs.say(
+            f"model.checkpoint is used as it is, which model.name {name} does not describe: "
+            f"{'; '.join(differences)}"
         )
 
 

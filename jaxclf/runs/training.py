@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -12,22 +12,23 @@ from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.adapters import tuning
-from jaxclf.adapters.tuning import Adapted
-from jaxclf.checkpoint import tree_store
+from jaxclf.adapters.tuning import Adapted, Whole
+from jaxclf.checkpoint import model_files, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.checkpoint.model_dir import (
     AdapterInfo,
     ModelSource,
+    adapters_text,
     check_base,
     read_adapters,
     resolve,
-    write_adapters,
     write_base,
 )
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import make_classifier
-from jaxclf.config import identity, loading
-from jaxclf.core.errors import InputError, NonFiniteError, Preempted
+from jaxclf.config.rules import LARGEST
+from jaxclf.core import streams
+from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted
 from jaxclf.core.logs import Logger, read_metrics
 from jaxclf.core.suggest import did_you_mean
 from jaxclf.core.types import Params
@@ -35,12 +36,11 @@ from jaxclf.data import batching, datasets, loader
 from jaxclf.data.loader import Examples
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.prefixes import NONE, SharedPrefixes
-from jaxclf.data.shape_budget import Budget
 from jaxclf.data.tasks import Record, Task
-from jaxclf.distributed import processes, sharding
+from jaxclf.distributed import peers, processes, sharding
 from jaxclf.distributed.preemption import Interrupts
 from jaxclf.metrics import calibration, metrics
-from jaxclf.runs import facts
+from jaxclf.runs import claims, facts
 from jaxclf.runs.setup import Setup, prepare
 from jaxclf.training import optim
 from jaxclf.training.train_step import Metrics, TrainState, init_state, make_train_step
@@ -55,13 +55,17 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
     stays good in each case.
     """
     tuning.check_trains(config)
-    with Interrupts() as interrupts, sharding.use(config.mesh):
+    with Interrupts() as interrupts, sharding.use(config.mesh), processes.owned(workdir):
         with processes.first_then_others("prepare"):
-            claim(workdir, config)
+            claims.check(workdir, config)
             _check_rows(config)
             setup = prepare(config, workdir, base)
-        config = with_steps(config, setup.examples, setup.shared)
-        best = _best_metric(config, setup.dataset.tasks)
+            best = _best_metric(config, setup.dataset.tasks)
+            counted = with_steps(config, setup.examples, setup.shared)
+            _tuning(config, setup)  # names modules and layers that must be there
+            claims.claim_for(workdir, config, setup)
+        peers.agree("data", setup.fingerprints(base))
+        config = counted
         with Checkpoints(workdir, config.train.keep, *best) as checkpoints:
             run = _Run(config, workdir, setup, checkpoints, interrupts)
             run.start(base)
@@ -76,6 +80,13 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
                 return run.finish(log)
 
 
+def _tuning(config: ConfigDict, setup: Setup) -> Whole | Adapted:
+    """What is trained of the model; raises InputError where the config names what it has not."""
+    used = config.train.vocabulary == "used"
+    tokens = loader.used_tokens(setup.examples) if used else None
+    return tuning.choose(config, setup.model.abstract, tokens)
+
+
 def _check_rows(config: ConfigDict) -> None:
     """Raise InputError where the rows of a step cannot be divided over the mesh."""
     train, parts = config.train, sharding.rows()
@@ -86,24 +97,6 @@ def _check_rows(config: ConfigDict) -> None:
             f"train.gradient_accumulation_steps, {train.gradient_accumulation_steps:,}. Raise it, "
             "or lower mesh.fsdp and raise mesh.tensor"
         )
-
-
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Make `workdir` this run's, or check that it already is."""
-    path = workdir / "config.json"
-    if path.is_file():
-        changed = [
-            f"{name}: {before!r} there, {now!r} now"
-            for name, (before, now) in identity.changes_of_steps(loading.read(path), config).items()
-        ]
-        if changed:
-            raise InputError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}). Choose another "
-                "--workdir, or the same config to resume it"
-            )
-    workdir.mkdir(parents=True, exist_ok=True)
-    if processes.is_first():
-        loading.write(config, path)
 
 
 def with_steps(config: ConfigDict, examples: Examples, shared: SharedPrefixes = NONE) -> ConfigDict:
@@ -120,9 +113,15 @@ def with_steps(config: ConfigDict, examples: Examples, shared: SharedPrefixes = 
         rows = (batching.row(example, shared) for example in examples)
         tokens = sum(len(row["tokens"]) for row in rows)
         share = tokens / ((train.row_length or train.max_length) * train.batch_size)
+    steps = math.ceil(train.epochs * share)
+    if steps > LARGEST:
+        raise InputError(
+            f"train.epochs is {train.epochs:g}, which makes {steps:,} steps; a run has "
+            f"{LARGEST:,} at most. Lower it"
+        )
     counted = config.copy_and_resolve_references()
     with counted.unlocked():
-        counted.train.steps = math.ceil(train.epochs * share)
+        counted.train.steps = steps
     return counted
 
 
@@ -140,9 +139,7 @@ class _Run:
         self.config, self.workdir, self.setup = config, workdir, setup
         self.checkpoints, self.interrupts = checkpoints, interrupts
         self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe, config)
-        used = config.train.vocabulary == "used"
-        tokens = loader.used_tokens(setup.examples) if used else None
-        self.tuning = tuning.choose(config, setup.model.abstract, tokens)
+        self.tuning = _tuning(config, setup)
         self.optimizer = optim.optimizer(config.train, config.lora.loraplus_lr_ratio)
         self.step_function = make_train_step(
             setup.model,
@@ -163,17 +160,20 @@ class _Run:
             like_lengths=config.train.group_by_length,
             shared=setup.shared,
             groups=config.train.gradient_accumulation_steps,
+            max_shapes=config.train.max_shapes,
         )
-        self.budget = Budget(config.train.max_shapes)
         # Of steps, since this process started.
         self.seconds = self.examples = self.tokens = self.saved_tokens = 0.0
         self.loss: float | None = None  # the last one read
+        self.decoding: dict[str, Any] = {}  # how the labels of the last predictions came out
 
     # -- parameters and state
 
     def start(self, base: ModelSource | None) -> None:
         """Parameters and optimizer from the run's last checkpoint, the base, or a random start."""
-        model, key = self.setup.model, jax.random.key(self.config.seed)
+        seed = self.config.seed
+        model, key = self.setup.model, streams.key(seed, streams.INITIALIZATION)
+        of_adapters, of_dropout = streams.key(seed, "adapters"), streams.key(seed, "dropout")
         tuned, latest = self.tuning, self.checkpoints.latest_step()
         if isinstance(tuned, Adapted):
             base = self.frozen_base(base, key)
@@ -183,14 +183,18 @@ class _Run:
             params = transfer.load(model, base, self.plan, key)
         if latest is None:
             assert params is not None
-            trained, self.frozen = sharding.put(tuned.start(params, key))
-            self.state = sharding.born(lambda t, k: init_state(t, self.optimizer, k), trained, key)
+            trained, self.frozen = sharding.put(tuned.start(params, of_adapters))
+            self.state = sharding.born(
+                lambda t, k: init_state(t, self.optimizer, k), trained, of_dropout
+            )
             self.step = 0
             self.compile()
             return
         stored = sharding.abstract(tuned.abstract(model.abstract))
         abstract = jax.eval_shape(
-            lambda stored, params: init_state(tuned.resume(stored, params)[0], self.optimizer, key),
+            lambda stored, params: init_state(
+                tuned.resume(stored, params)[0], self.optimizer, of_dropout
+            ),
             stored,
             params,
         )
@@ -198,7 +202,10 @@ class _Run:
         restored = self.checkpoints.restore(latest, stored, state)
         trained, self.frozen = sharding.put(tuned.resume(restored.params, params))
         self.state: TrainState = restored.state._replace(trained=trained)
-        self.batches.set_state(restored.iterator_state)
+        try:
+            self.batches.set_state(restored.iterator_state)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.workdir}, step {latest:,}: {error}") from error
         self.step = latest
         self.compile()
 
@@ -225,7 +232,7 @@ class _Run:
             fingerprint = tree_store.fingerprint(base.manifest)
             info = AdapterInfo(self.tuning.spec, self.config.model.checkpoint, fingerprint)
             if processes.is_first():
-                write_adapters(path, info)
+                model_files.replace(self.workdir, {path.name: adapters_text(info)})
         return base
 
     def write_base(self, directory: Path, key) -> None:
@@ -241,14 +248,15 @@ class _Run:
         """The parameters that label: the whole tree as it is now, adapters bound to it."""
         return self.tuning.join(self.state.trained, self.frozen)
 
-    def save(self, scores: dict[str, float]) -> None:
-        """Save the state after the current step."""
+    def save(self, scores: dict[str, float], scheduled: bool) -> None:
+        """Save the state after the current step; `scheduled`: see `Checkpoints.save`."""
         self.checkpoints.save(
             self.step,
             self.tuning.stored(self.state.trained, self.frozen),
             self.state._replace(trained=None),
             self.batches.get_state(),
             scores,
+            scheduled,
         )
 
     # -- the loop
@@ -259,11 +267,14 @@ class _Run:
         if self.step:
             logger.say(f"resumed at step {self.step:,}")
         self.say_what_was_loaded(logger)
+        facts.say_data(self.config, self.setup.dataset, self.setup.examples, logger.say)
         self.warn_of_long_texts(logger)
+        if self.step:
+            self.make_up(logger)
         late: Metrics | None = None  # the previous step's, read while the device computes this one
         mark = time.perf_counter()
         while self.step < train.steps:
-            batch = self.budget.fit(next(self.batches))
+            batch = next(self.batches)
             with jax.transfer_guard("disallow"):  # but for what is handed over by name
                 device_batch = sharding.put_batch(
                     _micro_batches(batch, train.gradient_accumulation_steps), axis=1
@@ -276,21 +287,44 @@ class _Run:
             self.count(batch, logger)
 
             self.interrupts.reached(self.step)
-            evaluates = _due(self.step, train.eval_steps, train.steps) and self.dev_records()
-            if evaluates or _due(self.step, train.save_steps, train.steps) or self.stopping():
+            evaluates = self.evaluates()
+            scheduled = evaluates or _due(self.step, train.save_steps, train.steps)
+            if scheduled or self.stopping():
                 self.read(step_metrics, self.step, logger)  # nothing that went wrong is saved
                 late = None
                 self.seconds += time.perf_counter() - mark
                 scores = self.evaluate_dev(logger) if evaluates and not self.stopping() else {}
-                self.save(scores)
+                if scores:
+                    self.log_dev(scores, logger)
+                self.save(scores, scheduled)
                 if self.stopping():
-                    self.checkpoints.wait()
-                    raise Preempted(
-                        f"stopped by SIGTERM; saved step {self.step:,} of {train.steps:,}. The "
-                        "same command resumes"
-                    )
+                    self.stop()
                 mark = time.perf_counter()
         self.checkpoints.wait()
+
+    def make_up(self, logger: Logger) -> None:
+        """Do what the run that saved this step was stopped before: its evaluation, or the rest."""
+        self.checkpoints.prune()
+        if not self.evaluates():
+            return
+        scores = self.checkpoints.metrics(self.step)
+        if not scores:
+            logger.say(f"step {self.step:,} was saved without its evaluation on dev, made up now")
+            scores = self.evaluate_dev(logger)
+            if not scores:
+                self.stop()
+            self.checkpoints.evaluated(self.step, scores)
+        rows = read_metrics(self.workdir)
+        if not any(row["step"] == self.step and "dev/score" in row for row in rows):
+            self.log_dev(scores, logger)
+
+    def stop(self) -> NoReturn:
+        """End the run, whose current step is saved."""
+        self.checkpoints.wait()
+        raise Preempted(
+            f"stopped by SIGTERM; saved step {self.step:,} of {self.config.train.steps:,}. The "
+            "same command resumes"
+        )
 
     def say_what_was_loaded(self, logger: Logger) -> None:
         """Name what the checkpoint does not have, and what it has in vain."""
@@ -298,6 +332,8 @@ class _Run:
             logger.say(f"started at random: {', '.join(self.plan.new)}")
         if self.plan.unused:
             logger.say(f"unused in the checkpoint: {', '.join(self.plan.unused)}")
+        for note in self.plan.notes:
+            logger.say(note)
 
     def warn_of_long_texts(self, logger: Logger) -> None:
         """Say how many examples go beyond the positions that the model was made for."""
@@ -354,13 +390,18 @@ class _Run:
 
     # -- evaluation
 
+    def evaluates(self) -> bool:
+        """Whether the current step is to be scored on dev."""
+        train = self.config.train
+        return _due(self.step, train.eval_steps, train.steps) and bool(self.dev_records())
+
     def dev_records(self) -> list[Record]:
         records = self.setup.dataset.splits.get("dev", [])
         limit = self.config.eval.limit
         return datasets.spread(records, limit) if limit else records
 
     def evaluate_dev(self, logger: Logger) -> dict[str, float]:
-        """Flat metrics on the dev split, logged; empty when asked to stop meanwhile."""
+        """Flat metrics on the dev split; empty when asked to stop meanwhile."""
         records = self.dev_records()
         try:
             predictions = self.predict(self.params(), records, "dev", logger)
@@ -377,8 +418,10 @@ class _Run:
                 ]
             )
         )
-        logger.metrics(self.step, {f"dev/{name}": value for name, value in values.items()})
         return values
+
+    def log_dev(self, values: Mapping[str, float], logger: Logger) -> None:
+        logger.metrics(self.step, {f"dev/{name}": value for name, value in values.items()})
 
     def predict(self, params: Params, records: Sequence[Record], split: str, logger: Logger):
         """Predictions with progress; raises _Stopped when the run is asked to stop."""
@@ -392,19 +435,22 @@ class _Run:
                 if self.stopping():
                     raise _Stopped
 
-            self.classifier = self.classifier.with_params(params)
-            return self.classifier.predict(
+            # Not kept: they may be copies, which training has no room for.
+            classifier = self.classifier.with_params(params)
+            predictions = classifier.predict(
                 records,
                 self.config.eval.batch_size,
                 prompt=self.setup.prompt,
                 progress=progress,
             )
+            self.decoding = classifier.facts()
+            return predictions
 
     # -- the end
 
     def finish(self, logger: Logger) -> dict[str, Any]:
         """Score the evaluation split with the best checkpoint and write the report."""
-        split = self.config.eval.split
+        split = datasets.scored_split(self.setup.dataset, self.config.eval.split)
         records = self.setup.dataset.splits.get(split, [])
         best = self.checkpoints.best_step()
         params = self.params()
@@ -414,6 +460,7 @@ class _Run:
             params = self.tuning.join(*self.tuning.resume(stored, self.tuning.base(self.frozen)))
         try:
             predictions = self.predict(params, records, split, logger)
+            decoding = report.decoding(self.decoding)
             temperatures = self.temperatures(params, split, predictions, logger)
         except _Stopped:
             raise Preempted(
@@ -423,10 +470,11 @@ class _Run:
         step = best if best is not None else self.step
         checkpoint = tree_store.fingerprint(self.manifest(best))
         tasks = self.setup.dataset.tasks
-        result = self.describe(step) | report.decoding(self.classifier.facts())
+        result = self.describe(step, split, predictions) | decoding
         result |= facts.scores(self.config, self.setup.recipe, predictions, split, temperatures)
         if processes.is_first() and temperatures:
-            calibration.save(self.workdir / calibration.FILE, temperatures, step)
+            text = calibration.to_text(temperatures, step, self.classifier.scoring or {})
+            model_files.replace(self.workdir, {calibration.FILE: text})
         facts.publish(
             self.workdir,
             result,
@@ -456,13 +504,13 @@ class _Run:
             predictions = self.predict(params, records, "dev", logger)
         return calibration.fit(predictions, tasks)
 
-    def describe(self, best: int) -> dict[str, Any]:
+    def describe(self, best: int, split: str, predictions: Sequence[Prediction]) -> dict[str, Any]:
         """The report's parts other than the evaluation."""
         setup, config = self.setup, self.config
         trained = self.tuning.count(setup.model.abstract)
         return facts.describe(
             config,
-            facts.data_facts(setup.dataset, setup.examples),
+            facts.data_facts(setup.dataset, setup.examples, split, predictions),
             facts.model_facts(config, setup, self.plan, trained),
             {
                 "steps": self.step,
@@ -473,7 +521,7 @@ class _Run:
                 "examples_seen_by_this_process": self.examples,
                 "tokens_computed_by_this_process": self.tokens,
                 "tokens_saved_by_shared_prefixes": self.saved_tokens,
-                "compiled_shapes": len(self.budget.shapes),
+                "compiled_shapes": len(self.batches.budget.shapes),
                 "device": facts.device(),
             },
         )

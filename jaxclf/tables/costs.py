@@ -1,7 +1,8 @@
 """What the runs of a table would take, by arithmetic alone: nothing is compiled, read or loaded.
 
 Memory is the planner's estimate of a step of the longest rows on one device; hours are those of
-one H100 at half its published peak, as if it had that memory, with texts of typical length.
+one H100 at the speed of published steps (`planning.step_time`), as if it had that memory, with
+texts of typical length.
 """
 
 import dataclasses
@@ -17,14 +18,14 @@ from jaxclf.data import datasets, published
 from jaxclf.distributed import sharding
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.planning import estimate as planning
-from jaxclf.planning import hardware, meshes
+from jaxclf.planning import hardware, step_time
 from jaxclf.planning.hardware import GIB, Topology
 from jaxclf.tables.definitions import Table
 from jaxclf.tables.runs import TableRun
 
 _H100 = hardware.topology("h100:1")
 _ALONE: planning.Sizes = dict.fromkeys(sharding.AXES, 1)
-_EFFICIENCY = 0.5  # of the peak, as `meshes.step_seconds` takes it
+_EFFICIENCY = step_time.shares(_H100.kind).products  # of the peak
 # Tokens of the mean prompt: of what all have in common, by shots, of the text and of the answer.
 # Counted with Llama 3's tokenizer over 300 training records at even distances.
 _PROMPTS = {"20ng": ({0: 247, 5: 2651}, 531, 18), "massive": ({0: 654, 5: 937}, 21, 35)}
@@ -170,7 +171,9 @@ class RunCost:
 
     def _step(self, length: int) -> float:
         self.job.length = length
-        return meshes.step_seconds(self.job, _ALONE, self.config.train.gradient_accumulation_steps)
+        return step_time.step_seconds(
+            self.job, _ALONE, self.config.train.gradient_accumulation_steps
+        )
 
     def _forward(self, tokens: int) -> float:
         """Of one text among many."""
@@ -208,6 +211,7 @@ def listed(found: Sequence[Line]) -> str:
     lines_ = [line.rstrip() for line in capture.get().splitlines()]
     note = (
         "Estimates by the planner's formulas: memory of one device for a step of the longest rows; "
-        "hours of one H100 at half its peak, had it that memory, for texts of typical length."
+        "hours of one H100 at the speed of published steps, had it that memory, for texts of "
+        "typical length."
     )
     return "\n".join([*lines_, "", note])

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.config import loading
+from jaxclf.core import errors, workers
 from jaxclf.core.errors import JaxclfError, Preempted
 from jaxclf.data import datasets
 from jaxclf.tables.definitions import Run
@@ -253,10 +254,12 @@ class _Worker:
 
 def _serve(pipe: Any, execute: Execute, keep: bool) -> None:
     """The life of a worker's process, which keeps the records it read for its other runs."""
+    workers.end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the first process tells us
+    errors.stop_at_sigterm()
     if keep:
         datasets.keep_records()
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, Preempted):
         while True:
             job: TableRun = pipe.recv()
             job.folder.mkdir(parents=True, exist_ok=True)

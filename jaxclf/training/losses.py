@@ -13,7 +13,7 @@ from jaxclf.core.types import AnyArray, Array, Float, Key, Shaped
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.data.tasks import TaskKind
 from jaxclf.models import layers
-from jaxclf.models.decoder import Llama
+from jaxclf.models.decoder import Decoder
 from jaxclf.models.encoder import Encoder
 from jaxclf.models.t5 import T5
 
@@ -79,7 +79,7 @@ class Objective:
 
 
 def label_logits(
-    module: Llama | T5, batch: Batch, key: Key[Array, ""] | None = None
+    module: Decoder | T5, batch: Batch, key: Key[Array, ""] | None = None
 ) -> Float[Array, "B J V"]:
     """Logits where a label token is predicted, and nowhere else."""
     places, labels, mask = batch.targets[ANSWER]

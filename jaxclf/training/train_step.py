@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxclf.core.tree import flatten
 from jaxclf.core.types import Array, Float, Int, Key, Params, Tree, path_name
 from jaxclf.data.batching import Batch
 from jaxclf.distributed import sharding
+from jaxclf.models.kernels import MasterKernel
 from jaxclf.models.registry import Model
+from jaxclf.training.layerwise import Layerwise
 from jaxclf.training.losses import Objective, Sums
-
-_ADAPTER_DROPOUT = 0x10A  # keys of a stream apart from the model's own dropout
 
 
 @runtime_checkable
@@ -23,6 +24,9 @@ class Tuning(Protocol):
     def join(self, trained: Tree, frozen: Tree, key: Key[Array, ""] | None = None) -> Params:
         """The parameters to bind; a key turns the adapters' dropout on."""
         ...
+
+
+Optimizer = optax.GradientTransformation | Layerwise
 
 
 class TrainState(NamedTuple):
@@ -48,10 +52,12 @@ class Metrics(NamedTuple):
     skipped: Int[Array, ""]
 
 
-def init_state(
-    trained: Tree, optimizer: optax.GradientTransformation, key: Key[Array, ""]
-) -> TrainState:
-    """The state before the first step; moments are float32."""
+# Beside the numbers of micro-batches, which have keys of their own.
+_ROUNDING, _ADDING = 2**31 - 1, 2**31 - 2
+
+
+def init_state(trained: Tree, optimizer: Optimizer, key: Key[Array, ""]) -> TrainState:
+    """The state before the first step; moments are float32. `key`: of dropout alone."""
     moments = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
     # Two arrays: a buffer that is donated must not stand in the state twice.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
@@ -61,7 +67,7 @@ def init_state(
 def make_train_step(
     model: Model,
     tuning: Tuning,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     schedule: optax.Schedule,
     objective: Objective,
     *,
@@ -76,59 +82,78 @@ def make_train_step(
     and optimizer as they were, otherwise they are lost. `prng`: JAX's generator of dropout masks.
     """
 
-    def loss(trained: Tree, frozen: Tree, batch: Batch, totals, key):
-        params = tuning.join(trained, frozen, jax.random.fold_in(key, _ADAPTER_DROPOUT))
-        sums = objective.sums(model.bind(params), batch, totals, key)
+    def loss(changes: Tree, trained: Tree, frozen: Tree, masters: set[str], batch, totals, key):
+        of_model, of_adapters = jax.random.split(key)
+        params = _with_masters(tuning, changes, trained, frozen, masters, of_adapters)
+        sums = objective.sums(model.bind(params), batch, totals, of_model)
         return sums.loss, sums
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def as_multiplied(path, leaf):
-        """A kernel in the dtype of matmuls, which is that of its gradient too.
-
-        Cast within the layers, the compiler would keep whole stacks of both in both dtypes.
-        """
-        is_kernel = path_name(path).endswith("/kernel")
-        return leaf.astype(model.dtype) if is_kernel else leaf
+    def sum_dtype(leaf) -> Any:
+        return optimizer.sum_dtype(leaf) if isinstance(optimizer, Layerwise) else jnp.float32
 
     def train_step(state: TrainState, frozen: Tree, batch: Batch):
         totals = objective.totals(batch)
         key = _of_generator(jax.random.fold_in(state.key, state.step), prng)
-        multiplied = jax.tree_util.tree_map_with_path(as_multiplied, state.trained)
+        masters = _masters(tuning, state.trained, frozen, model.dtype)
+        changes = _changes(state.trained, masters, model.dtype)
+
+        def of_micro_batch(micro, index):
+            (_, sums), gradient = value_and_grad(
+                changes,
+                state.trained,
+                frozen,
+                masters,
+                micro,
+                totals,
+                jax.random.fold_in(key, index),
+            )
+            return sums, sharding.like_params(gradient)
 
         def add_micro_batch(total, item):
-            micro, index = item
-            (_, sums), gradient = value_and_grad(
-                multiplied, frozen, micro, totals, jax.random.fold_in(key, index)
-            )
-            sums, gradient = jax.tree.map(jnp.add, total, (sums, gradient))
-            return (sums, sharding.like_params(gradient)), None
+            found = of_micro_batch(*item)
+            if not isinstance(optimizer, Layerwise):
+                return jax.tree.map(jnp.add, total, found), None
+            of_sum = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _ADDING)
+            gradient = optimizer.add(total[1], found[1], jax.random.fold_in(of_sum, item[1]))
+            return (jax.tree.map(jnp.add, total[0], found[0]), gradient), None
 
-        # Sums in float32: bfloat16 gradients would lose the later micro-batches.
-        zeros = (
-            Sums(*jnp.zeros(3)),
-            jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), state.trained),
-        )
         count = len(batch.tokens)
         if count == 1:  # nothing to add up: no zeros, no copies
-            only = jax.tree.map(lambda array: array[0], batch)
-            (sums, gradient), _ = add_micro_batch(zeros, (only, 0))
+            sums, gradient = of_micro_batch(jax.tree.map(lambda array: array[0], batch), 0)
         else:
+            # Sums in float32: bfloat16 ones would lose the later micro-batches, if not by chance.
+            zeros = (
+                Sums(*jnp.zeros(3)),
+                jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, sum_dtype(leaf)), state.trained),
+            )
             (sums, gradient), _ = jax.lax.scan(add_micro_batch, zeros, (batch, jnp.arange(count)))
 
-        norm = optax.tree.norm(gradient)
+        in_float32 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), gradient)
+        norm = optax.tree.norm(in_float32)
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm)
 
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trained)
-        trained = jax.tree.map(
-            lambda leaf, update: (leaf + update).astype(leaf.dtype), state.trained, updates
-        )
-        if may_skip:  # it keeps old beside new, which a run that stops there can do without
-            trained, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old),
-                (trained, opt_state),
-                (state.trained, state.opt_state),
+        if isinstance(optimizer, Layerwise):
+            trained, opt_state = optimizer.apply(
+                gradient,
+                norm,
+                state.opt_state,
+                state.trained,
+                jax.random.fold_in(jax.random.fold_in(state.key, state.step), _ROUNDING),
+                ~finite if may_skip else None,
             )
+        else:
+            updates, opt_state = optimizer.update(in_float32, state.opt_state, state.trained)
+            trained = jax.tree.map(
+                lambda leaf, update: (leaf + update).astype(leaf.dtype), state.trained, updates
+            )
+            if may_skip:  # it keeps old beside new, which a run that stops there can do without
+                trained, opt_state = jax.tree.map(
+                    lambda new, old: jnp.where(finite, new, old),
+                    (trained, opt_state),
+                    (state.trained, state.opt_state),
+                )
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics = Metrics(
             sums.loss, sums.correct / sums.count, norm, jnp.asarray(schedule(state.step)), skipped
@@ -136,6 +161,50 @@ def make_train_step(
         return TrainState(state.step + 1, trained, opt_state, state.key, skipped), metrics
 
     return train_step
+
+
+def _masters(tuning: Tuning, trained: Tree, frozen: Tree, dtype: Any) -> set[str]:
+    """Paths of trained kernels in another dtype than matmuls that the model has as they are."""
+    joined = flatten(jax.eval_shape(tuning.join, trained, frozen))
+    return {
+        path
+        for path, leaf in flatten(trained).items()
+        if path.endswith("/kernel") and leaf.dtype != dtype
+        if path in joined and joined[path].shape == leaf.shape
+    }
+
+
+def _changes(trained: Tree, masters: set[str], dtype: Any) -> Tree:
+    """What the loss is differentiated by: in place of masters zeros of the dtype of matmuls.
+
+    Other kernels are cast to it, which is the dtype of their gradient then.
+    """
+
+    def one(path, leaf):
+        name = path_name(path)
+        if name in masters:
+            return jnp.zeros(leaf.shape, dtype)
+        return leaf.astype(dtype) if name.endswith("/kernel") else leaf
+
+    return jax.tree_util.tree_map_with_path(one, trained)
+
+
+def _with_masters(
+    tuning: Tuning, changes: Tree, trained: Tree, frozen: Tree, masters: set[str], key: Any
+) -> Params:
+    """The model's parameters, each of the masters beside its change."""
+
+    def given(path, change, leaf):
+        return leaf if path_name(path) in masters else change
+
+    given_tree = jax.tree_util.tree_map_with_path(given, changes, trained)
+    beside = flatten(changes)
+
+    def one(path, leaf):
+        name = path_name(path)
+        return MasterKernel(leaf, beside[name]) if name in masters else leaf
+
+    return jax.tree_util.tree_map_with_path(one, tuning.join(given_tree, frozen, key))
 
 
 def _of_generator(key: Key[Array, ""], prng: str) -> Key[Array, ""]:

@@ -234,3 +234,16 @@ def test_a_quantised_base_stands_below_adapters(kind, name):
 def test_what_chooses_nothing_is_named(spec, message):
     with pytest.raises(InputError, match=message):
         lora.places(LLAMA.abstract, spec)
+
+
+@pytest.mark.parametrize("name", ["lora", "patterns"])
+def test_a_starts_uniform_below_one_over_the_root_of_its_inputs(name):
+    base = tiny.random_params(LLAMA)
+    factors = flatten(lora.init(base, SPECS[name], jax.random.key(0)).factors)
+    found = {path: np.asarray(leaf) for path, leaf in factors.items() if path.endswith("/a")}
+    assert found
+    for path, values in found.items():
+        drawn, bound = values[values != 0], values.shape[-2] ** -0.5
+        assert np.abs(drawn).max() < bound, path
+        assert np.abs(drawn).max() > 0.8 * bound, path  # of so many draws
+    assert not any(np.any(leaf) for path, leaf in factors.items() if path.endswith("/b"))

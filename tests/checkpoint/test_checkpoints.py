@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint import checkpoints, model_dir, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.core.tree import flatten
@@ -326,7 +327,7 @@ def test_model_json_keeps_every_dimension(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"family": "bart"}, {"sliding_window": 4}, {"rope_scaling": {"factor": 2}}, {"dtype": None}],
+    [{"family": "bart"}, {"sliding_window": 4}, {"rope_scaling": {"stretch": 2}}, {"dtype": None}],
 )
 def test_a_model_json_of_another_version_is_refused(tmp_path, change):
     path = tmp_path / "model.json"
@@ -338,3 +339,83 @@ def test_a_model_json_of_another_version_is_refused(tmp_path, change):
     path.write_text("{")
     with pytest.raises(ArtifactError, match="not JSON"):
         model_dir.read_model(path)
+
+
+def test_a_step_that_was_saved_only_to_stop_goes_with_the_next(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as saved:
+        for step in (2, 4):
+            saved.save(step, *make(step), None, {})
+        saved.save(5, *make(5.0), None, {}, scheduled=False)
+        saved.wait()
+        assert kept(tmp_path) == [2, 4, 5]
+    with Checkpoints(tmp_path, keep=2) as saved:
+        assert saved.latest_step() == 5
+        saved.save(6, *make(6.0), None, {})
+    assert kept(tmp_path) == [4, 6]
+
+
+def test_a_score_that_comes_later_makes_the_same_checkpoints(tmp_path):
+    """The files as well: of steps 1 to 3 the second is the best, and was not when it was saved."""
+    scores = [0.3, 0.9, 0.5]
+    save(tmp_path / "whole", scores)
+    for number, score in enumerate(scores, start=1):
+        with Checkpoints(tmp_path / "late") as saved:
+            saved.save(number, *make(float(number)), {"at": number}, {})
+        with Checkpoints(tmp_path / "late") as saved:
+            assert saved.metrics("last") == {}
+            saved.evaluated(number, {"score": score})
+            assert saved.metrics("last") == {"score": score}
+    assert kept(tmp_path / "late") == kept(tmp_path / "whole") == [2, 3]
+    for step in ("2", "3"):
+        texts = [
+            (tmp_path / run / "checkpoints" / step / "meta/meta.json").read_text()
+            for run in ("whole", "late")
+        ]
+        assert texts[0] == texts[1]
+
+
+def test_a_damaged_step_is_not_sealed_anew_by_its_score(tmp_path):
+    save(tmp_path, [None])
+    path = tmp_path / "checkpoints/1/meta/meta.json"
+    with Checkpoints(tmp_path) as saved:
+        damaged = path.read_text().replace('"step": 1', '"step": 7')
+        path.write_text(damaged)
+        with pytest.raises(ArtifactError, match="its checksum differs"):
+            saved.evaluated(1, {"score": 0.5})
+    assert path.read_text() == damaged
+
+
+SAVES = """
+import resource, sys
+import jax.numpy as jnp
+from jaxclf.checkpoint.checkpoints import Checkpoints
+def main(arguments):
+    params = {str(number): jnp.ones(40_000) for number in range(12)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))  # as if the disk were full
+    with Checkpoints(WORKDIR) as saved:
+        saved.save(1, params, {"n": jnp.int32(1)}, None, {})
+        saved.wait()
+from jaxclf.core import errors
+errors.run(main)
+"""
+
+
+def test_a_save_that_fails_ends_the_process_with_one_line(tmp_path):
+    program = SAVES.replace("WORKDIR", repr(str(tmp_path)))
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert found.returncode == 4
+    assert "error: " in found.stderr
+    assert "was not saved" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_save_that_hangs_is_not_waited_for_without_limit(tmp_path, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(checkpoints, "LONGEST_SAVE", 0.1)
+    saved = Checkpoints(tmp_path)
+    monkeypatch.setattr(saved._manager, "wait_until_finished", never.wait)
+    with pytest.raises(StorageError, match=r"was not saved within 0 s"):
+        saved.wait()
+    saved.close()  # nor for a second time
+    never.set()

@@ -14,7 +14,7 @@ from jaxclf.decoding import decode
 from jaxclf.models import quantization, registry
 from jaxclf.models import shared_prefix_attention as shared
 from jaxclf.training import losses
-from tests.tiny import CONFIG, examples, random_params, shapes, sharing
+from tests.tiny import ATTRIBUTES, CONFIG, examples, random_params, shapes, sharing
 from tests.tiny_adapters import random_adapters
 
 SIZES = [(0, 5, 1), (0, 9, 2), (0, 2, 1), (0, 11, 1), (0, 4, 3), (0, 1, 4), (0, 3, 2), (0, 7, 1)]
@@ -216,3 +216,39 @@ def test_parts_attend_as_the_whole(monkeypatch):
     parts = attended()
     assert shared._count(rows * lead, rows * lead) == 8
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), parts, whole)
+
+
+LESS = dataclasses.replace(CONFIG, **ATTRIBUTES, rotary_share=0.7)
+
+
+@pytest.mark.parametrize(("make", "lengths"), [(padded, (40, 1)), (packed, (9, 6, 4))])
+def test_layers_that_see_less_of_it(make, lengths):
+    model = registry.create(LESS)
+    agree(model, gentle(model), None, *make(documents(*lengths)))
+
+
+def test_prompts_go_on_from_a_computed_prefix_where_layers_see_less():
+    model = registry.create(LESS)
+    params, random = random_params(model), np.random.default_rng(1)
+    lead, rows, count, new = 7, 3, 6, 9
+    tokens = random.integers(0, CONFIG.vocab_size, (rows, lead + count))
+    tokens[:, :lead] = tokens[0, :lead]
+    places = np.broadcast_to(np.arange(lead + count), tokens.shape)
+    ones = np.ones_like(tokens)
+    greedy = jax.jit(decode.make_greedy(model, new, eos_id=-7))
+    whole = greedy(params, batching.PromptBatch(tokens, ones, places))
+    first = batching.PromptBatch(tokens[:1, :lead], ones[:1, :lead], places[:1, :lead])
+    prefix = jax.jit(decode.make_prefix(model))(params, first)
+    own = batching.PromptBatch(tokens[:, lead:], ones[:, lead:], places[:, lead:])
+    own = own._replace(seen=np.ones(rows, np.int32))
+    np.testing.assert_array_equal(greedy(params, own, prefix), whole)
+    assert len(np.unique(whole)) > 3
+
+    @jax.jit
+    def likeliest(params, tokens):
+        module = model.bind(params)
+        places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return module.logits(module.hidden(tokens, places, jnp.ones_like(tokens))).argmax(-1)
+
+    read = np.concatenate([tokens, whole], axis=1)
+    np.testing.assert_array_equal(likeliest(params, read)[:, -new - 1 : -1], whole)

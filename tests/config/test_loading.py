@@ -197,6 +197,14 @@ def test_a_wrong_file_or_variant_names_the_nearest(monkeypatch, argument, messag
         ("return type(config)()", "the config has no field seed. Start from default()"),
         ("config.train.learning_rate = float('nan')", "train.learning_rate is nan; expected a"),
         ("with config.unlocked(): config.mine = {1}", "mine is {1}; expected true, false, a"),
+        ("import sys; sys.exit(0)", "mine.py:5: SystemExit: 0"),
+        ("raise BaseException('odd')", "mine.py:5: BaseException: odd"),
+        ("return get_config()", "RecursionError: maximum recursion depth"),
+        ("with config.unlocked(): config.me = config", "a field is nested without end"),
+        ("raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})", "mine.py:5: E:"),
+        ("import sys; sys.path.clear(); return 5", "get_config returned int"),
+        ("config.seed = 2**32", "expected a whole number from 0 to 4,294,967,295"),
+        ("config.train.steps = 10**18", "train.steps is 1000000000000000000; expected a whole"),
     ],
 )
 def test_a_config_that_fails_is_named_with_its_line(tmp_path, body, message):

@@ -18,12 +18,13 @@ from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.convert import decoders, files, from_hf, hf_export, hf_import, mapping, to_hf
 from jaxclf.core import errors, tree
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.models import registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.layers import RopeScaling
 from tests.parity import helpers
 
-CONFIG = LlamaConfig(
+CONFIG = DecoderConfig(
     vocab_size=37,
     hidden_size=16,
     intermediate_size=24,
@@ -66,7 +67,7 @@ def write_source(directory, config=CONFIG, seed=0):
     values = {
         tensor.name: random.standard_normal(tensor.shape, np.float32)
         for tensor in mapping.expand(
-            decoders.ROWS, {path: leaf.shape for path, leaf in leaves.items()}
+            decoders.rows(config), {path: leaf.shape for path, leaf in leaves.items()}
         )
     }
     directory.mkdir(exist_ok=True)
@@ -171,7 +172,8 @@ def test_a_run_is_exported_at_its_best_step(tmp_path):
 def test_tokenizer_generation_config_and_card_travel_along(tmp_path):
     source = tmp_path / "hf"
     write_source(source)
-    (source / "tokenizer.json").write_text("{}")
+    Tokenizer.train(["a b"], 262).save(source)
+    (source / "tokenizer_config.json").unlink()
     (source / "generation_config.json").write_text('{"eos_token_id": [3, 4]}')
     (source / "training_args.bin").write_text("not weights: beside safetensors it is no matter")
     convert(source, tmp_path / "ours")
@@ -186,7 +188,10 @@ def test_tokenizer_generation_config_and_card_travel_along(tmp_path):
         "generation_config.json",
         "model.safetensors",
         "tokenizer.json",
+        "tokenizer_config.json",
     }
+    limit = json.loads((tmp_path / "back" / "tokenizer_config.json").read_text())
+    assert limit == {"model_max_length": CONFIG.max_position}
     assert json.loads((tmp_path / "back" / "config.json").read_text())["eos_token_id"] == [3, 4]
     assert (tmp_path / "back" / "README.md").read_text() == "# params"
 
@@ -336,6 +341,9 @@ def test_a_source_that_is_nowhere_says_so(source, error):
 
 
 def test_the_commands_end_with_the_exit_code_of_their_error(tmp_path, monkeypatch, capsys):
+    # Threads of pytest's own workers would have a command end the process at once.
+    monkeypatch.setattr(errors, "exit_at_once", sys.exit)
+
     def run(command, *arguments):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:

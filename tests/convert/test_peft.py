@@ -13,13 +13,14 @@ import safetensors.numpy
 
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
-from jaxclf.checkpoint import model_dir, tree_store
+from jaxclf.checkpoint import model_dir, model_files, tree_store
 from jaxclf.checkpoint.checkpoints import Checkpoints
 from jaxclf.checkpoint.model_dir import AdapterInfo
-from jaxclf.convert import from_peft, peft, peft_export, peft_import, to_peft
+from jaxclf.convert import from_peft, hf_export, peft, peft_export, peft_import, to_peft
 from jaxclf.core import errors
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.tasks import Task
+from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
 from jaxclf.models.heads import HeadConfig
@@ -379,6 +380,43 @@ def test_the_base_is_named_by_the_settings_or_the_caller(base, tmp_path):
         peft_import.convert(source, tmp_path / "other")
 
 
+def named(directory, labels):
+    (directory / "conversion.json").write_text(json.dumps({"labels": labels}))
+    model_files.seal(directory)
+
+
+def exported_labels(adapter, destination):
+    """What a merged export of adapters calls its scores."""
+    hf_export.export(adapter, destination, merge=True, progress=lambda line: None)
+    return [*json.loads((destination / "config.json").read_text())["id2label"].values()]
+
+
+def test_a_head_keeps_the_names_of_the_bases(base, tmp_path):
+    source = write_source(tmp_path / "theirs", SETTINGS, bert_tensors())
+    base = shutil.copytree(base, tmp_path / "base")
+    names = ["c", "e", "a", "d", "b"]
+    named(base, names)
+    peft_import.convert(source, tmp_path / "ours", str(base))
+    assert exported_labels(tmp_path / "ours", tmp_path / "merged") == names
+    named(base, names[:3])  # of a head of another size
+    peft_import.convert(source, tmp_path / "other", str(base))
+    assert exported_labels(tmp_path / "other", tmp_path / "plain") == [
+        f"LABEL_{index}" for index in range(5)
+    ]
+
+
+def test_names_travel_with_an_exported_adapter(base, tmp_path):
+    source = write_source(tmp_path / "theirs", SETTINGS, bert_tensors())
+    peft_import.convert(source, tmp_path / "ours", str(base))
+    named(tmp_path / "ours", ["v", "w", "x", "ÿ", "z"])
+    peft_export.export(tmp_path / "ours", tmp_path / "exported")
+    peft_import.convert(tmp_path / "exported", tmp_path / "back", str(base))
+    assert exported_labels(tmp_path / "back", tmp_path / "merged") == ["v", "w", "x", "ÿ", "z"]
+    named(tmp_path / "ours", ["v", "w"])
+    with pytest.raises(ArtifactError, match="5 scores and 2 labels"):
+        peft_export.export(tmp_path / "ours", tmp_path / "other")
+
+
 # Export -------------------------------------------------------------------------------------------
 
 
@@ -420,6 +458,8 @@ def test_a_run_is_exported_with_the_head_of_one_task(tmp_path):
     card = (tmp_path / "theirs" / "README.md").read_text("utf-8")
     assert 'AutoModelForSequenceClassification.from_pretrained("owner/base", num_labels=3)' in card
     assert "in this order: a, b, ü." in card
+    assert 'base.config.id2label = dict(enumerate(["a", "b", "ü"]))' in card
+    assert "library_name: peft" in card
 
     peft_export.export(tmp_path / "run", tmp_path / "other", task="tags", step="last")
     assert settings_of(tmp_path / "other")["task_type"] == "TOKEN_CLS"
@@ -497,19 +537,23 @@ def test_a_base_that_transformers_cannot_open_is_not_named(checkpoint, base, tmp
 def test_tokenizers_come_from_the_adapter_or_the_base(base, tmp_path):
     source = write_source(tmp_path / "theirs", SETTINGS, bert_tensors())
     base = shutil.copytree(base, tmp_path / "base")
-    (base / "tokenizer").mkdir()
-    (base / "tokenizer" / "vocab.txt").write_text("base")
+    of_base, own = Tokenizer.train(["a b"], 262), Tokenizer.train(["a b a b"], 264)
+    of_base.save(base / "tokenizer")
     peft_import.convert(source, tmp_path / "ours", str(base))
-    (source / "tokenizer.json").write_text("{}")
+    own.save(source)
     peft_import.convert(source, tmp_path / "other", str(base))
-    names = [
-        [path.name for path in (tmp_path / name / "tokenizer").iterdir()]
-        for name in ("ours", "other")
-    ]
-    assert names == [["vocab.txt"], ["tokenizer.json"]]
+    for name, expected in (("ours", of_base), ("other", own)):
+        found = Tokenizer.load(tmp_path / name / "tokenizer")
+        assert found.fingerprint == expected.fingerprint
+    (source / "tokenizer.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="the tokenizer cannot be read"):
+        peft_import.convert(source, tmp_path / "none", str(base))
 
 
 def test_the_commands_end_with_the_exit_code_of_their_error(base, tmp_path, monkeypatch, capsys):
+    # Threads of pytest's own workers would have a command end the process at once.
+    monkeypatch.setattr(errors, "exit_at_once", sys.exit)
+
     def run(command, *arguments):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:

@@ -380,11 +380,30 @@ def test_file_labels_come_from_train_and_defects_of_all_files_are_told_at_once(t
     with pytest.raises(InputError) as error:
         load("file", **files)
     assert f"{train}:2: text: empty" in str(error.value)
-    assert f"{dev}:1: label: 'y' is not a label of the train split" in str(error.value)
     assert f"{test}:2: text: missing" in str(error.value)
     dataset = load("file", **files, on_defect="skip")
-    assert dataset.skipped == {"train": 1, "dev": 1, "test": 1}
-    assert sizes(dataset) == {"train": 1, "dev": 1, "test": 1}
+    assert dataset.skipped == {"train": 1, "test": 1}
+    assert dataset.defects[0].startswith(f"{train}:2: text: empty")
+    # A label that train lacks is kept: it is an error of whoever answers.
+    assert sizes(dataset) == {"train": 1, "dev": 2, "test": 1}
+    assert dataset.tasks[0].labels == ("x",)
+
+
+def test_the_split_that_is_scored(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"text": "a", "label": "x"}])
+    for names, wanted, scored in (
+        (("train", "dev", "test"), "test", "test"),
+        (("train", "dev"), "test", "dev"),
+        (("train",), "test", "none"),
+        (("train",), "train", "train"),
+    ):
+        dataset = load("file", **dict.fromkeys(names, file))
+        assert datasets.scored_split(dataset, wanted) == scored
+    dataset = load("file", train=file, test=file)
+    with pytest.raises(InputError, match="eval.split is 'dev'; data set file has train, test"):
+        datasets.scored_split(dataset, "dev")
+    with pytest.raises(InputError, match="eval.split is 'heldout'"):  # asked for by name
+        datasets.scored_split(load("file", train=file, dev=file), "heldout")
 
 
 def test_file_config_that_lacks_something(tmp_path):

@@ -51,6 +51,16 @@ def test_bio_labels(tokenizer):
     assert labels.tolist() == [0, 0, 0, 3, 4, 0, 1]  # O, B-day, I-day, B-time, I-time
 
 
+def test_slots_are_of_the_first_text_alone(tokenizer):
+    alone = one(RECORD, tokenizer)
+    pair = one(Record("1", TEXT, RECORD.labels, pair="wake me at five"), tokenizer)
+    assert len(pair.tokens) > len(alone.tokens)
+    assert pair.words == alone.words == tuple(range(7))
+    for each in ("intent", "slots"):
+        for found, expected in zip(pair.targets[each], alone.targets[each], strict=True):
+            assert found.tolist() == expected.tolist()
+
+
 def test_words_that_are_cut_have_no_place(tokenizer):
     found = one(RECORD, tokenizer, max_length=8)
     assert len(found.tokens) == 8

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxclf.core.errors import InputError
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import batching, loader
 from jaxclf.data.batching import ANSWER, Batch
 from jaxclf.data.examples import Tokens
@@ -214,3 +214,49 @@ def test_batches_of_like_lengths_resume_within_a_window():
     again.set_state(state)
     for batch in expected:
         jax.tree.map(np.testing.assert_array_equal, next(again), batch)
+
+
+def test_no_epoch_of_a_seed_is_one_of_another_seed():
+    """Seeds that differ by one would share all epochs but the first if these were added."""
+    epochs = {}
+    for seed in range(4):
+        order = numbers(stream(12, seed=seed), 48)
+        for epoch in range(4):
+            epochs[seed, epoch] = tuple(order[12 * epoch : 12 * epoch + 12])
+    assert len(set(epochs.values())) == len(epochs)
+
+
+def test_shapes_that_batches_are_padded_to_belong_to_the_state():
+    """Resumed after the widest batch, a narrow one is padded to that as before."""
+    examples = random_examples([(0, size, 1) for size in (40, 3, 90, 5, 20, 60, 2, 30)])
+
+    def start():
+        return loader.train_batches(examples, batch_size=1, seed=0, max_shapes=2)
+
+    batches, states, found = start(), [], []
+    for _ in range(16):
+        states.append(json.dumps(batches.get_state()))
+        found.append(next(batches))
+    widths = [batch.tokens.shape[1] for batch in found]
+    assert any(len({*widths[:at]}) == 2 and widths[at] > 24 for at in range(16)), "nothing is shown"
+    for step in range(16):
+        resumed = start()
+        resumed.set_state(json.loads(states[step]))
+        for expected in found[step:]:
+            jax.tree.map(np.testing.assert_array_equal, next(resumed), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["order"], "version 1 of the order of batches; this is version 2"),
+        (lambda state: state | {"version": 3}, "of version 3 of the order"),
+        (lambda state: b"bytes", "of version 1 of the order"),
+        (lambda state: state | {"shapes": None}, "place in the data is damaged"),
+        (lambda state: {"version": 2, "shapes": []}, "place in the data is damaged"),
+    ],
+)
+def test_a_state_that_means_something_else_is_refused(change, message):
+    batches = stream(5)
+    with pytest.raises(ArtifactError, match=message):
+        batches.set_state(change(stream(5).get_state()))

@@ -153,23 +153,15 @@ def test_without_an_id_column_the_id_is_file_and_line(tmp_path):
     assert record.labels == {}
 
 
-def test_a_label_outside_the_known_ones(tmp_path):
-    path = write_jsonl(tmp_path / "test.jsonl", GOOD, row(label="alarn"))
-    schema = Schema("text", (Column("label", "class", "label", frozenset({"alarm", "x"})),), "id")
-    expected = "2: label: 'alarn' is not a label of the train split"
-    assert defect_of(path, schema) == expected
-
-
 def test_slots_are_read_and_checked(tmp_path):
-    known = frozenset({"time"})
-    schema = Schema("text", (Column("slots", "slots", "slots", known),), "id")
+    schema = Schema("text", (Column("slots", "slots", "slots"),), "id")
     path = write_jsonl(
         tmp_path / "train.jsonl",
         {"id": "1", "text": "at five", "slots": "at [time : five]"},
-        {"id": "2", "text": "at five", "slots": ["Other", "date"]},
+        {"id": "2", "text": "at five", "slots": ["Other"]},
         {"id": "3", "text": "at five", "slots": ["Other", "time"]},
     )
-    assert defect_of(path, schema) == ("2: slots: 'date' is not a label of the train split")
+    assert defect_of(path, schema) == "2: slots: 1 tags for the 2 words of the text"
     found = read(path, schema, Defects(), "train")["train"]
     assert [record.labels["slots"] for record in found] == [("O", "B-time")] * 2
 
@@ -250,13 +242,12 @@ def test_csv_with_quotes_line_breaks_and_either_line_end(tmp_path):
     [
         (b"2,a", "3: 2 fields; the header has 3. Quote fields that hold a comma."),
         (b"2,a,b,c", "3: 4 fields; the header has 3"),
-        (b'2,"a"b,x', "3: not csv: "),
         (b"2,caf\xe9,x", "3: text: not UTF-8 (byte 0xe9"),
         (b"2,a\0,x", "3: text: character 1 is NUL"),
         (b"2,,x", "3: text: empty"),
         (b"2,a,", "3: label: empty"),
         (b"1,a,x", "3: id: '1' is the id of an earlier record"),
-        (b"2," + b"a" * 10_000_000 + b",x", "3: text: 10,000,000 bytes; a record may have 4,19"),
+        (b"2," + b"a" * 10_000_000 + b",x", "3: 10,000,005 bytes; a record may have 4,194,304"),
         (b"2," + b"9" * 5000 + b"\x00,x", "3: text: character 5000 is NUL"),
     ],
 )
@@ -264,12 +255,6 @@ def test_defect_in_csv(tmp_path, line, expected):
     path = tmp_path / "train.csv"
     path.write_bytes(b"id,text,label\n1,wake me,alarm\n" + line + b"\n3,b,x\n")
     assert defect_of(path).startswith(expected)
-
-
-def test_csv_quote_that_is_never_closed(tmp_path):
-    path = tmp_path / "train.csv"
-    path.write_bytes(b'id,text,label\n1,a,x\n2,"b,x\n3,c,x\n')
-    assert defect_of(path).startswith("3: not csv: ")
 
 
 def test_csv_keeps_the_readers_field_limit(tmp_path):

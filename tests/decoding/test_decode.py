@@ -7,7 +7,7 @@ import pytest
 
 from jaxclf.data import batching
 from jaxclf.decoding import decode
-from jaxclf.models.decoder import Llama
+from jaxclf.models.decoder import Decoder
 from tests.tiny import CONFIG, examples
 
 NEW = 12
@@ -68,13 +68,13 @@ def test_stops_when_all_rows_ended_or_at_the_limit(
     assert eos_id not in unended[0, :2]
 
     calls = []
-    extend = Llama.extend
+    extend = Decoder._extend
 
     def counted(*arguments):
         jax.debug.callback(lambda: calls.append(1))
         return extend(*arguments)
 
-    monkeypatch.setattr(Llama, "extend", counted)
+    monkeypatch.setattr(Decoder, "_extend", counted)
     generated = jax.jit(decode.make_greedy(model, limit, eos_id))(params, one_row)
     jax.effects_barrier()
     assert generated.shape == (2, limit)

@@ -1,6 +1,8 @@
 """Answers made of labels alone: with real tokenizers' cuts, several tasks, slots and scores."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ from jaxclf.models import registry
 from jaxclf.prompts import builder
 from jaxclf.prompts.builder import Piece, Prompt
 from jaxclf.prompts.template import letters
-from tests.tiny import CONFIG
+from tests.tiny import CONFIG, random_params
 
 INTENT = Task("intent", "class", ("alarm_query", "alarm_set", "play", "play_music", "weather"))
 TOPIC = Task("topic", "class", ("sci", "sci.med", "sci.space"))
@@ -241,3 +243,26 @@ def test_facts_tell_how_much_was_left_unread(model, params, tokenizer):
     }
     assert 0 < facts["unread"] <= 0.3
     assert classifier(model, tokenizer, (INTENT,)).facts() == {"mode": "free"}
+
+
+def test_a_shared_prefix_is_computed_once_and_keeps_no_parameters(model, tokenizer):
+    made = classifier(model, tokenizer, (TOPIC,), mode="free")
+    lead = (Piece("a b c d e f g h i j k l m n o p q r s t u v w x y z " * 2, is_data=False),)
+    prompt = Prompt(lead, (Piece("\nLabel:", is_data=False),))
+    made.recipe = dataclasses.replace(made.recipe, prompt=prompt, max_length=250)
+    computed, real = [], made.compute_prefix
+    made.compute_prefix = lambda *arguments: computed.append(1) or real(*arguments)
+    params = random_params(model)
+    copy = jax.tree.map(lambda leaf: leaf + 0, params)
+    probes = [weakref.ref(leaf) for leaf in jax.tree.leaves(copy)]
+    examples = made.tokens(RECORDS)
+    for _ in range(2):
+        list(made.outputs(copy, examples, 2))
+    assert computed == [1]
+    # Other parameters that share all arrays but one, as adapters on a frozen base do.
+    other = copy | {"norm": jax.tree.map(lambda leaf: leaf * 2, copy["norm"])}
+    list(made.outputs(other, examples, 2))
+    assert computed == [1, 1]
+    del copy, other
+    gc.collect()
+    assert not any(probe() is not None for probe in probes)

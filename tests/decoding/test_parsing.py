@@ -64,6 +64,13 @@ def test_first_takes_the_label_mentioned_first_as_a_whole_name(text, label):
     assert topic(text, "first") == label
 
 
+def test_the_longer_of_two_labels_that_begin_alike_is_the_one_mentioned():
+    task = Task("t", "class", ("alarm", "alarm clock", "alarm clock radio", "clock"))
+    for label in task.labels:
+        found = parse(f"Set the {label}!", (task,), 1, fallback="first")
+        assert found.values == {"t": label}
+
+
 def test_nearest_takes_the_smallest_edit_distance_and_ties_go_by_list_order():
     assert topic("sci.spac", "nearest") == "sci.space"
     assert topic(" SCI.space ", "nearest") == "sci.space"

@@ -102,7 +102,10 @@ def _check_python(words: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _check_module(module: str, words: Command) -> None:
     """A command of ours: its own parser, then its config, loaded and validated."""
-    options = _options(importlib.import_module(module).main, words)
+    found = importlib.import_module(module)
+    if not hasattr(found, "main"):  # a package that is a command
+        found = importlib.import_module(f"{module}.__main__")
+    options = _options(found.main, words)
     overrides = [word for word in words if word.startswith("--config.")]
     assert all("=" in word for word in overrides), words
     if "config" in options:
@@ -112,7 +115,7 @@ def _check_module(module: str, words: Command) -> None:
         loading.override(config, overrides)
         validation.validate(config)
     if module == "jaxclf.plan" and options.topology != "auto":
-        topology = hardware.topology(options.topology)
+        topology = hardware.topology(options.topology, options.slices)
         assert not options.mesh or plans.read_mesh(options.mesh, topology)
     if module == "jaxclf.reproduce":
         definitions.find(options.table).select(options.rows, options.columns)

@@ -1,7 +1,6 @@
 """Features of base and adapters: one pass equals single ones, and the files on disk are exact."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from jaxclf.adapters import lora
 from jaxclf.adapters.lora import Spec
 from jaxclf.core.errors import InputError
+from jaxclf.data import loader
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.ensemble import attens, features
 from jaxclf.ensemble.attens import Combiner, Pooling
@@ -204,26 +204,90 @@ def test_damaged_files_are_found_and_computed_again(damage, tmp_path):
         np.testing.assert_allclose(after[name], values, atol=1e-6)
 
 
-def test_a_pass_that_was_cut_off_goes_on_where_it_stood(tmp_path, monkeypatch):
-    seen, examples = seen_of(ENCODERS["bert"]), texts(9)
-    whole = features.load(tmp_path / "whole", seen, examples, 2, MEAN)
-    monkeypatch.setattr(features, "_SAVE_EVERY", 2)
+def cut(folder, seen, examples, batch_size, batches):
+    """A pass that is stopped after so many batches."""
     done = []
 
     def stop(count):
         done.append(count)
-        if len(done) == 3:
+        if len(done) == batches:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features.load(tmp_path / "cut", seen, examples, 2, MEAN, stop)
-    assert json.loads((tmp_path / "cut/rte.json").read_text())["done"] == 2
+        features.load(folder, seen, examples, batch_size, MEAN, stop)
+
+
+def test_a_pass_that_was_cut_off_goes_on_where_it_stood(tmp_path, monkeypatch):
+    seen, examples = seen_of(ENCODERS["bert"]), texts(9)
+    whole = features.load(tmp_path / "whole", seen, examples, 2, MEAN)
+    cut(tmp_path / "cut", seen, examples, 2, 3)
+    calls, told = counted(monkeypatch), []
+    found = features.load(tmp_path / "cut", seen, examples, 2, MEAN, told.append)
+    jax.effects_barrier()
+    assert len(calls) == 2  # of five batches three were there
+    assert sum(told) == 9
+    for name, values in whole.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+def test_a_pass_that_was_killed_goes_on_from_what_is_marked(tmp_path, monkeypatch):
+    seen, examples = seen_of(ENCODERS["bert"]), texts(9)
+    whole = features.load(tmp_path / "whole", seen, examples, 2, MEAN)
+    monkeypatch.setattr(features, "_SAVE_EVERY", 2)
+    real, marks = features._File.mark_done, []
+
+    def mark_twice(file, done):
+        """So many files are marked once, and then no more."""
+        marks.append(done)
+        if len(marks) <= len(whole):
+            real(file, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features._File, "mark_done", mark_twice)
+        cut(tmp_path / "cut", seen, examples, 2, 3)
     calls = counted(monkeypatch)
     found = features.load(tmp_path / "cut", seen, examples, 2, MEAN)
     jax.effects_barrier()
-    assert len(calls) == 3  # of five batches two were there
+    assert len(calls) == 3  # of five batches two are sure
     for name, values in whole.items():
         np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 4), (3, 2), (5, 1)])
+def test_a_pass_goes_on_with_batches_of_another_size(before, after, tmp_path, monkeypatch):
+    """What was done is kept by text: no row is left out, and none is done twice."""
+    seen, examples = seen_of(ENCODERS["bert"]), texts(11)
+    whole = features.load(tmp_path / "whole", seen, examples, after, MEAN)
+    cut(tmp_path / "cut", seen, examples, before, 2)
+    calls = counted(monkeypatch)
+    found = features.load(tmp_path / "cut", seen, examples, after, MEAN)
+    jax.effects_barrier()
+    assert len(calls) == -(-(11 - 2 * before) // after)
+    for name, values in whole.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-6)
+
+
+def test_a_pass_in_another_order_begins_anew(tmp_path, monkeypatch):
+    """What it left are the shortest texts; they are not the first of an order of another kind."""
+    seen, examples = seen_of(ENCODERS["bert"]), texts(9)
+    whole = features.load(tmp_path / "whole", seen, examples, 2, MEAN)
+    cut(tmp_path / "cut", seen, examples, 2, 3)
+    real = loader.by_length
+    monkeypatch.setattr(loader, "by_length", lambda *arguments: real(*arguments)[::-1])
+    found = features.load(tmp_path / "cut", seen, examples, 2, MEAN)
+    for name, values in whole.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-6)
+
+
+def test_texts_and_padding_beyond_the_positions_are_refused(tmp_path):
+    config = dataclasses.replace(ENCODERS["bert"], max_position=19)
+    seen = seen_of(config)
+    long = max(len(each.tokens) for each in texts())
+    for pooling, positions in ((Pooling(padding=20), 19), (MEAN, long - 1)):
+        seen = seen_of(dataclasses.replace(config, max_position=positions))
+        with pytest.raises(InputError, match=f"tokens; the model has positions for {positions}"):
+            features.load(tmp_path / "new", seen, texts(), 3, pooling)
+    assert not (tmp_path / "new").exists()
 
 
 def test_disk_need_is_known_beforehand(tmp_path):
@@ -258,3 +322,14 @@ def test_losses_on_the_files_are_those_of_recomputation(tmp_path):
         for rows in (kept, again)
     )
     np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_features_of_texts_that_differ_in_their_types_alone_are_not_taken_for_each_other(tmp_path):
+    seen = seen_of(with_heads("bert"), specs=())
+    (example,) = texts(1)
+    other = dataclasses.replace(example, types=1 - example.types)
+    first = np.array(features.load(tmp_path, seen, [example], 1, MEAN)["base"])
+    second = np.array(features.load(tmp_path, seen, [other], 1, MEAN)["base"])
+    assert not np.allclose(first, second)
+    again = features.load(tmp_path, seen, [example], 1, MEAN)["base"]
+    np.testing.assert_array_equal(again, first)

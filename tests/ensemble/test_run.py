@@ -1,8 +1,11 @@
 """Whole runs of the attention ensemble on small texts: what they make, keep, resume and refuse."""
 
 import gzip
+import hashlib
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +19,15 @@ from jaxclf import report
 from jaxclf.checkpoint.model_dir import resolve
 from jaxclf.config import loading
 from jaxclf.config.defaults import default
+from jaxclf.core import streams
 from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted, StorageError
 from jaxclf.data.tasks import Record
 from jaxclf.distributed.preemption import Interrupts
-from jaxclf.ensemble import fitting, modules, opening, run
+from jaxclf.ensemble import features, fitting, modules, opening, run
 from jaxclf.ensemble.attens import Combiner
 from jaxclf.ensemble.fitting import Data
 from jaxclf.ensemble.run import train_ensemble
+from jaxclf.runs import training
 from jaxclf.runs.evaluation import evaluate
 from jaxclf.runs.labelling import label_file
 from jaxclf.training.losses import Term
@@ -210,6 +215,18 @@ def test_modules_that_are_not_combined_are_not_trained(finished, root, tmp_path,
     assert asked == ["cola", "rte"]
 
 
+def test_data_of_a_later_module_that_are_not_there_are_told_before_anything_is_trained(
+    finished, root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(modules, "train", pytest.fail)
+    workdir, base = tmp_path / "run", resolve(finished / "base")
+    named = "attens.modules=('glue/cola','glue/rte','glue/mrpc')"
+    common = (f"model.checkpoint={finished / 'base'}", "model.name=", named)
+    with pytest.raises(InputError, match="mrpc"):
+        train_ensemble(tiny(root, *common), workdir, base)
+    assert not workdir.exists()
+
+
 def test_a_disk_without_room_is_told_before(finished, root, tmp_path, monkeypatch):
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
@@ -264,6 +281,8 @@ def test_a_decoder_as_base(root, tmp_path):
     ("overrides", "message"),
     [
         (["attens.heads=5"], "attens.heads is 5; expected a divisor .* 32"),
+        (["attens.padding=9000"], "attens.padding lets texts have 9,000 tokens; .* positions for"),
+        (["train.max_length=9000"], "train.max_length lets texts have 9,000 tokens"),
         (["attens.k=4"], "asks for 4 modules; attens.modules names 3"),
         (["attens.sweep=(9,)"], "asks for 9 modules"),
         (["attens.modules=('glue/rte','glue/rte')"], "names a module twice"),
@@ -326,17 +345,109 @@ def test_training_lowers_the_loss_and_tells_each_epoch(tmp_path):
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_a_run_that_was_stopped_ends_as_an_unbroken_one(tmp_path):
-    whole = fit(tmp_path / "whole", settings())
+@pytest.mark.parametrize(
+    ("chunk", "epochs"),
+    [
+        (64, "1 2 3"),
+        (4, "0.6667 1 1.667 2 2.667 3"),
+        (1, "0.1667 0.3333 0.5 0.6667 0.8333 1"),
+    ],
+)
+def test_a_run_that_was_stopped_ends_as_an_unbroken_one(tmp_path, monkeypatch, chunk, epochs):
+    """After every `chunk` of the six steps of an epoch, or after the epoch."""
+    monkeypatch.setattr(fitting, "_CHUNK", chunk)
+    config = settings(epochs=3)
+    whole = fit(tmp_path / "whole/one", config)
     interrupts = Interrupts()
     interrupts.requested = True
-    with pytest.raises(Preempted, match=r"saved epoch 1 of 6"):
-        fit(tmp_path / "cut", settings(), interrupts)
-    again = fit(tmp_path / "cut", settings())
+    for epoch in epochs.split():
+        with pytest.raises(Preempted, match=f"saved epoch {epoch} of 3 of one"):
+            fit(tmp_path / "cut/one", config, interrupts)
+    again = fit(tmp_path / "cut/one", config)
     jax.tree.map(np.testing.assert_array_equal, whole, again)
-    assert (tmp_path / "cut/metrics.jsonl").read_text() == (
-        tmp_path / "whole/metrics.jsonl"
-    ).read_text()
+    for name in ("metrics.jsonl", "checkpoints/18/meta/meta.json"):
+        texts = [(tmp_path / folder / "one" / name).read_text() for folder in ("cut", "whole")]
+        assert texts[0] == texts[1]
+
+
+def test_a_combiner_of_another_order_of_texts_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_VERSION", 1)
+        fit(tmp_path, settings())
+    with pytest.raises(ArtifactError, match="saved by a version of jaxclf with another order"):
+        fit(tmp_path, settings())
+
+
+def test_combiners_of_one_seed_start_apart(tmp_path):
+    head = fitting.combiner_head(COMBINER)
+    starts = [fitting.random_start(head, 0, name) for name in ("rte-2", "rte-3")]
+    assert not np.array_equal(*(start["base"]["kernel"] for start in starts))
+
+
+def files(folder: Path) -> dict[str, str]:
+    """What every file says of itself where it has no times in it, by path."""
+    kept = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name == "report.json":
+            report = json.loads(path.read_text())
+            kept[name] = json.dumps([report["eval"], report.get("attens"), report["model"]])
+        elif path.is_file() and (path.suffix in (".jsonl", ".npy") or path.name == "meta.json"):
+            kept[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return kept
+
+
+TWO = ("attens.modules=('glue/cola','glue/rte')", "attens.epochs=2", "train.steps=3")
+
+
+@pytest.fixture(scope="module")
+def moved(root, tmp_path_factory) -> Path:
+    """An ensemble that was stopped in a module, its features and its combiner, and moved between.
+
+    It then stands where its parts never were.
+    """
+    config = tiny(root, *TWO)
+    folder = tmp_path_factory.mktemp("moved") / "0"
+    for number, patched in enumerate(
+        [(training._Run, "count"), (features, "_hash"), (fitting, "make_steps"), None]
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            if patched is None:
+                train_ensemble(config, folder)
+                return folder
+            real = getattr(*patched)
+
+            def stopping(*arguments, real=real):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return real(*arguments)
+
+            patch.setattr(*patched, stopping)
+            with pytest.raises(Preempted):
+                train_ensemble(config, folder)
+        folder = folder.rename(folder.with_name(str(number + 1)))
+    raise AssertionError
+
+
+@pytest.mark.slow
+def test_an_ensemble_that_was_stopped_and_moved_ends_as_an_unbroken_one(moved, root, tmp_path):
+    config = tiny(root, *TWO)
+    train_ensemble(config, tmp_path)
+    assert files(moved) == files(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_moved_ensemble_answers_and_so_do_its_modules(moved, tmp_path):
+    before = report_of(moved)["eval"]
+    folder = shutil.copytree(moved, tmp_path / "elsewhere")
+    gone = moved.rename(moved.with_name("gone"))
+    try:
+        for path in folder.rglob("*.json"):
+            assert str(moved.parent) not in path.read_text(), path
+        assert evaluate(opening.open_any(folder, "best"), tmp_path / "all")["eval"] == before
+        own = evaluate(opening.open_any(folder / "adapters/rte", "best"), tmp_path / "one")
+        assert own["eval"] == report_of(folder / "adapters/rte")["eval"]
+    finally:
+        gone.rename(moved)
 
 
 def test_features_that_are_not_finite_stop_it(tmp_path):
@@ -352,7 +463,7 @@ def test_every_text_counts_once_an_epoch_and_fillers_never(tmp_path):
     config = settings(epochs=1, learning_rate=0.0)
     params = fit(tmp_path, config)
     scores = fitting.apply(lambda rows: head.scores(params, rows), data, 8)
-    order = np.random.default_rng([3, 0]).permutation(len(data))
+    order = streams.generator(3, "order", tmp_path.name, 0).permutation(len(data))
     losses = np.asarray(
         fitting.place_losses(
             Term(), jnp.asarray(scores[order][:, None]), data.labels[order][:, None]

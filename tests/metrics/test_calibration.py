@@ -67,6 +67,15 @@ def test_impossible_gold_costs_much_and_no_warning():
     assert calibration.expected_error(calibration.reliability(probabilities, np.array([1]))) == 1
 
 
+def test_a_temperature_stays_within_its_bounds():
+    # Scores that say nothing, or less than nothing: the flatter the better, without end.
+    logits = np.log(np.array([[0.9, 0.1]] * 9))
+    assert calibration.fit_temperature(logits, np.ones(9, int)) == pytest.approx(100, rel=1e-3)
+    # One record is wrong by a hair, and nine are right by little: the sharper the better.
+    nearly = np.array([[0.0, 1e-9], *[[0.0, -1e-3]] * 9])
+    assert calibration.fit_temperature(nearly, np.zeros(10, int)) == pytest.approx(0.01, rel=1e-3)
+
+
 def test_figures_are_those_of_scikit_learn():
     logits, gold = drawn(200, classes=2)
     probabilities = calibration.at_temperature(logits, 1.0)
@@ -206,19 +215,30 @@ def test_the_page_says_where_no_confidence_is_enough():
     assert "No confidence has an accuracy of 50.00 % above it" in page.text
 
 
-def test_a_temperature_belongs_to_its_step(tmp_path):
+def test_a_temperature_belongs_to_its_step_and_its_way_of_scoring(tmp_path, capsys):
     path = tmp_path / calibration.FILE
-    assert calibration.load(path, 3) == {}
-    calibration.save(path, {"topic": 1.25}, 3)
-    assert calibration.load(path, 3) == {"topic": 1.25}
-    assert calibration.load(path, 4) == {}
+    by_length, plain = {"normalise": "length"}, {"normalise": "none"}
+    assert calibration.load(path, 3, plain) == {}
+    path.write_text(calibration.to_text({"topic": 1.25}, 3, plain))
+    assert calibration.load(path, 3, plain) == {"topic": 1.25}
+    assert calibration.load(path, 4, plain) == {}
+    assert not capsys.readouterr().out
+    assert calibration.load(path, 3, by_length) == {}
+    assert "normalise none; now normalise length" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", "torn", '{"step": 3, "temperature": {"topic": -1.0}}']
+    "content",
+    [
+        "[]",
+        "{}",
+        "torn",
+        '{"step": 3, "temperature": {"topic": -1.0}}',
+        '{"step": 3, "temperature": {"topic": Infinity}}',
+    ],
 )
 def test_a_damaged_file_is_told(content, tmp_path):
     path = tmp_path / calibration.FILE
     path.write_text(content)
     with pytest.raises(ArtifactError, match=r"temperature\.json"):
-        calibration.load(path, 3)
+        calibration.load(path, 3, {})

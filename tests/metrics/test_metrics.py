@@ -1,5 +1,6 @@
 """Figures worked out by hand; the working stands beside each."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
-from jaxclf.metrics import metrics
+from jaxclf.metrics import calibration, metrics, significance
 
 TOPIC = Task("topic", "class", ("a", "b", "c", "d"))
 SLOTS = Task("slots", "slots", ("date", "place", "time"))
@@ -272,3 +273,64 @@ def test_every_metric_is_named(task):
     measured = metrics.compute(found, (task,), "bio")[task.name]
     assert {f"{task.name}.{name}" for name in measured} == set(metrics.names((task,)))
     assert metrics.main_metric(task) in measured
+
+
+# Labels that training never saw
+
+
+def gold_of(labels, predicted, task):
+    return [
+        Prediction(str(number), "a b", {task.name: gold}, {task.name: found})
+        for number, (gold, found) in enumerate(zip(labels, predicted, strict=True))
+    ]
+
+
+def test_an_unseen_class_counts_as_wrong():
+    task = Task("topic", "class", ("a", "b"), metric="matthews")
+    found = gold_of(["a", "b", "new", "newer"], ["a", "b", "a", None], task)
+    values = metrics.compute(found, (task,))["topic"]
+    # a: precision 1/2, recall 1; b: 1; the other two: 0.
+    assert values["accuracy"] == 0.5
+    assert values["macro_f1"] == pytest.approx((2 / 3 + 1 + 0 + 0) / 4)
+    assert values["micro_f1"] == pytest.approx(2 * 2 / (3 + 4))
+    assert values["support"] == 4
+    assert values["unparsed"] == 1
+    assert 0 < values["matthews"] < 1
+    per_class = metrics.per_class_report(found, task)
+    assert per_class["new"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1, "predicted": 0}
+    assert metrics.confusion(found, task).tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    figure = significance.figure(found, task)
+    (value,) = figure.value(figure.rows.sum(axis=0, keepdims=True))
+    assert value == pytest.approx(values["matthews"])
+
+
+def test_an_unseen_label_among_several_counts_as_wrong():
+    task = Task("topics", "multilabel", ("a", "b"))
+    found = gold_of([("a",), ("a", "new"), ("new",)], [("a",), ("a",), ()], task)
+    values = metrics.compute(found, (task,))["topics"]
+    assert values["exact_match"] == pytest.approx(1 / 3)
+    assert values["micro_f1"] == pytest.approx(2 * 2 / (2 + 4))
+    assert values["macro_f1"] == pytest.approx((1 + 0) / 2)
+    assert metrics.per_class_report(found, task)["new"]["support"] == 2
+
+
+def test_an_unseen_slot_counts_as_wrong():
+    task = Task("slots", "slots", ("time",))
+    found = gold_of([("O", "B-new"), ("O", "B-time")], [("Other", "time")] * 2, task)
+    values = metrics.compute(found, (task,))["slots"]
+    assert values["exact_match"] == 0.5
+    assert values["slot_f1"] == 0.5
+    assert metrics.per_class_report(found, task)["new"]["support"] == 1
+
+
+def test_probabilities_of_records_with_an_unseen_class():
+    task = Task("topic", "class", ("a", "b"))
+    scores = {"topic": {"a": 0.9, "b": 0.1}}
+    found = [
+        dataclasses.replace(each, scores=scores)
+        for each in gold_of(["a", "b", "new"], ["a", "a", "a"], task)
+    ]
+    figures = calibration.measure(found, (task,), {}, 0.0)["topic"]
+    assert figures["accuracy"] == pytest.approx(1 / 3)
+    # No temperature makes it likely.
+    assert calibration.fit(found, (task,)) == calibration.fit(found[:2], (task,))

@@ -1,5 +1,6 @@
 """What must hold for any weights: who sees whom, and that every path computes the same."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,7 @@ from jaxclf.models import layers, registry
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.masks import causal_mask
 from jaxclf.training import losses
-from tests.tiny import CONFIG, examples, shapes, summed_loss
+from tests.tiny import CONFIG, examples, random_params, shapes, summed_loss
 
 
 def whole_row(length: int):
@@ -88,11 +89,11 @@ def test_scanned_layers_equal_a_loop_over_them(model, params):
     @jax.jit
     def both(params):
         module = model.bind(params)
-        x, cos, sin = module.start(tokens, positions)
+        x, ropes = module.start(tokens, positions)
         graphdef, stacked = nnx.split(module.layers)
         for index in range(CONFIG.num_layers):
             block = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
-            x = block(x, cos, sin, causal_mask(segment_ids))
+            x = block(x, ropes["global"], causal_mask(segment_ids))
         return module.hidden(tokens, positions, segment_ids), module.norm(x)
 
     np.testing.assert_allclose(*both(params), rtol=0, atol=5e-6)
@@ -125,25 +126,31 @@ def test_states_of_some_places_are_those_of_the_whole(params, unroll, remat):
     assert (few in shapes(some, params)) == (unroll > 1)
 
 
-def test_rematerialisation_changes_no_gradient(params):
+def test_rematerialisation_changes_no_gradient():
+    config = dataclasses.replace(CONFIG, num_layers=4)
+    params = random_params(registry.create(config))
     tokens, positions, segment_ids = whole_row(9)
 
-    def gradient(remat: bool):
-        model = registry.create(CONFIG, remat=remat)
+    def gradient(remat: int):
+        model = registry.create(config, remat=remat)
 
         def loss(params):
             return jnp.mean(model.bind(params).hidden(tokens, positions, segment_ids) ** 3)
 
         # Without it the feed-forward's activations of all layers are kept for the backward pass.
-        kept = (CONFIG.num_layers, *tokens.shape, CONFIG.intermediate_size)
-        assert (kept in shapes(jax.grad(loss), params)) != remat
+        kept = (config.num_layers, *tokens.shape, config.intermediate_size)
+        assert (kept in shapes(jax.grad(loss), params)) != bool(remat)
+        # Of a group only the first layer's input is, beside those of the layers at work.
+        inputs = (config.num_layers, *tokens.shape, config.hidden_size)
+        assert (inputs in shapes(jax.grad(loss), params)) == (remat < 2)
         return jax.jit(jax.grad(loss))(params)
 
     def assert_same(actual, expected):
         scale = max(1.0, float(jnp.max(jnp.abs(expected))))
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * scale)
 
-    jax.tree.map(assert_same, gradient(True), gradient(False))
+    jax.tree.map(assert_same, gradient(1), gradient(0))
+    jax.tree.map(assert_same, gradient(2), gradient(0))
 
 
 def test_extending_a_cache_in_pieces_equals_one_pass(model, params):

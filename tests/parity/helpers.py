@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclf.core.types import Params
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 
 TOLERANCE = 1e-5
@@ -38,7 +38,7 @@ def llama_tree(tensors: Mapping[str, np.ndarray], layers: int) -> Params:
     return jax.tree.map(jnp.asarray, tree)
 
 
-def hf_llama(config: LlamaConfig, seed: int):
+def hf_llama(config: DecoderConfig, seed: int):
     """A random `LlamaForCausalLM` of these dimensions, in float32.
 
     Weights are large enough that logits, attention patterns and gradients are of order 1.

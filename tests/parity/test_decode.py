@@ -11,13 +11,13 @@ from jaxclf.data import batching
 from jaxclf.data.examples import Tokens
 from jaxclf.decoding import decode
 from jaxclf.models import registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.layers import RopeScaling
 from tests.parity import helpers
 from tests.tiny import examples
 
 NEW = 20
-GROUPED = LlamaConfig(
+GROUPED = DecoderConfig(
     vocab_size=67,
     hidden_size=32,
     intermediate_size=48,
@@ -92,7 +92,7 @@ def test_trained_model_writes_its_story(shared_root):
 
     directory = shared_root / "weights" / "stories260k-hf"
     fields = json.loads((directory / "config.json").read_text())
-    config = LlamaConfig(
+    config = DecoderConfig(
         vocab_size=fields["vocab_size"],
         hidden_size=fields["hidden_size"],
         intermediate_size=fields["intermediate_size"],

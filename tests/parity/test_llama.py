@@ -12,7 +12,7 @@ from jaxclf.data import batching, loader
 from jaxclf.data.batching import ANSWER, Batch
 from jaxclf.data.examples import Tokens
 from jaxclf.models import layers, registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.layers import RopeScaling
 from tests.parity import helpers
 from tests.parity.helpers import TOLERANCE, assert_close
@@ -24,7 +24,7 @@ ROWS, WIDTH, LABELS = 5, 96, 24
 SCALING = RopeScaling(
     factor=5.0, low_freq_factor=1.5, high_freq_factor=6.0, original_max_position=32
 )
-BASE = LlamaConfig(
+BASE = DecoderConfig(
     vocab_size=61,
     hidden_size=32,
     intermediate_size=40,
@@ -75,7 +75,7 @@ def to_the_right(batch: Batch) -> Batch:
 
 
 @functools.cache
-def compiled(config: LlamaConfig):
+def compiled(config: DecoderConfig):
     """(parameters, batch) → mean label loss and logits [B, T, V] everywhere, and the gradient."""
     model = registry.create(config)
 
@@ -88,7 +88,7 @@ def compiled(config: LlamaConfig):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
-def ours(config: LlamaConfig, params, batch: Batch):
+def ours(config: DecoderConfig, params, batch: Batch):
     """Mean label loss, gradient tree and logits; all layouts share one compiled shape."""
     assert batch.tokens.shape == (ROWS, WIDTH)
     pad = ((0, 0), (0, LABELS - batch.targets[ANSWER].labels.shape[1]))
@@ -183,7 +183,7 @@ def test_packed_rows_equal_each_example_alone(name):
 
 
 @functools.cache
-def random_logits(config: LlamaConfig) -> np.ndarray:
+def random_logits(config: DecoderConfig) -> np.ndarray:
     model = registry.create(config)
     tokens = jnp.asarray(whole(random_documents(2)[2]))[None]
 

@@ -16,7 +16,7 @@ from jaxclf.convert import peft_export, peft_import
 from jaxclf.data import batching
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.models import registry
-from jaxclf.models.decoder import LlamaConfig
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.training import losses
 from jaxclf.training.losses import Objective, Term
 from tests import tiny
@@ -86,7 +86,7 @@ def exchange(model, base: str, tmp_path):
 @functools.cache
 def compiled(config):
     model = registry.create(config)
-    if isinstance(config, LlamaConfig):
+    if isinstance(config, DecoderConfig):
         positions = np.tile(np.arange(LLAMA_TOKENS.shape[1]), (len(LLAMA_TOKENS), 1))
 
         def logits(params):
@@ -107,7 +107,7 @@ def compiled(config):
 
 def ours(config, params):
     found = np.asarray(compiled(config)(params))
-    if isinstance(config, LlamaConfig) or config.heads[0].kind == "sequence":
+    if isinstance(config, DecoderConfig) or config.heads[0].kind == "sequence":
         return found
     return found[inputs()[2] > 0]
 
@@ -115,7 +115,7 @@ def ours(config, params):
 def theirs(model, config):
     model = model.eval()
     with torch.no_grad():
-        if isinstance(config, LlamaConfig):
+        if isinstance(config, DecoderConfig):
             return model(input_ids=torch.tensor(LLAMA_TOKENS)).logits.numpy()
         tokens, _, segment_ids, types = inputs()
         given = {"token_type_ids": torch.tensor(types)} if config.type_vocab_size else {}

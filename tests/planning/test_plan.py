@@ -21,9 +21,9 @@ from jaxclf.planning import (
     gpus,
     hardware,
     hlo,
-    meshes,
     plans,
     programs,
+    step_time,
     workload,
 )
 from jaxclf.planning.collectives import Collective, Crossing
@@ -85,7 +85,7 @@ def test_plan_of_a_mesh_that_is_searched(tmp_path, topology, memory):
         (["--topology", "v9:2x2"], "known: v5e"),
         (["--topology", "h100:8", "--mesh", "model=8"], "axes are data, fsdp, tensor, sequence"),
         (["--topology", "h100:8", "--mesh", "fsdp=3"], "do not make 8 devices"),
-        (["--mesh", "fsdp=8"], "needs a --topology"),
+        (["--mesh", "fsdp=8"], "need a --topology"),
         (["--label-tokens", "0"], "expected 1 or more"),
         (["--topology", "h100:12"], "a host has 8 GPUs of kind h100"),
         (["--topology", "gb200:80"], "a node has 72 GPUs of kind gb200"),
@@ -240,6 +240,35 @@ for short, whole in {
     GPU_PROGRAM = re.sub(rf"\b{short}\b", whole, GPU_PROGRAM)
 
 
+TPU_PROGRAM = """HloModule program
+
+%begun (a: bf16[2,16]) -> (bf16[8,16], s32[2]) {
+  %a = bf16[2,16]{1,0} parameter(0)
+  %g = bf16[8,16]{1,0} all-gather(%a), replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %start = (bf16[8,16]{1,0}, s32[2]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%ended (a: bf16[8,16]) -> bf16[8,16] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %g = bf16[8,16]{1,0} all-gather(%a), replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %done = bf16[8,16]{1,0} custom-call(%a, %g), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: bf16[2,16]) -> bf16[8,16] {
+  %p = bf16[2,16]{1,0} parameter(0)
+  %first = (bf16[8,16]{1,0}, s32[2]) fusion(%p), kind=kOutput, calls=%begun
+  ROOT %last = bf16[8,16]{1,0} fusion(%first), kind=kOutput, calls=%ended
+}
+"""
+
+
+def test_a_collective_within_fusions_counts_once_and_beside_computation():
+    found = hlo.traffic(TPU_PROGRAM, 8)
+    assert found.collectives == {"all-gather": 8 * 16 * 2}
+    assert found.counts == found.asynchronous == {"all-gather": 1}
+    assert len(found.exchanges[0].groups) == 2
+
+
 def test_collectives_that_start_and_end_count_once_with_their_results():
     found = hlo.traffic(GPU_PROGRAM, 8)
     assert found.collectives == {
@@ -308,7 +337,7 @@ def test_an_axis_that_crosses_nodes_is_ranked_behind_one_that_does_not():
     """Full tuning of 8B: gathering kernels over two nodes takes longer than within each."""
     found = job("llama3_8b_20ng.py", "h100:16", "train.batch_size=16", "train.max_length=1024")
     seconds = {
-        name: meshes.step_seconds(found, ONE | sizes, 1)
+        name: step_time.step_seconds(found, ONE | sizes, 1)
         for name, sizes in {
             "within": {"data": 2, "fsdp": 8},
             "across": {"fsdp": 16},

@@ -17,7 +17,7 @@ from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.data.tasks import Record, Task
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.prompts import answer_length, builder
-from jaxclf.remote import endpoint
+from jaxclf.remote import answer_log, endpoint
 from jaxclf.remote.answer_log import Answer, Ledger
 from jaxclf.remote.chat import Account, ChatClassifier
 from tests import chat_server
@@ -124,7 +124,7 @@ def test_what_is_refused_is_told_at_once(server, tmp_path, monkeypatch, fault, r
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with pytest.raises(InputError, match=remedy) as raised:
         ask(classifier(server.base_url, tmp_path), f"refuse fault:{fault}*")
-    assert KEY not in str(raised.value)
+    assert KEY[:8] not in str(raised.value)
     assert server.counts()[f"refuse fault:{fault}*"] == 1
 
 
@@ -160,17 +160,78 @@ def holding_key(folder):
     return [path for path in folder.rglob("*") if KEY.encode() in path.read_bytes()]
 
 
+@pytest.mark.parametrize("fault", ["drip", "dripbody"])
+def test_an_answer_that_never_ends_is_given_up_when_its_time_is_over(server, tmp_path, fault):
+    with pytest.raises(StorageError, match=r"no whole answer within 1 s"):
+        ask(classifier(server.base_url, tmp_path, timeout=1.0, retries=0), f"fault:{fault}*")
+
+
+def test_an_answer_without_end_is_not_kept_in_memory(server, tmp_path):
+    with pytest.raises(StorageError, match=r"an answer of more than 16,777,216 bytes"):
+        ask(classifier(server.base_url, tmp_path, timeout=600.0), "fault:huge*")
+
+
+def test_neither_key_nor_text_follows_a_redirect(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(InputError, match=r"307, a redirect to http://localhost:.* api\.base_url"):
+        ask(classifier(server.base_url, tmp_path), "fault:redirect")
+    assert server.counts()["fault:redirect"] == 1
+
+
+def test_a_run_ends_when_its_answers_come_to_the_most_it_may_cost(server, tmp_path):
+    texts = [f"capped {number} fault:costly" for number in range(20)]
+    prices = {"input_price": 1.0, "max_cost": 3.5}  # each answer costs 1
+    with pytest.raises(InputError, match=r"cost 3\.00, .*beyond api\.max_cost, 3\.50"):
+        ask(classifier(server.base_url, tmp_path, concurrency=8, **prices), *texts)
+    assert len(lines(tmp_path)) == 3
+    assert sum(text.startswith("capped") for text in server.counts()) == 3
+    with pytest.raises(InputError, match=r"max_cost"):  # the cap is of the run, not of a process
+        ask(classifier(server.base_url, tmp_path, **prices | {"max_cost": 2.5}), *texts)
+    assert sum(text.startswith("capped") for text in server.counts()) == 3
+    ask(classifier(server.base_url, tmp_path, **prices | {"max_cost": 2.5}), *texts[:1])
+    ask(classifier(server.base_url, tmp_path, **prices | {"max_cost": 30.0}), *texts)
+    assert {server.counts()[text] for text in texts} == {1}
+
+
+def test_where_no_tokens_are_told_the_estimate_counts(server, tmp_path):
+    texts = [f"free {number} fault:nousage" for number in range(9)]
+    asking = classifier(server.base_url, tmp_path, input_price=1.0, max_cost=1.0)
+    assert len(ask(asking, *texts)) == 9
+    assert asking.account.facts()["prompt_tokens"] == 0
+
+
 CLIENT = """
 import sys
+from jaxclf.core import errors
 from tests.remote.test_chat import ask, classifier
 from pathlib import Path
-ask(classifier(sys.argv[1], Path(sys.argv[2]), concurrency=2), *map("kill {}".format, range(40)))
+def main(arguments):
+    asking = classifier(sys.argv[1], Path(sys.argv[2]), concurrency=4)
+    ask(asking, *map("kill {}".format, range(int(sys.argv[3]))))
+errors.run(main)
 """
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_under_way_when_the_run_is_stopped_is_stored(tmp_path, number):
+    texts = [f"kill {number}" for number in range(200)]  # 20 seconds, also on a busy machine
+    with chat_server.started("--delay", "0.4") as slow:
+        command = [sys.executable, "-c", CLIENT, slow.base_url, str(tmp_path), str(len(texts))]
+        with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as client:
+            while sum(slow.counts().values()) < 6:
+                assert client.poll() is None
+                time.sleep(0.01)
+            client.send_signal(number)
+        assert client.returncode == (75 if number == signal.SIGTERM else 130)
+        asked = sum(slow.counts().values())
+        assert len(lines(tmp_path)) == asked < len(texts)
+        ask(classifier(slow.base_url, tmp_path, concurrency=40), *texts)
+        assert {*slow.counts().values()} == {1}
 
 
 def test_a_killed_client_goes_on_where_it_was(guarded, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    command = [sys.executable, "-c", CLIENT, guarded.base_url, str(tmp_path)]
+    command = [sys.executable, "-c", CLIENT, guarded.base_url, str(tmp_path), "40"]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as client:
         path = tmp_path / "answers.jsonl"
         while not path.exists() or path.read_bytes().count(b"\n") < 6:
@@ -263,7 +324,7 @@ def test_the_command_from_dry_run_to_report(server, tmp_path, capsys, monkeypatc
     prompt.main([*command, "--dry-run"])
     assert "24 requests to send" in capsys.readouterr().out
     assert not (tmp_path / "report.json").exists()
-    assert not lines(tmp_path)
+    assert not (tmp_path / "answers.jsonl").exists()
 
     prompt.main(command)
     assert capsys.readouterr().out.count("requests to send") == 1
@@ -314,9 +375,51 @@ def test_one_process_at_a_time_and_no_damage(tmp_path, monkeypatch):
         answers.add("c", Answer("three", "stop", 1, 1))
     with Ledger(path) as answers:
         assert ("a" in answers, "b" in answers, answers["c"].text) == (True, False, "three")
-    path.write_text("{}\n" + path.read_text())
-    with pytest.raises(ArtifactError, match=r"answers\.jsonl:1"), Ledger(path):
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: "{}",
+        lambda line: "7",
+        lambda line: "[" * 100_000,
+        lambda line: line.replace("one", "two"),
+        lambda line: line.replace('"prompt_tokens": 1', '"prompt_tokens": "1"'),
+        lambda line: line.replace('"text"', '"test"'),
+        lambda line: line.replace('"checksum"', '"checks"'),
+        lambda line: resealed(line, text=7),
+        lambda line: resealed(line, completion_tokens=-1),
+        lambda line: resealed(line, more=1),
+    ],
+)
+def test_a_damaged_answer_is_told_with_its_line(tmp_path, damage):
+    path = tmp_path / "answers.jsonl"
+    with Ledger(path) as answers:
+        answers.add("a", Answer("good", "stop", 1, 1))
+        answers.add("b", Answer("one", "stop", 1, 1))
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first}\n{damage(second)}\n{first}\n")
+    with pytest.raises(ArtifactError, match=r"answers\.jsonl:2: not an answer"), Ledger(path):
         pass
+
+
+def resealed(line, **fields):
+    """A line with other fields under a checksum that is right."""
+    row = {name: value for name, value in json.loads(line).items() if name != "checksum"} | fields
+    return json.dumps(row | {"checksum": answer_log.fingerprint(**row)[:16]})
+
+
+def test_a_line_that_a_kill_cut_off_is_told(tmp_path, capsys):
+    path = tmp_path / "answers.jsonl"
+    with Ledger(path) as answers:
+        answers.add("a", Answer("one", "stop", 1, 1))
+        answers.add("b", Answer("two", "stop", 1, 1))
+    path.write_bytes(path.read_bytes()[:-3])
+    with Ledger(path) as answers:
+        assert ("a" in answers, "b" in answers) == (True, False)
+    assert "answers.jsonl: the last line is not whole" in capsys.readouterr().out
+    with Ledger(path):
+        assert not capsys.readouterr().out
 
 
 def _full(descriptor):

@@ -368,6 +368,53 @@ def test_the_model_card_tells_base_data_and_figures():
     assert "python -m jaxclf.predict" in body
 
 
+def card_of(model, library="transformers", **changes):
+    config = {"train": {"max_length": 64}, **changes.pop("config", {})}
+    return report.model_card(full_report(model=model, config=config, **changes), library)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ["eval.decoding=free", "from all of it", "eval.fallback=none", "counts as wrong"]),
+        (
+            {"decoding": "free", "fallback": "nearest", "first_line": True},
+            ["first line alone", "spelled most like it"],
+        ),
+        ({"decoding": "constrained", "fallback": "first"}, ["among the labels alone."]),
+        (
+            {"decoding": "score", "normalize": "contextual"},
+            ["probability of its tokens, divided by", "eval.normalize=contextual"],
+        ),
+    ],
+)
+def test_the_model_card_tells_how_a_decoder_is_read(fields, words):
+    card = card_of({"name": "llama", "family": "llama"}, config={"eval": fields})
+    for each in ("jaxclf.load(DIRECTORY)", "`jaxclf.json`", *words):
+        assert each in card
+    assert "pipeline(" not in card
+    assert ("eval.fallback" in card) == (fields.get("decoding", "free") == "free")
+
+
+def test_the_model_card_tells_temperatures_and_what_to_do_with_them():
+    measured = {"intent": {"temperature": 1.23456}, "other": {"temperature": None}}
+    card = card_of({"name": "bert", "family": "bert"}, calibration=measured)
+    assert "Temperature: 1.2346 for `intent`, fitted on dev." in card
+    assert "softmax of the scores (logits) divided by it" in card
+    assert "Temperature" not in card_of({"name": "bert", "family": "bert"})
+
+
+def test_the_model_card_of_an_encoder_opens_pipelines_that_cut_alike():
+    card = card_of({"name": "bert", "family": "bert"})
+    assert 'pipeline("text-classification", DIRECTORY)' in card
+    assert 'pipeline("token-classification", DIRECTORY, ignore_labels=[])' in card
+    assert "truncation=True" in card
+    assert "cut at 64 tokens" in card
+    adapters = card_of({"name": "bert", "family": "bert"}, "peft")
+    assert "library_name: peft" in adapters
+    assert "DIRECTORY" not in adapters.replace("RUN_DIRECTORY", "")
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "base"),
     [("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"), ("/data/models/mine", None)],

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from jaxclf.checkpoint.model_dir import load_params, read_model, resolve, write_
 from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
+from jaxclf.core import streams
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.tree import flatten
 from jaxclf.models import registry
@@ -151,7 +151,7 @@ def test_lora_fa_leaves_a_as_it_was_drawn(tmp_path):
     source, base = resolve(tmp_path / "run"), resolve(tmp_path / "run/base")
     params = load_params(base, registry.create(read_model(base.model_json)[0]).abstract)
     assert source.adapters is not None
-    drawn = lora.init(params, source.adapters.spec, jax.random.key(config.seed))
+    drawn = lora.init(params, source.adapters.spec, streams.key(config.seed, "adapters"))
     for path, leaf in flatten(drawn.factors).items():
         found = tree_store.read(source.params_dir, f"factors/{path}")
         assert np.array_equal(found, leaf) == path.endswith("/a"), path

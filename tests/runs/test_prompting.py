@@ -141,6 +141,7 @@ def test_thoughts_have_their_own_room(tmp_path):
         "prompt.chain_of_thought=true", "prompt.template=labels", "prompt.chain_of_thought_tokens=9"
     )
     asked = prompting.decoder(find_model)(config, tmp_path)
+    asked.claim(tmp_path, config)
     prompt = asked.classifier(config, Recipe.load(tmp_path / "task.json").prompt).recipe
     assert prompt.max_new_tokens == 13
 
@@ -185,4 +186,4 @@ def test_a_style_and_its_examples_are_trained_on_too(tmp_path):
         assert setup.tokenizer.decode(example.label) == f" {letter}"
         assert record.text not in setup.tokenizer.decode(example.prefix)
     assert len({example.prefix.tobytes() for example in setup.examples}) > 1
-    assert Recipe.load(tmp_path / "task.json").prompt.lettered
+    assert setup.recipe.prompt.lettered

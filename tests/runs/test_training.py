@@ -11,10 +11,10 @@ from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.model_dir import resolve
 from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.classifiers.opening import open_run
-from jaxclf.config import loading, renames
+from jaxclf.config import loading
 from jaxclf.core.errors import InputError, NonFiniteError
 from jaxclf.runs.evaluation import evaluate
-from jaxclf.runs.training import claim, train
+from jaxclf.runs.training import train
 from jaxclf.training.losses import Objective
 
 ROOT = Path(__file__).parents[2]
@@ -99,22 +99,6 @@ def test_evaluate_may_decode_otherwise(finished, tmp_path, mode):
 def test_an_unknown_way_of_decoding_is_told(finished):
     with pytest.raises(InputError, match=r"eval\.decoding is 'scores'.*Did you mean 'score'"):
         open_run(finished, overrides=["eval.decoding=scores"])
-
-
-def test_a_workdir_stays_its_runs_whatever_its_fields_were_called(tmp_path):
-    claim(tmp_path, tiny())
-    path = tmp_path / "config.json"
-    fields = json.loads(path.read_text())
-    for old, new in renames.RENAMED.items():
-        group, _, name = old.partition(".")
-        fields[group][name] = fields[group].pop(new.partition(".")[2])
-    path.write_text(json.dumps(fields))
-    with pytest.raises(
-        InputError, match=r"another config \(train.max_grad_norm: 1.0 there, 0.5 now"
-    ):
-        claim(tmp_path, tiny("train.max_grad_norm=0.5"))
-    claim(tmp_path, tiny("train.logging_steps=2", "eval.batch_size=4"))
-    assert loading.read(path) == tiny("train.logging_steps=2", "eval.batch_size=4")
 
 
 @pytest.mark.slow

@@ -360,3 +360,41 @@ def test_golden_train_step():
     for name, value in expected.items():
         assert actual[name] == pytest.approx(value, rel=2e-5, abs=2e-5), name
     assert expected["loss 2"] < expected["loss 0"] - 0.01
+
+
+def test_kernels_stored_in_more_bits_than_they_are_multiplied_in():
+    """The same step as with a cast beforehand; gradients are those of matmuls in few bits."""
+    model = registry.create(CONFIG, dtype=jnp.bfloat16, remat=1)
+    params = random_params(model)
+    some = Steps(model)
+    batch = batch_of(2)
+    state, frozen = some.start(params)
+    found, metrics = some.run(state, frozen, batch)
+
+    def loss(cast, micro):
+        joined = jax.tree.map(lambda cast, leaf: cast, cast, params)
+        totals = losses.GENERATION.totals(batch)
+        return losses.GENERATION.sums(model.bind(joined), micro, totals, None).loss
+
+    cast = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(jnp.bfloat16) if "kernel" in str(path) else leaf, params
+    )
+    expected = 0.0
+    gradient = jax.tree.map(jnp.zeros_like, params)
+    for index in range(2):
+        micro = jax.tree.map(lambda rows, index=index: rows[index], batch)
+        value, one = jax.jit(jax.value_and_grad(loss))(cast, micro)
+        expected += value
+        gradient = jax.tree.map(jnp.add, gradient, one)
+    assert float(metrics.loss) == pytest.approx(float(expected), rel=1e-3)
+
+    def close(new, old, wanted):
+        scale = float(jnp.max(jnp.abs(wanted)))
+        np.testing.assert_allclose((old - new) / scale, wanted / scale, atol=0.02)
+
+    jax.tree.map(close, found.trained, params, gradient)
+    # Every kernel's gradient is made in the dtype of matmuls, and no stack is cast as a whole.
+    text = jax.jit(some.function).lower(state, frozen, batch).as_text()
+    up = "x".join(map(str, params["layers"]["mlp"]["up"]["kernel"].shape))
+    assert f"tensor<{up}xbf16>" in text
+    assert f"(tensor<{up}xf32>) -> tensor<{up}xbf16>" not in text

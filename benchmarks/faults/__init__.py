@@ -1,0 +1,1 @@
+"""Campaigns of faults against the commands; see `__main__`."""

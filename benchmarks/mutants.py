@@ -1,0 +1,359 @@
+"""Would the tests notice? Small changes of the package, one at a time, against the tests of each.
+
+    pip install pytest-cov
+    python benchmarks/mutants.py trace --scratch /tmp/mutants
+    python benchmarks/mutants.py run --scratch /tmp/mutants --seed 0 --count 200
+
+`trace` runs the suite once and keeps which tests run which line, and how long each takes. `run`
+samples places of the package, changes one (a comparison, an operator, a condition, a number, a call
+left out), and runs the tests that reach it, the quickest first, in processes forked from one that
+has imported what takes long. A change is killed by a failed test or by a process that does not end
+in time. A stopped run goes on where it stood; the survivors are listed at the end.
+"""
+
+import argparse
+import ast
+import contextlib
+import copy
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+AT_MOST = 300.0  # seconds of tests, as measured by `trace`, for one change
+SWAPPED: dict[type, type] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`file`, from the package's root, with the text from `start` to `end` replaced by `new`."""
+
+    file: str
+    line: int
+    start: int
+    end: int
+    old: str
+    new: str
+
+    @property
+    def name(self) -> str:
+        old, new = (" ".join(text.split()) for text in (self.old, self.new))
+        return f"{self.file}:{self.line}: {old[:90]} → {new[:90]}"
+
+
+def mutants(file: Path) -> Iterator[Mutant]:
+    """All changes of a file that are tried: of what it computes, not of its texts and types."""
+    text = file.read_text("utf-8")
+    begins = [0]
+    for line in text.encode().splitlines(keepends=True):
+        begins.append(begins[-1] + len(line))
+
+    def change(node: ast.expr | ast.stmt, new: str) -> Mutant:
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        start = begins[node.lineno - 1] + node.col_offset
+        end = begins[node.end_lineno - 1] + node.end_col_offset
+        old = text.encode()[start:end].decode()
+        name = str(file.relative_to(ROOT))
+        return Mutant(name, node.lineno, start, end, old, new)
+
+    for node in _computing(ast.parse(text)):
+        for new in _changed(node):
+            yield change(node, f"({new})" if isinstance(node, ast.expr) else new)
+
+
+def _computing(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that compute: no annotations, decorators, docstrings or types for checkers."""
+    for name, value in ast.iter_fields(tree):
+        if name in ("annotation", "returns", "decorator_list", "type_params"):
+            continue
+        for node in value if isinstance(value, list) else [value]:
+            if not isinstance(node, ast.AST):
+                continue
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                continue
+            if isinstance(node, ast.AnnAssign) and node.value is None:
+                continue
+            yield node
+            yield from _computing(node)
+
+
+def _changed(node: ast.AST) -> Iterator[str]:
+    new = copy.deepcopy(node)
+    match new:
+        case ast.Compare(ops=[operator]) if type(operator) in SWAPPED:
+            new.ops = [SWAPPED[type(operator)]()]
+            yield ast.unparse(new)
+        case ast.BinOp(op=operator) if type(operator) in SWAPPED and not _of_texts(new):
+            new.op = SWAPPED[type(operator)]()
+            yield ast.unparse(new)
+        case ast.BoolOp(op=operator):
+            new.op = SWAPPED[type(operator)]()
+            yield ast.unparse(new)
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield ast.unparse(operand)
+        case ast.IfExp():
+            new.body, new.orelse = new.orelse, new.body
+            yield ast.unparse(new)
+        case ast.Constant(value=bool(value)):
+            yield str(not value)
+        case ast.Constant(value=int(value)):
+            yield str(value + 1)
+        case ast.Constant(value=float(value)):
+            yield str(value * 2 if value else 1.0)
+        case ast.Expr(value=ast.Call()) | ast.AugAssign():
+            yield "pass"
+        case ast.Continue():
+            yield "break"
+
+
+def _of_texts(node: ast.BinOp) -> bool:
+    """Whether it joins texts or paths, or types: what fails at once tells nothing of the tests."""
+    sides = (node.left, node.right)
+    texts = any(
+        isinstance(side, ast.JoinedStr)
+        or (isinstance(side, ast.Constant) and isinstance(side.value, str))
+        for side in sides
+    )
+    nothing = any(isinstance(side, ast.Constant) and side.value is None for side in sides)
+    return texts or (nothing and isinstance(node.op, ast.BitOr))
+
+
+def trace(scratch: Path, workers: int) -> int:
+    """Run the suite and keep the lines and seconds of each test; the exit code."""
+    tree = _copy(scratch / "traced")
+    arguments = ["-q", f"-n{workers}", "--cov=jaxclf", "--cov-context=test", "--cov-report="]
+    arguments += [f"--junitxml={scratch / 'tests.xml'}", "-o", "junit_family=xunit1"]
+    environment = _environment(tree, scratch) | {"COVERAGE_FILE": str(scratch / "coverage")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *arguments], cwd=tree, env=environment, check=False
+    ).returncode
+
+
+class Traces:
+    """Which tests reach a line, the quickest first."""
+
+    def __init__(self, scratch: Path):
+        self.seconds: dict[str, float] = {}
+        for case in ElementTree.parse(scratch / "tests.xml").iter("testcase"):
+            if not {child.tag for child in case} & {"failure", "error", "skipped"}:
+                name = f"{case.get('file')}::"
+                inner = (case.get("classname") or "").split(".")
+                within = [part for part in inner if part.startswith("Test")]
+                name += "::".join([*within, case.get("name") or ""])
+                self.seconds[name] = float(case.get("time") or 0)
+        from coverage.numbits import numbits_to_nums
+
+        self.lines: dict[tuple[str, int], set[str]] = {}
+        self.files: dict[str, set[str]] = {}
+        with sqlite3.connect(scratch / "coverage") as database:
+            found = database.execute(
+                "select path, context, numbits from line_bits"
+                " join file on file.id = file_id join context on context.id = context_id"
+            )
+            for path, context, numbits in found:
+                test = context.rsplit("|", 1)[0]
+                if test in self.seconds:
+                    name = path[path.rindex("/jaxclf/") + 1 :]
+                    self.files.setdefault(name, set()).add(test)
+                    for line in numbits_to_nums(numbits):
+                        self.lines.setdefault((name, line), set()).add(test)
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        """The tests to run, for about as long as AT_MOST; those of the module come first.
+
+        Where no test reaches the line in the tests' own process (a process forked by a test, or
+        what runs once at import), those that reach the file, and those of the package's folder.
+        """
+        reach = self.lines.get((mutant.file, mutant.line), set())
+        folder = "tests/" + "/".join(mutant.file.split("/")[1:-1])
+        own = f"{folder}/test_{Path(mutant.file).stem}.py".replace("//", "/")
+        if not reach:
+            reach = self.files.get(mutant.file, set()) | {
+                test for test in self.seconds if test.startswith(folder + "/")
+            }
+        ordered = sorted(reach, key=lambda test: (not test.startswith(own), self.seconds[test]))
+        chosen, total = [], 0.0
+        for test in ordered:
+            total += self.seconds[test] + 0.05
+            if chosen and total > AT_MOST:
+                break
+            chosen.append(test)
+        return chosen
+
+
+def run(scratch: Path, seed: int, count: int, workers: int) -> int:
+    """Try `count` changes; 0 where at least nine of ten are killed."""
+    places = [mutant for file in sorted(ROOT.glob("jaxclf/**/*.py")) for mutant in mutants(file)]
+    sample = random.Random(seed).sample(places, count)
+    output = scratch / f"mutants-{seed}.jsonl"
+    lines = output.read_text("utf-8").splitlines() if output.is_file() else []
+    known = {found["name"]: found for found in map(json.loads, lines)}
+    left = [mutant for mutant in sample if mutant.name not in known]
+    print(f"{len(places):,} places, {count} sampled, {len(left)} to try", flush=True)
+    traces = Traces(scratch)
+    with get_context("spawn").Pool(workers, _prepare, (scratch,)) as pool:
+        tasks = [(mutant, traces.tests(mutant)) for mutant in left]
+        for found in pool.imap_unordered(_try, tasks):
+            known[found["name"]] = found
+            with output.open("a", encoding="utf-8") as file:
+                print(json.dumps(found, ensure_ascii=False), file=file)
+            print(f"{found['verdict']:9} {found['seconds']:4.0f} s  {found['name']}", flush=True)
+    results = [known[mutant.name] for mutant in sample]
+    survivors = [found for found in results if found["verdict"] == "survived"]
+    killed = len(results) - len(survivors)
+    print(f"\n{killed} of {len(results)} killed: {killed / len(results):.1%}. Survivors:")
+    for found in sorted(survivors, key=lambda found: found["name"]):
+        print(f"- {found['name']}  ({found['tests']} tests)")
+    return int(killed < 0.9 * len(results))
+
+
+_tree = Path()
+
+
+def _prepare(scratch: Path) -> None:
+    """A worker's own copy of the tree, and imports that its children find done."""
+    global _tree
+    _tree = _copy(scratch / f"worker-{os.getpid()}")
+    os.environ.update(_environment(_tree, scratch))
+    os.chdir(_tree)
+    sys.path[:] = [str(_tree), *(path for path in sys.path if path != str(ROOT))]
+    import datasets  # noqa: F401
+    import flax.linen  # noqa: F401
+    import grain.python  # noqa: F401
+    import hypothesis  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import optax  # noqa: F401
+    import orbax.checkpoint  # noqa: F401
+    import peft  # noqa: F401
+    import qwix  # noqa: F401
+    import rich.progress  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+    import tensorboard.summary.writer.record_writer  # noqa: F401
+    import torch  # noqa: F401
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
+
+def _try(task: tuple[Mutant, list[str]]) -> dict:
+    mutant, tests = task
+    begun = time.monotonic()
+    file = _tree / mutant.file
+    whole = file.read_bytes()
+    assert whole[mutant.start : mutant.end].decode() == mutant.old
+    file.write_bytes(whole[: mutant.start] + mutant.new.encode() + whole[mutant.end :])
+    try:
+        verdict = _killed(tests)
+    finally:
+        file.write_bytes(whole)
+    seconds = round(time.monotonic() - begun, 1)
+    return asdict(mutant) | {
+        "name": mutant.name,
+        "verdict": verdict,
+        "tests": len(tests),
+        "seconds": seconds,
+    }
+
+
+def _killed(tests: list[str]) -> str:
+    if not tests:
+        return "survived"
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)
+        log = os.open(_tree.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        import pytest
+
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", *tests]))
+    end = time.monotonic() + 4 * AT_MOST
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            _end(child)
+            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+        time.sleep(0.05)
+    _end(child)
+    os.waitpid(child, 0)
+    return "timeout"
+
+
+def _end(group: int) -> None:
+    """What the tests left running goes too."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 9)
+
+
+def _environment(tree: Path, scratch: Path) -> dict[str, str]:
+    return os.environ | {
+        "PYTHONPATH": str(tree),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
+    }
+
+
+def _copy(folder: Path) -> Path:
+    """The tree as git has it, changes included."""
+    shutil.rmtree(folder, ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target)
+    return folder
+
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["trace", "run"])
+    parser.add_argument("--scratch", type=Path, required=True, help="kept between the two")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=200, help="changes to try")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    if options.what == "trace":
+        return trace(options.scratch, options.workers)
+    return run(options.scratch, options.seed, options.count, options.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
