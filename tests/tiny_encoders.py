@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.encoder import FAMILIES, EncoderConfig
 from jaxclf.models.heads import HeadConfig
 
 _BERT = EncoderConfig(
@@ -21,16 +21,19 @@ _BERT = EncoderConfig(
     attention_dropout=0.25,
     head_dropout=0.35,
     initializer_std=0.03,
+    head=FAMILIES["bert"]["head"],
 )
+
+
+def _like_bert(family: str, **changes) -> EncoderConfig:
+    return dataclasses.replace(_BERT, family=family, **FAMILIES[family] | changes)
+
+
 ENCODERS = {
     "bert": _BERT,
-    "roberta": dataclasses.replace(
-        _BERT, family="roberta", position_offset=4, activation="gelu_tanh"
-    ),
-    "distilbert": dataclasses.replace(
-        _BERT, family="distilbert", type_vocab_size=0, layer_norm_eps=1e-12, activation="relu"
-    ),
-    "electra": dataclasses.replace(_BERT, family="electra", embedding_size=16, activation="silu"),
+    "roberta": _like_bert("roberta", position_offset=4, type_vocab_size=2, activation="gelu_tanh"),
+    "distilbert": _like_bert("distilbert", layer_norm_eps=1e-12, activation="relu"),
+    "electra": _like_bert("electra", embedding_size=16, activation="silu"),
 }
 HEADS = {
     "sequence": HeadConfig("sequence", "sequence", 5),
@@ -40,10 +43,9 @@ HEADS = {
 
 
 def with_heads(family: str, *names: str) -> EncoderConfig:
-    """The encoder with these heads, and with BERT's pooler where transformers has one."""
-    heads = tuple(HEADS[name] for name in names)
-    pools = not heads or any(head.kind == "sequence" for head in heads)
-    return dataclasses.replace(ENCODERS[family], heads=heads, pooler=family == "bert" and pools)
+    """The encoder with these heads; BERT without any has its pooler, as in transformers."""
+    found = ENCODERS[family].with_heads(tuple(HEADS[name] for name in names))
+    return found if names else dataclasses.replace(found, pooler=family == "bert")
 
 
 def inputs(lengths: tuple[int, ...] = (16, 11, 5, 2), seed: int = 0):

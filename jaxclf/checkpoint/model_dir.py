@@ -24,8 +24,9 @@ from jaxclf.distributed import sharding
 from jaxclf.models import registry
 from jaxclf.models.decoder import FAMILIES as DECODERS
 from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.encoder import FAMILIES as ENCODERS
 from jaxclf.models.encoder import EncoderConfig
-from jaxclf.models.heads import HeadConfig
+from jaxclf.models.heads import HeadConfig, HeadStyle
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.quantization import Quantise
 from jaxclf.models.registry import ModelConfig
@@ -33,7 +34,7 @@ from jaxclf.models.t5 import T5Config
 
 FAMILIES = (
     {"t5": T5Config}
-    | dict.fromkeys(("bert", "roberta", "distilbert", "electra"), EncoderConfig)
+    | dict.fromkeys(ENCODERS, EncoderConfig)
     | dict.fromkeys(DECODERS, DecoderConfig)
 )
 
@@ -172,6 +173,10 @@ def model_of(fields: Any, path: object) -> tuple[ModelConfig, str]:
             fields["rope_scaling"] = RopeScaling(**_tuples(fields["rope_scaling"]))
         if "heads" in fields:
             fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
+            if "head" in fields:
+                fields["head"] = HeadStyle(**fields["head"])
+            else:  # from before the attributes, which the family stood for
+                fields = ENCODERS[family] | fields
         return FAMILIES[family](**_tuples(fields)), dtype
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: describes no model of this version ({error})") from error

@@ -1,7 +1,6 @@
 """A run or model directory of ours becomes a Hugging Face checkpoint."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import tempfile
@@ -117,7 +116,11 @@ def _export(
     written = family.write_config(config, labels) | {"dtype": largest.dtype}
     if problem:
         written["problem_type"] = problem
-    _check_padding(theirs, written)
+    if isinstance(config, EncoderConfig) and config.position_offset:
+        _check_padding(theirs, written)
+    theirs = written | {
+        name: value for name, value in theirs.items() if value is not None or name not in written
+    }
     leaves = tree.flatten(registry.create(config).abstract)
     tensors = mapping.expand(family.rows(config), {p: leaf.shape for p, leaf in leaves.items()})
     tensors.sort(key=lambda tensor: -1 if tensor.layer is None else tensor.layer)
@@ -139,7 +142,7 @@ def _export(
             for name, parts in places.items()
         }
         files.write_weights(new, described, blocks, max_shard_bytes)
-        text = json.dumps(theirs | written, indent=2, ensure_ascii=False)
+        text = json.dumps(theirs, indent=2, ensure_ascii=False)
         (new / "config.json").write_text(text + "\n", "utf-8")
         files.copy_files(found.tokenizer_dir, new, TOKENIZER_FILES)
         _limit_tokens(new, config, found)
@@ -162,9 +165,7 @@ def with_one_head(config: ModelConfig, task: str | None) -> tuple[ModelConfig, H
             f"--task is {task!r}; a model of transformers has one head, this one has {names}. "
             "Name one of them"
         )
-    # BERT's pooler belongs to its sequence heads.
-    pooler = config.pooler and chosen[0].kind == "sequence"
-    return dataclasses.replace(config, heads=tuple(chosen), pooler=pooler), chosen[0]
+    return config.with_heads(tuple(chosen)), chosen[0]
 
 
 def labels_of(source: ModelSource, head: HeadConfig) -> tuple[Sequence[str], str | None]:

@@ -262,6 +262,8 @@ def _one_dtype(weights: AnyWeights, parts: list[mapping.Tensor]) -> str:
 
 
 def _read(weights: AnyWeights, parts: list[mapping.Tensor]) -> Iterator[np.ndarray]:
+    for _ in range(parts[0].layer or 0):  # layers that have none
+        yield np.ones_like(weights[parts[0].name][parts[0].rows])
     for part in parts:
         tensor = weights[part.name][part.rows]
         yield tensor.T if part.transpose else tensor

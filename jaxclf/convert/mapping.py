@@ -21,12 +21,14 @@ _SHOWN = 50  # of defects in one message
 class TensorRow:
     """`{layer}` in the Hugging Face name runs over the leading axis of our leaf.
 
-    Rows of one name are parts of one tensor, one below the other.
+    Rows of one name are parts of one tensor, one below the other. `first`: the first layer that
+    has one; those before it are ones, and are used for nothing.
     """
 
     theirs: str
     ours: str
     transpose: bool = False
+    first: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,7 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
         layered = "{layer}" in row.theirs
         part = shape[1:] if layered else shape
         part = part[::-1] if row.transpose else part
-        for layer in range(shape[0]) if layered else [None]:
+        for layer in range(row.first, shape[0]) if layered else [None]:
             name = row.theirs.format(layer=layer)
             start = sizes.get(name, 0)
             tensors.append(Tensor(name, part, row.ours, layer, row.transpose, start))

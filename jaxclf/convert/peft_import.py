@@ -138,8 +138,7 @@ def _with_head(
     for kind, size in sizes.items():
         names = [head.name for head in config.heads if head.kind == kind]
         head = HeadConfig(names[0] if len(names) == 1 else kind, kind, size)
-        pooler = config.family == "bert" and kind == "sequence"
-        return dataclasses.replace(config, heads=(head,), pooler=pooler)
+        return config.with_heads((head,))
     return config
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jaxclf.convert.attributes import is_number, refuse
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.layers import RopeScaling
 
 ATTRIBUTES = {"rope_theta", "rope_scaling", "rope_parameters"}
@@ -55,8 +56,8 @@ def read(values: Mapping[str, Any], family: str, source: object) -> Rotation:
     """
     parameters = values.get("rope_parameters", {})
     local_theta = values.get("rope_local_base_freq", 0.0)
-    if family == "gemma3_text":
-        local_theta = local_theta or 10_000.0
+    if family in _LOCAL_THETAS:
+        local_theta = local_theta or _LOCAL_THETAS[family]
         if isinstance(parameters, dict) and "full_attention" in parameters:
             local = parameters.get("sliding_attention", {})
             parameters = parameters["full_attention"]
@@ -107,7 +108,14 @@ def read(values: Mapping[str, Any], family: str, source: object) -> Rotation:
 # Families that may rotate a part of each head.
 _PARTIAL = {"phi3"}
 # transformers' θ for files that say none.
-_THETAS = {"smollm3": 2_000_000.0, "gemma3_text": 1_000_000.0}
+_THETAS = {
+    "smollm3": 2_000_000.0,
+    "gemma3_text": 1_000_000.0,
+    "modernbert": 160_000.0,
+    "nomic_bert": 1000.0,
+}
+# The same of windows, in families that have another one there.
+_LOCAL_THETAS = {"gemma3_text": 10_000.0, "modernbert": 10_000.0}
 
 
 def _scaling(
@@ -166,7 +174,7 @@ def _mscale(factor: float, scale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def written(config: DecoderConfig) -> dict[str, Any]:
+def written(config: DecoderConfig | EncoderConfig) -> dict[str, Any]:
     """The same for a config.json, in the names of transformers 5 and 4."""
     scaling = config.rope_scaling
     found: dict[str, Any] = {"rope_type": "default"}
@@ -191,7 +199,7 @@ def written(config: DecoderConfig) -> dict[str, Any]:
     }
     if scaling is not None and scaling.kind == "longrope":
         old["original_max_position_embeddings"] = scaling.original_max_position
-    if config.rotary_share != 1:
+    if isinstance(config, DecoderConfig) and config.rotary_share != 1:
         found["partial_rotary_factor"] = old["partial_rotary_factor"] = config.rotary_share
     new = {"rope_theta": config.rope_theta} | found
     if config.local_rope_theta:

@@ -56,11 +56,12 @@ RULES: tuple[tuple[str, Dims], ...] = (
     (r"layers/attention/sinks", ("heads",)),
     (r"layers/(attention/o|mlp/down)/bias", (None,)),
     (rf"{_LAYERS}prefix/(key|value)", (None, None, None)),
-    (r"distances/(encoder|decoder)/embedding", (None, None)),
+    (r"distances/((encoder|decoder)/)?embedding", (None, None)),
+    (r"vectors/embedding", (None, None)),
     (r"unembed/kernel", ("model", "vocabulary")),
     (r"(pooler|project|heads/[^/]+/(dense|out))/kernel", ("model", None)),
     (r"(pooler|project|heads/[^/]+/(dense|out))/bias", (None,)),
-    (r"(layers/|embed/)?(\w+_)?norm/(scale|bias)", ("model",)),
+    (r"(layers/|embed/|heads/[^/]+/)?(\w+_)?norm/(scale|bias)", ("model",)),
 )
 
 # Leaves in whose place a node of codes and scales may stand: quantised ones, moments in 8 bits.

@@ -15,7 +15,7 @@ from jaxclf.distributed.sharding import constrain
 from jaxclf.models import shared_prefix_attention
 from jaxclf.models.layers import dropout
 from jaxclf.models.log_sum_exp import NOTHING, merge
-from jaxclf.models.masks import Implementation, Outer, Segments, SharedSegments, Visible
+from jaxclf.models.masks import Implementation, Outer, Segments, SharedSegments, Visible, near
 from jaxclf.models.shared_prefix_attention import SharedMask
 
 # What scores get beside: `[_, N, T, S]`, or that of so many (int) queries from a place on.
@@ -48,6 +48,9 @@ def attend(
     is_bare = not drops and bias is None and scale is None
     assert is_bare or not isinstance(mask, SharedMask | SharedSegments)
     by_kernels = is_bare and not cap and sinks is None
+    if isinstance(mask, Segments) and mask.window is not None and not mask.causal:
+        is_whole = sharding.sizes()["sequence"] == 1
+        by_kernels = by_kernels and mask.implementation == "splash" and is_whole
     plainly = partial(_plain, rate=rate, scale=scale, cap=cap, sinks=sinks)
     if isinstance(mask, Segments) and not by_kernels:
         found = _by_blocks(query, key, value, mask, random_key, bias, plainly)
@@ -144,10 +147,11 @@ def _by_blocks(
     def attend_block(index, part):
         query, query_ids = part
         seen = (query_ids[:, :, None] == ids[:, None]) & (ids > 0)[:, None]
+        place = index * block + jnp.arange(block)
         if segments.causal:
-            place = index * block + jnp.arange(block)
-            apart = place[:, None] - jnp.arange(count)
-            seen &= (apart >= 0) & (apart < (segments.window or count))
+            seen &= place[:, None] >= jnp.arange(count)
+        if segments.window is not None:
+            seen &= near(place, count, segments.window, segments.causal)
         seen = jnp.pad(seen, ((0, 0), (0, 0), (lead, 0)), constant_values=True)
         added = None
         if bias is not None:

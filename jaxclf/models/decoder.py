@@ -39,12 +39,6 @@ FAMILIES = (
     *("smollm3", "olmo2", "granite"),
 )
 
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
@@ -231,7 +225,7 @@ class MLP(nnx.Module):
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        inner = ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
+        inner = layers.ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
         return self.down(sharding.inner(inner, x.shape[-1]))
 
 

@@ -1,30 +1,20 @@
-"""What stands on an encoder: sequence heads as each family has them, and token heads.
+"""What stands on a model: sequence heads as each family has them, and token heads.
 
 Source: the …ForSequenceClassification and …ForTokenClassification models of transformers, with
 which converted heads agree.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclf.core.types import Array, Float, Key
+from jaxclf.core.types import AnyArray, Array, Float, Int, Key
 from jaxclf.models import layers
 
 HeadKind = Literal["sequence", "token"]
-
-# What a family does to the first token's hidden state before its classifier: dropout or not, a
-# layer of the head's own, its activation. BERT's layer is the pooler, which all heads share.
-_DENSE: dict[str, tuple[bool, Callable] | None] = {
-    "bert": None,
-    "roberta": (True, jnp.tanh),
-    "distilbert": (False, jax.nn.relu),
-    "electra": (True, lambda x: jax.nn.gelu(x, approximate=False)),
-}
+Pooling = Literal["first", "last", "mean", "scores"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +26,36 @@ class HeadConfig:
     size: int
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadStyle:
+    """How the heads of a family come to their scores.
+
+    pooler: sequence heads read the model's tanh layer, which they share. pooling: what a sequence
+    head reads of a text: its `first` token, its `last` one, the `mean` of all, or each token, of
+    whose `scores` it then takes the mean. dense: activation of a layer of the head's own; empty:
+    there is none. dense_bias: of that layer. drops_first: dropout before it. norm: LayerNorm after
+    it. on_tokens: token heads have it too. bias: of the last layer.
+    """
+
+    pooler: bool = False
+    pooling: Pooling = "first"
+    dense: str = ""
+    dense_bias: bool = True
+    drops_first: bool = False
+    norm: bool = False
+    on_tokens: bool = False
+    bias: bool = True
+
+
+PLAIN = HeadStyle()
+
+
 class Head(nnx.Module):
-    """Hidden states to scores; `dense` is what a family's sequence head puts before `out`."""
+    """Hidden states to scores; `dense` is what a family's head puts before `out`."""
 
     def __init__(
         self,
-        family: str,
+        style: HeadStyle,
         kind: HeadKind,
         hidden_size: int,
         size: int,
@@ -50,15 +64,18 @@ class Head(nnx.Module):
         std: float,
         dtype: Any,
         rngs: nnx.Rngs,
+        norm: layers.LayerNorm | None = None,
     ):
-        def linear(size_out):
-            return layers.Linear(hidden_size, size_out, std=std, dtype=dtype, rngs=rngs, bias=True)
+        """`norm`: what a style with one puts after its own layer."""
 
-        before = _DENSE[family] if kind == "sequence" else None
-        self.dense = linear(hidden_size) if before else None
-        self.drops_first, self.activation = before or (False, jnp.tanh)
-        self.out = linear(size)
-        self.dropout = dropout
+        def linear(size_out, bias):
+            return layers.Linear(hidden_size, size_out, std=std, dtype=dtype, rngs=rngs, bias=bias)
+
+        is_dense = bool(style.dense) and (kind == "sequence" or style.on_tokens)
+        self.dense = linear(hidden_size, style.dense_bias) if is_dense else None
+        self.norm = norm if is_dense and style.norm else None
+        self.out = linear(size, style.bias)
+        self.style, self.dropout = style, dropout
 
     def __call__(
         self, x: Float[Array, "*batch D"], key: Key[Array, ""] | None = None
@@ -66,7 +83,40 @@ class Head(nnx.Module):
         """Scores in float32, so that a loss over them stays exact."""
         first, last = layers.split_key(key, 2)
         if self.dense is not None:
-            if self.drops_first:
+            if self.style.drops_first:
                 x = layers.dropout(x, self.dropout, first)
-            x = self.activation(self.dense(x))
+            x = layers.ACTIVATIONS[self.style.dense](self.dense(x))
+        if self.norm is not None:
+            x = self.norm(x)
         return self.out(layers.dropout(x, self.dropout, last)).astype(jnp.float32)
+
+
+def means(
+    x: Float[Array, "B T D"], segment_ids: Int[AnyArray, "B T"], at: Int[AnyArray, "B J"]
+) -> Float[Array, "B J D"]:
+    """Of every place the mean over all tokens of its segment."""
+    segment_ids = jnp.asarray(segment_ids)
+    own = jnp.take_along_axis(segment_ids, jnp.asarray(at), axis=1)
+    same = (segment_ids[:, None, :] == own[:, :, None]).astype(jnp.float32)
+    shares = same / jnp.sum(same, axis=-1, keepdims=True)
+    found = jnp.einsum("bjt,btd->bjd", shares, x, preferred_element_type=jnp.float32)
+    return found.astype(x.dtype)
+
+
+_BERT, _ROBERTA = HeadStyle(pooler=True), HeadStyle(dense="tanh", drops_first=True)
+
+# By what transformers calls a family.
+STYLES: dict[str, HeadStyle] = {
+    "bert": _BERT,
+    "albert": _BERT,
+    "nomic_bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "mpnet": _ROBERTA,
+    "distilbert": HeadStyle(dense="relu"),
+    "electra": HeadStyle(dense="gelu", drops_first=True),
+    "deberta-v2": HeadStyle(dense="gelu"),
+    "modernbert": HeadStyle(dense="gelu", dense_bias=False, norm=True, on_tokens=True),
+    "eurobert": HeadStyle(pooling="scores", dense="gelu"),
+}

@@ -18,6 +18,14 @@ from jaxclf.distributed import sharding
 from jaxclf.models import kernels
 from jaxclf.models.kernels import Kernel, LoraKernel
 
+ACTIVATIONS: dict[str, Callable[[Any], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+}
+
 
 def matmul(x: Float[Array, "*batch D"], kernel: Kernel) -> Float[Array, "*batch F"]:
     """`x @ kernel` in the dtype of `x`: the one place where a kernel's kind is chosen."""
@@ -103,17 +111,21 @@ def rms_normalised(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*ba
 class LayerNorm(nnx.Module):
     """See `layer_norm`."""
 
-    def __init__(self, size: int, *, eps: float, dtype: Any):
+    def __init__(self, size: int, *, eps: float, dtype: Any, bias: bool = True):
         self.scale = nnx.Param(jnp.ones(size, dtype))
-        self.bias = nnx.Param(jnp.zeros(size, dtype))
+        self.bias = nnx.Param(jnp.zeros(size, dtype)) if bias else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        return layer_norm(x, self.scale.get_value(), self.bias.get_value(), self.eps)
+        bias = None if self.bias is None else self.bias.get_value()
+        return layer_norm(x, self.scale.get_value(), bias, self.eps)
 
 
 def layer_norm(
-    x: Float[AnyArray, "*batch D"], scale: Float[Array, " D"], bias: Float[Array, " D"], eps: float
+    x: Float[AnyArray, "*batch D"],
+    scale: Float[Array, " D"],
+    bias: Float[Array, " D"] | None,
+    eps: float,
 ) -> Float[Array, "*batch D"]:
     """`(x - mean) / sqrt(variance + eps) * scale + bias`, reduced in float32.
 
@@ -123,8 +135,8 @@ def layer_norm(
     x32 = x.astype(jnp.float32)
     centered = x32 - jnp.mean(x32, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
-    normal = (centered * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
-    return normal * scale.astype(x.dtype) + bias.astype(x.dtype)
+    normal = (centered * jax.lax.rsqrt(variance + eps)).astype(x.dtype) * scale.astype(x.dtype)
+    return normal if bias is None else normal + bias.astype(x.dtype)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:

@@ -31,14 +31,26 @@ def causal_mask(
     return (same & earlier & (segment_ids[:, None, :] > 0))[:, None]
 
 
-def full_mask(segment_ids: Int[AnyArray, "B T"]) -> Bool[Array, "B 1 T T"]:
+def full_mask(
+    segment_ids: Int[AnyArray, "B T"], window: int | None = None
+) -> Bool[Array, "B 1 T T"]:
     """True where a query may look: anywhere in its own segment; segment 0 is padding.
 
-    Padding looks at all texts of its row, as in transformers; nothing looks at padding.
+    Padding looks at all texts of its row, as in transformers; nothing looks at padding. window: it
+    sees tokens fewer than so many places away.
     """
     query = segment_ids[:, :, None]
     same = (query == segment_ids[:, None, :]) | (query == 0)
-    return jnp.asarray(same & (segment_ids[:, None, :] > 0))[:, None]
+    seen = jnp.asarray(same & (segment_ids[:, None, :] > 0))
+    if window is not None:
+        seen &= near(jnp.arange(segment_ids.shape[1]), segment_ids.shape[1], window, False)
+    return seen[:, None]
+
+
+def near(places: Int[Array, " Q"], count: int, window: int, causal: bool) -> Bool[Array, "Q T"]:
+    """Which of `count` places are fewer than `window` before these, or, not causal, after them."""
+    apart = places[:, None] - jnp.arange(count)
+    return (apart if causal else jnp.abs(apart)) < window
 
 
 class Sight(NamedTuple):
@@ -85,7 +97,7 @@ class Segments:
     """What queries may see, for kernels that make no mask: tokens of their own segment `ids`.
 
     lengths: where every row holds one text, from its first place on, the tokens of that text.
-    outer: what they see beside. window: the most tokens of a causal order that a query sees.
+    outer: what they see beside. window: see `visible`.
     """
 
     ids: Int[AnyArray, "B T"]
@@ -131,11 +143,11 @@ def visible(
 ) -> Bool[Array, "B 1 T T"] | Segments:
     """What tokens may see of their own row, in the form that the implementation reads.
 
-    `window`: the most tokens of a causal order that each sees, itself among them.
+    `window`: each sees tokens fewer than so many places before it, or, where the order is not
+    causal, to both sides.
     """
-    assert causal or window is None, "windows are of a causal order"
     if implementation == "plain":
-        return causal_mask(segment_ids, window) if causal else full_mask(segment_ids)
+        return (causal_mask if causal else full_mask)(segment_ids, window)
     return Segments(segment_ids, causal, implementation, lengths, window=window)
 
 

@@ -39,8 +39,8 @@ def within(
 ) -> Any:
     """Outputs of rows that attend to themselves, within segments; with `log_sums` those too.
 
-    Every device attends for its own rows, heads and queries. `window`: the most tokens of a causal
-    order that a query sees, itself among them.
+    Every device attends for its own rows, heads and queries. `window`: a query sees tokens fewer
+    than so many places before it, or, not causal and where rows are whole, to both sides.
     """
     block = functools.partial(_within, causal=causal, window=window)
     return _found(block, log_sums)(query, key, value, query_ids, key_ids)
@@ -107,10 +107,12 @@ def _within(
     specs = (cut, of_keys, of_keys, jax.P(rows, by_token), jax.P(rows, None))
     each_row = jax.vmap(_call, in_axes=(None, 0, 0, 0, 0, 0))
     arrays = query, key, value, query_ids, key_ids
+    mask: Any = CausalMask if causal else FullMask
+    if window is not None:
+        after = 0 if causal else window - 1
+        mask = functools.partial(LocalMask, window_size=(window - 1, after), offset=0)
     if causal:  # every device has its part of the kernel, which knows where its queries stand
-        size, mask = key_ids.shape[1], CausalMask
-        if window is not None:
-            mask = functools.partial(LocalMask, window_size=(window - 1, 0), offset=0)
+        size = key_ids.shape[1]
         kernel = _kernel(heads, size, size, mask, sizes, log_sums)
         own: Any = each_row
         if sharding.is_cut():
@@ -122,7 +124,7 @@ def _within(
 
         def of_device(query, *others):
             sizes_here = query.shape[2], query.shape[1], others[0].shape[1]
-            kernel = _kernel(*sizes_here, FullMask, dict.fromkeys(sizes, 1), log_sums)
+            kernel = _kernel(*sizes_here, mask, dict.fromkeys(sizes, 1), log_sums)
             return each_row(kernel, query, *others)
 
         own = _over_mesh(of_device, specs, cut, log_sums) if sharding.is_cut() else of_device

@@ -6,13 +6,11 @@ transformers.
 
 import dataclasses
 import functools
-import math
 import sys
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxclf.core.types import AnyArray, Array, Bool, Float, Int, Key
@@ -20,6 +18,7 @@ from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import layers
 from jaxclf.models.attention import Bias, attend, filled_blocks
+from jaxclf.models.distances import Distances
 from jaxclf.models.kv_cache import Before, Cache, Source
 from jaxclf.models.masks import Implementation, Segments, Visible, causal_mask, visible
 from jaxclf.models.soft_prefix import soft_prefix
@@ -58,74 +57,6 @@ class T5Config:
     def max_position(self) -> int:
         """Distances have buckets however far: there is no last position."""
         return sys.maxsize
-
-
-@functools.lru_cache
-def bucket_table(causal: bool, buckets: int, max_distance: int) -> Int[np.ndarray, " distances"]:
-    """The bucket of each distance (key minus query) from -max_distance to max_distance.
-
-    Farther ones are in the same bucket as the ends. Causal: all later keys are in the query's own
-    bucket. Source: T5Attention of transformers, in its float32 arithmetic.
-    """
-    distances = np.arange(-max_distance, max_distance + 1)
-    side = buckets if causal else buckets // 2
-    far = np.maximum(-distances, 0) if causal else np.abs(distances)
-    exact = side // 2
-    share = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact))
-    share = share / np.float32(math.log(max_distance / exact)) * np.float32(side - exact)
-    rough = np.minimum(exact + share.astype(np.int32), side - 1)
-    found = np.where(far < exact, far, rough)
-    return (found if causal else found + side * (distances > 0)).astype(np.int32)
-
-
-class Distances(nnx.Module):
-    """A learned number for each head and bucket of distances, which scores of attention get."""
-
-    def __init__(self, config: T5Config, *, causal: bool, dtype: Any, rngs: nnx.Rngs):
-        shape = config.buckets, config.num_heads
-        std = config.initializer_factor * config.hidden_size**-0.5
-        drawn = jax.random.normal(rngs.params(), shape, jnp.float32) * std
-        self.embedding = nnx.Param(drawn.astype(dtype))
-        self.causal, self.buckets, self.max_distance = causal, config.buckets, config.max_distance
-
-    def of(self, distances: Int[Array, "*any"]) -> Float[Array, "*any N"]:
-        """What distances add, in float32."""
-        table, far = self.table()
-        bucket = table[jnp.clip(distances, -far, far) + far]
-        return self.embedding.get_value().astype(jnp.float32)[bucket]
-
-    def between(
-        self, query: Int[AnyArray, "B T"], key: Int[AnyArray, "B S"]
-    ) -> Float[Array, "B N T S"]:
-        """What scores of tokens at these positions get."""
-        distances = jnp.asarray(key)[:, None, :] - jnp.asarray(query)[:, :, None]
-        return jnp.moveaxis(self.of(distances), -1, 1)
-
-    def along(self, count: int) -> Float[Array, "1 N T T"]:
-        """What scores of a row's tokens get; all rows, and segments in them, are alike.
-
-        Each row of the square is the one above, moved by a place: laid one after the other, with
-        one place less than their period, they move by themselves. A gather of T x T places, and
-        its gradient, would take far longer.
-        """
-        distances = np.arange(2 * count)
-        distances = np.where(distances < count, distances, distances - 2 * count)
-        period = self.of(jnp.asarray(distances)).T
-        square = jnp.tile(period, (1, count))[:, : count * (2 * count - 1)]
-        square = square.reshape(-1, count, 2 * count - 1)[:, :, :count]
-        return sharding.constrain(square[None], None, "heads", None, None)
-
-    def part(self, count: int, start: Int[Array, ""], size: int) -> Float[Array, "1 N size T"]:
-        """The rows of `along(count)` from `start` on, `size` (2 or more) of them."""
-        period = self.of(jnp.arange(1 - size, count) - start).T
-        width = period.shape[1] - 1
-        rows = jnp.tile(period, (1, size + 1))[:, size - 1 : size - 1 + size * width]
-        rows = rows.reshape(-1, size, width)[:, :, :count]
-        return sharding.constrain(rows[None], None, "heads", None, None)
-
-    def table(self) -> tuple[Array, int]:
-        table = bucket_table(self.causal, self.buckets, self.max_distance)
-        return jnp.asarray(table), len(table) // 2
 
 
 class Attention(nnx.Module):
@@ -318,7 +249,15 @@ class T5(nnx.Module):
             return layers.RMSNorm(hidden, eps=config.rms_norm_eps, dtype=param_dtype)
 
         def distances(causal: bool):
-            return Distances(config, causal=causal, dtype=param_dtype, rngs=rngs)
+            return Distances(
+                config.num_heads,
+                config.buckets,
+                config.max_distance,
+                causal=causal,
+                std=config.initializer_factor * hidden**-0.5,
+                dtype=param_dtype,
+                rngs=rngs,
+            )
 
         # One table serves both sides, and a tied head, whose hidden states then are scaled down.
         std = factor if config.scale_outputs or not config.tie_embeddings else hidden**-0.5

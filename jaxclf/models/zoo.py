@@ -6,7 +6,7 @@ A checkpoint brings its own; a name is for a random start, and for plans of what
 import dataclasses
 
 from jaxclf.models.decoder import DecoderConfig
-from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.encoder import FAMILIES, EncoderConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.t5 import T5Config
 
@@ -61,34 +61,74 @@ def _small(hidden, ffn, num_layers, heads, kv_heads, vocab_size=2048):
     )
 
 
-def _bert(hidden, ffn, num_layers, heads, **rest):
+def _bert(hidden, ffn, num_layers, heads, family="bert", **rest):
     return EncoderConfig(
         **{
-            "family": "bert",
+            "family": family,
             "vocab_size": 30_522,
             "hidden_size": hidden,
             "intermediate_size": ffn,
             "num_layers": num_layers,
             "num_heads": heads,
             "embedding_size": hidden,
+            **FAMILIES[family],
             **rest,
         }
     )
 
 
-def _roberta(hidden, ffn, num_layers, heads, vocab_size=50_265, **rest):
+def _roberta(*sizes, family="roberta", vocab_size=50_265, **rest):
+    return _bert(*sizes, family=family, vocab_size=vocab_size, layer_norm_eps=1e-5, **rest)
+
+
+def _modernbert(*sizes):
+    num_layers = sizes[2]
+    types = ("full", "window", "window")
     return _bert(
-        hidden,
-        ffn,
-        num_layers,
-        heads,
-        family="roberta",
-        vocab_size=vocab_size,
-        position_offset=2,
-        type_vocab_size=1,
+        *sizes,
+        family="modernbert",
+        vocab_size=50_368,
+        max_position=8192,
         layer_norm_eps=1e-5,
-        **rest,
+        layer_types=(types * num_layers)[:num_layers],
+        window=65,
+        rope_theta=160_000.0,
+        local_rope_theta=10_000.0,
+        **_NO_DROPOUT,
     )
+
+
+def _deberta(*sizes, vocab_size=128_100):
+    return _bert(
+        *sizes,
+        family="deberta-v2",
+        vocab_size=vocab_size,
+        layer_norm_eps=1e-7,
+        distance_vectors=256,
+        max_distance=512,
+    )
+
+
+def _albert(*sizes, **rest):
+    options = {"vocab_size": 30_000, "embedding_size": 128, "activation": "gelu_tanh"}
+    return _bert(*sizes, family="albert", **(options | _NO_DROPOUT | rest))
+
+
+def _eurobert(*sizes, kv_heads):
+    return _bert(
+        *sizes,
+        family="eurobert",
+        vocab_size=128_256,
+        max_position=8192,
+        layer_norm_eps=1e-5,
+        activation="silu",
+        rope_theta=250_000.0,
+        num_kv_heads=kv_heads,
+        **_NO_DROPOUT,
+    )
+
+
+_NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
 
 
 def _flan_t5(hidden, ffn, num_layers, heads, vocab_size=32_128, head_dim=64):
@@ -296,6 +336,25 @@ _OTHERS = {
 }
 
 
+_ENCODERS = {
+    "xlm_roberta_base": _roberta(768, 3072, 12, 12, family="xlm-roberta", vocab_size=250_002),
+    "xlm_roberta_large": _roberta(1024, 4096, 24, 16, family="xlm-roberta", vocab_size=250_002),
+    "camembert_base": _roberta(768, 3072, 12, 12, family="camembert", vocab_size=32_005),
+    "albert_base": _albert(768, 3072, 12, 12, head_dropout=0.1),
+    "albert_large": _albert(1024, 4096, 24, 16, head_dropout=0.1),
+    "mpnet_base": _bert(768, 3072, 12, 12, family="mpnet", vocab_size=30_527, layer_norm_eps=1e-5),
+    "deberta_v3_xsmall": _deberta(384, 1536, 12, 6),
+    "deberta_v3_small": _deberta(768, 3072, 6, 12),
+    "deberta_v3_base": _deberta(768, 3072, 12, 12),
+    "deberta_v3_large": _deberta(1024, 4096, 24, 16),
+    "mdeberta_v3_base": _deberta(768, 3072, 12, 12, vocab_size=251_000),
+    "modernbert_base": _modernbert(768, 1152, 22, 12),
+    "modernbert_large": _modernbert(1024, 2624, 28, 16),
+    "eurobert_210m": _eurobert(768, 3072, 12, 12, kv_heads=12),
+    "eurobert_610m": _eurobert(1152, 4096, 26, 18, kv_heads=6),
+}
+
+
 ModelConfig = DecoderConfig | EncoderConfig | T5Config
 
 CONFIGS: dict[str, ModelConfig] = {
@@ -329,9 +388,10 @@ CONFIGS: dict[str, ModelConfig] = {
     "minilm_l6": _bert(384, 1536, 6, 12),
     "roberta_base": _roberta(768, 3072, 12, 12),
     "roberta_large": _roberta(1024, 4096, 24, 16),
-    "distilbert": _bert(768, 3072, 6, 12, family="distilbert", type_vocab_size=0, head_dropout=0.2),
+    "distilbert": _bert(768, 3072, 6, 12, family="distilbert", head_dropout=0.2),
     "electra_small": _bert(256, 1024, 12, 4, family="electra", embedding_size=128),
     "electra_base": _bert(768, 3072, 12, 12, family="electra"),
+    **_ENCODERS,
     **_QWEN,
     **_GEMMA,
     **_OTHERS,

@@ -77,9 +77,7 @@ class PlannedRun:
             if workload is not None:
                 dimensions = with_heads(dimensions, workload.dataset.tasks, config.prompt.slots)
             else:
-                heads = (HeadConfig("label", "sequence", 64),)
-                pooler = dimensions.family == "bert"
-                dimensions = dataclasses.replace(dimensions, heads=heads, pooler=pooler)
+                dimensions = dimensions.with_heads((HeadConfig("label", "sequence", 64),))
         if workload is not None and workload.tokenizer_is_own and not config.model.checkpoint:
             dimensions = with_vocabulary(dimensions, workload.tokenizer, None)
         fields = config.copy_and_resolve_references()
@@ -104,6 +102,9 @@ class PlannedRun:
             plain = plain["encoder"]
         self.depth = jax.tree.leaves(plain)[0].shape[0]
         self.body = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plain))
+        if isinstance(dimensions, EncoderConfig) and dimensions.same_layer:
+            self.depth = dimensions.num_layers
+            self.body *= self.depth  # what is computed with, again and again
         self.width = jnp.dtype(self.model.dtype).itemsize
         self.length = config.train.max_length
         if config.train.pack:

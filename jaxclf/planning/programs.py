@@ -205,7 +205,7 @@ def module_features(job: PlannedRun, sizes: Sizes) -> Program:
     """What an ensemble's base and all its modules see in one batch of the longest texts."""
     fields, dimensions = job.config.attens, job.model.config
     if isinstance(dimensions, EncoderConfig):
-        dimensions = dataclasses.replace(dimensions, heads=(), pooler=False)
+        dimensions = dimensions.without_heads()
     model: Model = create_model(job.fields, dimensions)
     assert isinstance(job.tuning, Adapted)
     compute = features.make_pass(model, Pooling(fields.tokens, fields.padding))

@@ -212,7 +212,7 @@ def _encoder(
 def with_heads(
     dimensions: EncoderConfig, tasks: Sequence[Task], slot_format: SlotFormat
 ) -> EncoderConfig:
-    """The encoder with one head a task, and the pooler if BERT's sequence heads need it."""
+    """The encoder with one head a task, and the pooler if they read one."""
     heads = tuple(
         HeadConfig(
             task.name,
@@ -221,8 +221,7 @@ def with_heads(
         )
         for task in tasks
     )
-    pools = dimensions.family == "bert" and any(head.kind == "sequence" for head in heads)
-    return dataclasses.replace(dimensions, heads=heads, pooler=pools)
+    return dimensions.with_heads(heads)
 
 
 def _refuse_for_decoders(config: ConfigDict, dataset: Dataset) -> None:
@@ -277,7 +276,7 @@ def with_vocabulary(
         # A multiple of 64 keeps matmuls aligned and splits over devices.
         vocab_size = math.ceil(tokenizer.vocab_size / 64) * 64
         dimensions = dataclasses.replace(dimensions, vocab_size=vocab_size)
-        if isinstance(dimensions, EncoderConfig) and dimensions.family == "roberta":
+        if isinstance(dimensions, EncoderConfig) and dimensions.position_offset:
             # Where transformers begins to count, so that an export means the same there.
             dimensions = dataclasses.replace(dimensions, position_offset=tokenizer.pad_id + 1)
         if isinstance(dimensions, T5Config):  # as in the released models

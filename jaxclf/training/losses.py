@@ -104,15 +104,21 @@ def head_scores(module: Encoder, batch: Batch, key: Key[Array, ""] | None = None
     """Each head's scores where it predicts, and nowhere else."""
     first, *keys = layers.split_key(key, 1 + len(batch.targets))
     places = [targets.positions for targets in batch.targets.values()]
+    at = None if module.reads_all else jnp.concatenate(places, axis=1)
     hidden = module.hidden(
         batch.tokens,
         batch.positions,
         batch.segment_ids,
         batch.types,
         first,
-        jnp.concatenate(places, axis=1),
+        at,
         batch.lengths,
     )
+    if at is None:
+        return {
+            name: module.read(name, hidden, batch.segment_ids, targets.positions, of_head)
+            for (name, targets), of_head in zip(batch.targets.items(), keys, strict=True)
+        }
     ends = np.cumsum([each.shape[1] for each in places])
     return {
         name: module.scores(name, of_target, of_head)

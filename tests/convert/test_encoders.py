@@ -395,7 +395,7 @@ def test_robertas_padding_must_be_the_tokenizers(tmp_path):
         ("bert", {"pooler": False}, "sequence head without a pooler"),
         ("roberta", {"pooler": True}, "a pooler"),
         ("distilbert", {"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05"),
-        ("distilbert", {"type_vocab_size": 2}, "token types"),
+        ("distilbert", {"type_vocab_size": 2}, "type_vocab_size=2"),
         ("electra", {"position_offset": 2}, "position_offset=2"),
         ("roberta", {"position_offset": 0}, "position_offset=0"),
         ("bert", {"embedding_size": 16}, "embedding_size=16"),

@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxclf.models import layers, registry
 from jaxclf.models.attention import attend
+from jaxclf.models.encoder import Surroundings
 from jaxclf.models.masks import full_mask
 from tests.tiny import random_params, shapes
 from tests.tiny_encoders import ENCODERS, HEADS, inputs, with_heads
@@ -102,7 +103,7 @@ def test_scanned_layers_equal_a_loop_over_them():
         graphdef, stacked = nnx.split(module.layers)
         for index in range(config.num_layers):
             block = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
-            x = block(x, full_mask(segments), None)
+            x = block(x, Surroundings(full_mask(segments)), None)
         return module.hidden(tokens, positions, segments, types), x
 
     np.testing.assert_allclose(*both(random_params(model)), rtol=0, atol=5e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxclf.core.tree import flatten, nest
-from jaxclf.models import encoder, registry
+from jaxclf.models import layers, registry
 from tests.parity import helpers
 from tests.parity.helpers import TOLERANCE, assert_close
 from tests.tiny import random_params
@@ -130,7 +130,7 @@ def test_activations(name):
     x = np.linspace(-8, 8, 4001, dtype=np.float32)
     expected = ACT2FN[name](torch.tensor(x)).numpy()
     np.testing.assert_allclose(
-        encoder.ACTIVATIONS[ACTIVATIONS[name]](x), expected, rtol=0, atol=1e-6
+        layers.ACTIVATIONS[ACTIVATIONS[name]](x), expected, rtol=0, atol=1e-6
     )
 
 

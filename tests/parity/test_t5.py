@@ -13,7 +13,7 @@ from jaxclf.data import batching, loader
 from jaxclf.data.batching import ANSWER
 from jaxclf.decoding import decode
 from jaxclf.models import registry
-from jaxclf.models.t5 import bucket_table
+from jaxclf.models.distances import bucket_table
 from jaxclf.training import losses
 from tests.parity import helpers
 from tests.parity.helpers import assert_close
