@@ -1,4 +1,4 @@
-"""Decoders of every family beside transformers: how far off, and what works; the table of docs/.
+"""Models of every family beside transformers: how far off, and what works; the tables of docs/.
 
     python benchmarks/families.py
 
@@ -14,26 +14,37 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
-import torch
 
 from jaxclf.adapters import lora
 from jaxclf.checkpoint.model_dir import load_params, read_model
 from jaxclf.convert import hf_export, hf_import
 from jaxclf.models import registry
-from tests.parity import test_decoders as cases
 from tests.tiny_adapters import random_adapters
+
+KERNELS = "scores by blocks"
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
-    columns = ("model", "logits", "gradients", "greedy", "LoRA merged", "kernels", "export")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    # They need torch.
+    from tests.parity import test_decoders, test_encoder_families
+
+    decoders = ("logits", "gradients", "greedy", "LoRA merged", "kernels", "export")
+    table(decoders, test_decoders, decoder_row)
+    encoders = ("sequence head", "token head", "gradients", "LoRA merged", "kernels", "export")
+    table(encoders, test_encoder_families, encoder_row)
+
+
+def table(columns, cases, row) -> None:
+    print(f"| model | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     for name in cases.CASES:
         with tempfile.TemporaryDirectory() as folder:
-            print(f"| {' | '.join(row(name, Path(folder)))} |", flush=True)
+            cells = row(cases, name, Path(folder))
+        print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
+    print()
 
 
-def row(name: str, folder: Path) -> list[str]:
+def decoder_row(cases, name: str, folder: Path) -> list[str]:
     hf = cases.theirs(name)
     hf.save_pretrained(folder / "theirs")
     hf_import.convert(folder / "theirs", folder / "ours", progress=lambda line: None)
@@ -43,7 +54,6 @@ def row(name: str, folder: Path) -> list[str]:
     theirs, ours, gradients = cases.losses_and_logits(hf, model, params)
     worst = max(cases.off(own, expected) for _, own, expected in gradients)
     expected, found = cases.greedy_answers(hf, model, params)
-
     tokens = cases.texts()
     places, ones = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape), np.ones_like(tokens)
 
@@ -51,30 +61,71 @@ def row(name: str, folder: Path) -> list[str]:
         module = model.bind(params)
         return module.logits(module.hidden(tokens, places, ones))
 
+    return [
+        f"{cases.off(ours[1], theirs[1]):.0e}",
+        f"{worst:.0e}",
+        "the same" if found == expected else "differs",
+        merged(logits, params),
+        kernels(config),
+        exported(hf, folder),
+    ]
+
+
+def encoder_row(cases, name: str, folder: Path) -> list[str]:
+    errors, worst = [], 0.0
+    for kind in ("sequence", "token"):
+        hf = cases.theirs(name, f"For{kind.title()}Classification")
+        theirs, ours, gradients, segments = cases.compared(hf, folder / kind, kind)
+        scores = ours[1] if kind == "token" else ours[1][:, 0]
+        seen = segments > 0 if kind == "token" else slice(None)
+        errors.append(f"{cases.off(scores[seen], theirs[1][seen]):.0e}")
+        largest = max(np.abs(wanted).max() for *_, wanted in gradients)
+        for part, own, wanted in gradients:
+            if not part.ours.endswith("k/bias"):  # whose gradient is 0 but for rounding
+                scale = max(np.abs(wanted).max(), 1e-3 * largest)
+                worst = max(worst, float(np.abs(own - wanted).max() / scale))
+    config, _ = read_model(folder / "token/ours/model.json")
+    model = registry.create(config)
+    params = load_params(folder / "token/ours", model.abstract)
+    arrays = cases.texts(False)
+
+    def hidden(params):
+        return model.bind(params).hidden(*arrays)
+
+    by_blocks = config.distance_buckets or config.distance_vectors or config.layer_types
+    return [
+        *errors,
+        f"{worst:.0e}",
+        merged(hidden, params),
+        "masks" if config.distance_vectors else KERNELS if by_blocks else "all",
+        exported(hf, folder / "token"),
+    ]
+
+
+def merged(outputs, params) -> str:
+    """How far merged adapters are from the same ones beside their kernels."""
+    from tests.parity.test_decoders import off
+
     adapters = random_adapters(params, lora.Spec(rank=4))
-    factored = logits(lora.bind(params, adapters))
-    merged = logits(lora.merge(params, adapters))
+    found = outputs(lora.bind(params, adapters)), outputs(lora.merge(params, adapters))
+    return f"{off(found[1], found[0]):.0e}"
+
+
+def exported(hf, folder: Path) -> str:
+    import torch
 
     hf_export.export(folder / "ours", folder / "again", progress=lambda line: None)
     again, info = type(hf).from_pretrained(folder / "again", output_loading_info=True)
     exact = not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
     pairs = zip(hf.parameters(), again.parameters(), strict=True)
     exact &= all(torch.equal(one, other) for one, other in pairs)
-    return [
-        f"`{name}`",
-        f"{cases.off(ours[1], theirs[1]):.0e}",
-        f"{worst:.0e}",
-        "the same" if found == expected else "differs",
-        f"{cases.off(merged, factored):.0e}",
-        kernels(config),
-        "bit for bit" if exact else "differs",
-    ]
+    return "bit for bit" if exact else "differs"
 
 
 def kernels(config) -> str:
     """Which layers attend by splash (TPUs) and cuDNN (GPUs), alone and beside a shared prefix."""
     if config.attention_cap or config.sinks:
-        return "scores by blocks; plain beside a prefix"
+        return f"{KERNELS}; plain beside a prefix"
     kinds = {kind.sight.window for kind in config.kinds} or {None}
     if kinds == {None}:
         return "all"

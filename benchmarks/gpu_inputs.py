@@ -27,7 +27,7 @@ from jaxclf.decoding.label_decoder import Decoding, Mode
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.models.decoder import DecoderConfig
-from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.encoder import FAMILIES, EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.registry import Model, ModelConfig
@@ -69,12 +69,19 @@ _BERT = EncoderConfig(
     num_heads=4,
     embedding_size=256,
     max_position=TOKENS,
+    **FAMILIES["bert"],
 )
+
+
+def _like_bert(family: str, **changes) -> EncoderConfig:
+    return dataclasses.replace(_BERT, family=family, **FAMILIES[family] | changes)
+
+
 ENCODERS: dict[str, EncoderConfig] = {
     "BERT": _BERT,
-    "RoBERTa": dataclasses.replace(_BERT, family="roberta", position_offset=2, type_vocab_size=1),
-    "DistilBERT": dataclasses.replace(_BERT, family="distilbert", type_vocab_size=0),
-    "ELECTRA": dataclasses.replace(_BERT, family="electra", embedding_size=128),
+    "RoBERTa": _like_bert("roberta"),
+    "DistilBERT": _like_bert("distilbert"),
+    "ELECTRA": _like_bert("electra", embedding_size=128),
     "MiniLM": dataclasses.replace(_BERT, num_heads=8),
 }
 
@@ -93,8 +100,7 @@ def with_heads(dimensions: EncoderConfig, tasks: Sequence[Task]) -> EncoderConfi
         HeadConfig(task.name, "token" if task.kind == "slots" else "sequence", _SIZES[task.name])
         for task in tasks
     )
-    pools = dimensions.family == "bert" and any(head.kind == "sequence" for head in heads)
-    return dataclasses.replace(dimensions, heads=heads, pooler=pools)
+    return dimensions.with_heads(heads)
 
 
 @dataclasses.dataclass(frozen=True)

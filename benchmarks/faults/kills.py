@@ -75,7 +75,7 @@ def run(world: World) -> Iterator[Result]:
     for name, (kind, times, writes) in kinds.items():
         if f"kills {name}" in world.finished:
             continue
-        times, writes = world.few(times, 2), world.few(writes, 4)
+        times, writes = world.few(times, 1), world.few(writes, 2)
         yield from _Killed(world, name, kind).cases(times, writes)
         yield Result(f"kills {name}", "finished", "harmless")
 

@@ -50,7 +50,7 @@ def write_folders(root: Path) -> None:
     from jaxclf.data.tokenizer import Tokenizer
     from jaxclf.models.decoder import DecoderConfig
     from jaxclf.models.encoder import EncoderConfig
-    from jaxclf.models.heads import HeadConfig
+    from jaxclf.models.heads import STYLES, HeadConfig
     from jaxclf.models.layers import RopeScaling
     from jaxclf.models.t5 import T5Config
 
@@ -90,9 +90,8 @@ def write_folders(root: Path) -> None:
             family="bert",
             embedding_size=16,
             max_position=32,
-            pooler=True,
-            heads=(HeadConfig("sequence", "sequence", 3),),
-        ),
+            head=STYLES["bert"],
+        ).with_heads((HeadConfig("sequence", "sequence", 3),)),
         "t5": T5Config(**size, num_decoder_layers=2, head_dim=8),
     }
     tokenizer = Tokenizer.train(_TEXTS, 280)

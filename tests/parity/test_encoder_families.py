@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxclf.checkpoint.model_dir import load_params, read_model
-from jaxclf.convert import hf_export, hf_import, mapping
+from jaxclf.adapters import lora
+from jaxclf.checkpoint.model_dir import load_adapters, load_params, read_model, resolve
+from jaxclf.convert import hf_export, hf_import, mapping, peft_import
 from jaxclf.core import tree
 from jaxclf.models import registry
 from jaxclf.models.distances import vector_table
@@ -250,3 +251,39 @@ def test_which_vector_a_distance_has(buckets, longest):
     expected = make_log_bucket_position(distances, buckets, longest).long() + buckets
     expected = expected.clamp(0, 2 * buckets - 1).numpy()
     np.testing.assert_array_equal(vector_table(count, buckets, longest), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("deberta-v3", ["query_proj", "key_proj", "dense"]),
+        ("albert", ["query", "ffn"]),
+        ("modernbert", ["Wqkv", "Wo"]),
+        ("mpnet", ["q", "v"]),
+    ],
+)
+def test_adapters_of_peft_are_read(name, targets, tmp_path):
+    peft = pytest.importorskip("peft")
+    ending = "ForSequenceClassification"
+    hf = theirs(name, ending)
+    hf.save_pretrained(tmp_path / "base")
+    options = peft.LoraConfig(task_type="SEQ_CLS", r=3, target_modules=targets)
+    adapted = peft.get_peft_model(hf, options).eval()
+    generator = torch.Generator().manual_seed(0)
+    tokens, positions, segments, _ = texts(False)
+    with torch.no_grad():
+        for path, weight in adapted.named_parameters():
+            if "lora_B" in path:
+                weight.normal_(0.0, 0.3, generator=generator)
+        adapted.save_pretrained(tmp_path / "theirs")
+        given = {"input_ids": torch.tensor(tokens), "attention_mask": torch.tensor(segments)}
+        expected = adapted(**given).logits.numpy()
+    hf_import.convert(tmp_path / "base", tmp_path / "ours", progress=lambda line: None)
+    peft_import.convert(tmp_path / "theirs", tmp_path / "adapters", str(tmp_path / "ours"))
+    config, _ = read_model(tmp_path / "ours/model.json")
+    model = registry.create(config)
+    params = load_params(tmp_path / "ours", model.abstract)
+    module = model.bind(lora.bind(params, load_adapters(resolve(tmp_path / "adapters"), params)))
+    first = np.zeros((len(tokens), 1), np.int64)
+    found = module.read("sequence", module.hidden(tokens, positions, segments), segments, first)
+    assert off(found[:, 0], expected) < TOLERANCE
