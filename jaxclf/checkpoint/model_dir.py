@@ -175,7 +175,7 @@ def model_of(fields: Any, path: object) -> tuple[ModelConfig, str]:
             fields["heads"] = tuple(HeadConfig(**head) for head in fields["heads"])
             if "head" in fields:
                 fields["head"] = HeadStyle(**fields["head"])
-            else:  # from before the attributes, which the family stood for
+            elif family in ENCODERS:  # from before the attributes, which the family stood for
                 fields = ENCODERS[family] | fields
         return FAMILIES[family](**_tuples(fields)), dtype
     except (AttributeError, KeyError, TypeError, ValueError) as error:

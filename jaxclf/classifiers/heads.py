@@ -72,6 +72,7 @@ class HeadClassifier(LocalClassifier):
             recipe.slot_format,
             recipe.max_length,
             gold=False,
+            causal=self.model.is_causal,
         )
         predictions: dict[int, Prediction] = {}
         for indices, batch in loader.score_batches(examples, sharding.divisible(batch_size)):

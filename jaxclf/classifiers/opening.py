@@ -45,7 +45,7 @@ def make_classifier(
     model: Model, tokenizer: Tokenizer, recipe: Recipe, config: ConfigDict
 ) -> LocalClassifier:
     """The classifier of the model's kind: by heads, or by generation as `config.eval` says."""
-    if model.is_encoder:
+    if model.has_heads:
         return HeadClassifier(model, tokenizer, recipe)
     return GenerativeClassifier(model, tokenizer, recipe, Decoding.of(config))
 

@@ -24,10 +24,11 @@ from jaxclf.core.types import Array, Key, Params
 from jaxclf.data.tasks import Task, head_labels
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
-from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.registry import Model, ModelConfig
+from jaxclf.models.t5 import T5Config
 
 _REPLACEABLE = re.compile("(heads|pooler|layers(/.*)?/prefix)/.*")
+_LEFT = re.compile(f"{_REPLACEABLE.pattern}|unembed/.*")  # what a model with other outputs lacks
 
 
 Leaf = TypeVar("Leaf", np.ndarray, jax.Array)
@@ -75,7 +76,7 @@ def plan(
         ours = _renamed(path, names)
         if path.startswith("heads/") and (heads == "new" or ours not in wanted):
             continue
-        if _REPLACEABLE.fullmatch(path) and ours not in wanted:
+        if _LEFT.fullmatch(path) and ours not in wanted:
             continue
         taken[ours] = path
     _check_sizes(base, wanted, taken)
@@ -109,9 +110,9 @@ def load(model: Model, base: ModelSource | None, plan: Transfer, key: Key[Array,
 
 
 def _head_names(base: ModelSource, config: ModelConfig) -> dict[str, str]:
-    """Head of the checkpoint → head of the run; a decoder has none."""
+    """Head of the checkpoint → head of the run."""
     found, _ = read_model(base.model_json)
-    if not isinstance(found, EncoderConfig) or not isinstance(config, EncoderConfig):
+    if isinstance(found, T5Config) or isinstance(config, T5Config):
         return {}
     ours = {head.name: head.kind for head in config.heads}
     names = {head.name: head.name for head in found.heads if head.name in ours}

@@ -235,10 +235,16 @@ _MODEL = Group(
             rules.or_value(-1, "the model's own", real(0, 1)),
             "Dropout of every kind that the model has.",
         ),
+        "output": Field(
+            "auto",
+            one_of("auto", "generate", "head"),
+            "How labels come: a decoder writes them (`generate`) or scores them by a head on its "
+            "last token (`head`). `auto`: as the checkpoint has it; encoders have heads.",
+        ),
         "heads": Field(
             "keep",
             one_of("keep", "new"),
-            "What becomes of the checkpoint's own classification heads (encoders).",
+            "What becomes of the checkpoint's own classification heads.",
         ),
         "attention": Field(
             "auto",

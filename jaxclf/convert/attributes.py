@@ -1,9 +1,10 @@
 """What all families share in reading config.json: what is harmless, refused or impossible there."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.models.heads import HeadConfig, HeadKind
 
 # Attributes that name things, or steer text generation, training or output formats elsewhere.
 HARMLESS = frozenset(
@@ -129,6 +130,33 @@ def labels(theirs: Mapping[str, Any], source: object) -> tuple[str, ...]:
             "Correct the wrong one, or remove label2id"
         )
     return found
+
+
+ARCHITECTURES: dict[str, HeadKind] = {
+    "ForSequenceClassification": "sequence",
+    "ForTokenClassification": "token",
+}
+
+
+def heads(theirs: Mapping[str, Any], title: str, source: object) -> tuple[HeadConfig, ...]:
+    """The head that transformers' classes of this name have, as the file says; ()."""
+    architectures = theirs.get("architectures", ())
+    if not isinstance(architectures, list | tuple):
+        raise ArtifactError(f"{source}: architectures is no list: {architectures!r}")
+    for ending, kind in ARCHITECTURES.items():
+        if title + ending in architectures:
+            return (HeadConfig(kind, kind, len(labels(theirs, source))),)
+    return ()
+
+
+def written_head(title: str, kind: HeadKind, names: Sequence[str]) -> dict[str, Any]:
+    """Attributes of a model with a head of that kind, whose scores have these names."""
+    ending = next(ending for ending, each in ARCHITECTURES.items() if each == kind)
+    return {
+        "architectures": [title + ending],
+        "id2label": {str(index): label for index, label in enumerate(names)},
+        "label2id": {label: index for index, label in enumerate(names)},
+    }
 
 
 def default_labels(count: int) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from typing import Any
 from jaxclf.convert import attributes, rope
 from jaxclf.convert.attributes import is_number, is_size, refuse
 from jaxclf.convert.mapping import Family, TensorRow
-from jaxclf.core.errors import ArtifactError
+from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.heads import HeadKind
 
 _LAYER = "model.layers.{layer}."
 
@@ -54,6 +55,9 @@ _HARMLESS = attributes.HARMLESS | {
     "is_decoder",
     "is_llama_config",
     "unk_token_id",
+    "num_labels",
+    "_num_labels",
+    "classifier_dropout",
     "cache_implementation",
 }
 
@@ -79,7 +83,8 @@ _LAYER_TYPES = {
 class Variant:
     """How a family differs from Llama in its files.
 
-    title: of transformers' class. defaults: its values for attributes that a file may leave out.
+    title: of transformers' class. headed: of its classes with a head, and the kinds of head that
+    there are. defaults: its values for attributes that a file may leave out.
     implied: our attributes that its name stands for. numbers: attributes of its own, and ours.
     activation: the attribute that names it. layer_types: of a file without them, from its other
     attributes, of which `windows` speak of windows. biases: which attributes it has for them.
@@ -101,6 +106,12 @@ class Variant:
     )
     fused: bool = False
     by_hand: tuple[str, ...] = ()
+    headed: str = ""
+    kinds: tuple[HeadKind, ...] = ("sequence", "token")
+
+    @property
+    def class_name(self) -> str:
+        return self.headed or self.title.removesuffix("ForCausalLM")
 
 
 _AROUND = (
@@ -218,6 +229,8 @@ VARIANTS: dict[str, Variant] = {
         biases=("attention_bias",),
         norms=_AROUND,
         by_hand=("query_pre_attn_scalar", "rope_local_base_freq"),
+        headed="Gemma3Text",
+        kinds=("sequence",),
     ),
     "phi3": Variant(
         "Phi3ForCausalLM",
@@ -245,6 +258,7 @@ VARIANTS: dict[str, Variant] = {
         {"norms": "after", "query_norm": "whole"},
         biases=("attention_bias",),
         norms=_BEHIND,
+        kinds=("sequence",),
     ),
     "granite": Variant(
         "GraniteForCausalLM",
@@ -256,6 +270,7 @@ VARIANTS: dict[str, Variant] = {
         },
         biases=("attention_bias", "mlp_bias"),
         by_hand=("logits_scaling",),
+        kinds=(),
     ),
 }
 
@@ -291,6 +306,14 @@ def rows(config: DecoderConfig) -> list[TensorRow]:
         *(row for name in ("gate", "up", "down") for row in linear(mlp, "mlp", name)),
         TensorRow("model.norm.weight", "norm/scale"),
         TensorRow("lm_head.weight", "unembed/kernel", transpose=True),
+        *(
+            row
+            for head in config.heads
+            for row in (
+                TensorRow("score.weight", f"heads/{head.name}/out/kernel", transpose=True),
+                TensorRow("score.bias", f"heads/{head.name}/out/bias"),
+            )
+        ),
     ]
 
 
@@ -344,6 +367,7 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
         **_seen(values, variant, source),
         **_by_hand(values, family, source),
         **_biases(values, variant),
+        **_head(theirs, variant, source),
         family=family,
         activation=_activation(values, variant, source),
         rope_theta=rotated.theta,
@@ -351,6 +375,16 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
         rotary_share=rotated.share,
         local_rope_theta=rotated.local_theta,
     )
+
+
+def _head(theirs: Mapping[str, Any], variant: Variant, source: object) -> dict[str, Any]:
+    """Our heads and their dropout, which those of whole texts have none of."""
+    found = attributes.heads(theirs, variant.class_name, source)
+    rate = theirs.get("classifier_dropout", 0.1)
+    if any(head.kind == "token" for head in found):
+        attributes.check_numbers({"classifier_dropout": rate}, [], ["classifier_dropout"], source)
+        return {"heads": found, "head_dropout": rate}
+    return {"heads": found}
 
 
 def _activation(values: Values, variant: Variant, source: object) -> Any:
@@ -427,9 +461,19 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
     return found
 
 
-def write_config(config: DecoderConfig) -> dict[str, Any]:
-    """The content of a config.json, for transformers 5 and, in its old names, for 4."""
+def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """The content of a config.json, for transformers 5 and, in its old names, for 4.
+
+    `labels` name the scores of the model's one head. Raises InputError where transformers has none
+    of its kind.
+    """
     variant = VARIANTS[config.family]
+    head = config.heads[0] if config.heads else None
+    if head is not None and head.kind not in variant.kinds:
+        raise InputError(
+            f"transformers has no {config.family} model with a {head.kind} head; the run stays "
+            "usable as it is"
+        )
     activation = next(name for name, ours in _ACTIVATIONS.items() if ours == config.activation)
     written = {
         "architectures": [variant.title],
@@ -464,6 +508,10 @@ def write_config(config: DecoderConfig) -> dict[str, Any]:
     if config.family == "smollm3":
         turns = config.rotary_layers or (True,) * config.num_layers
         written["no_rope_layers"] = [int(each) for each in turns]
+    if head is not None:
+        written |= attributes.written_head(variant.class_name, head.kind, labels)
+    if head is not None and head.kind == "token":
+        written["classifier_dropout"] = config.head_dropout
     return written
 
 
@@ -471,8 +519,9 @@ FAMILIES = {
     name: Family(
         rows=rows,
         read_config=lambda theirs, source, tensors: read_config(theirs, source),
-        write_config=lambda config, labels: write_config(config),
+        write_config=write_config,
         ignored=IGNORED,
+        beside_head=(r"lm_head\.weight",),
         tied=TIED,
     )
     for name in VARIANTS

@@ -16,7 +16,6 @@ from jaxclf.convert.mapping import Family, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.encoder import FAMILIES as IMPLIED
 from jaxclf.models.encoder import EncoderConfig
-from jaxclf.models.heads import HeadConfig, HeadKind
 
 Values = dict[str, Any]  # the content of a config.json, with defaults
 Names = tuple[tuple[str, str], ...]  # theirs and ours; several of one name are parts of a tensor
@@ -668,11 +667,6 @@ def _linear(theirs: str, ours: str) -> Iterator[TensorRow]:
 
 # Configuration ------------------------------------------------------------------------------------
 
-_ARCHITECTURES: dict[str, HeadKind] = {
-    "ForSequenceClassification": "sequence",
-    "ForTokenClassification": "token",
-}
-
 _FIXED = attributes.FIXED | {
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -709,7 +703,7 @@ def _read_config(
     assumed = {name: values[name] for name in table.fixed if name in values}
     attributes.refuse_unknown(assumed, (), table.fixed, source)
     activation = _activation(values, table.activation, source)
-    heads = _read_heads(table, theirs, source)
+    heads = attributes.heads(theirs, table.title, source)
     rates = [table.head_dropout] if table.head_dropout else []
     if table.token_dropout and any(head.kind == "token" for head in heads):
         rates = [table.token_dropout]
@@ -741,16 +735,6 @@ def _read_config(
     )
 
 
-def _read_heads(table: _Table, theirs: Mapping[str, Any], source: object) -> tuple[HeadConfig, ...]:
-    architectures = theirs.get("architectures", ())
-    if not isinstance(architectures, list | tuple):
-        raise ArtifactError(f"{source}: architectures is no list: {architectures!r}")
-    for ending, kind in _ARCHITECTURES.items():
-        if table.title + ending in architectures:
-            return (HeadConfig(kind, kind, len(attributes.labels(theirs, source))),)
-    return ()
-
-
 def _write_config(config: EncoderConfig, labels: Sequence[str]) -> dict[str, Any]:
     """The content of a config.json; raises InputError for what transformers has no model for.
 
@@ -759,9 +743,8 @@ def _write_config(config: EncoderConfig, labels: Sequence[str]) -> dict[str, Any
     _check_writable(config)
     table = _TABLES[config.family]
     head = config.heads[0] if config.heads else None
-    endings = {kind: ending for ending, kind in _ARCHITECTURES.items()}
     theirs = {
-        "architectures": [table.title + (endings[head.kind] if head else "Model")],
+        "architectures": [table.title + "Model"],
         "model_type": config.family,
         **{name: getattr(config, ours) for name, ours in table.sizes.items()},
         **{name: getattr(config, ours) for name, ours in table.numbers.items()},
@@ -771,8 +754,7 @@ def _write_config(config: EncoderConfig, labels: Sequence[str]) -> dict[str, Any
     if table.head_dropout:
         theirs.setdefault(table.head_dropout, config.head_dropout)
     if head:
-        theirs["id2label"] = {str(index): label for index, label in enumerate(labels)}
-        theirs["label2id"] = {label: index for index, label in enumerate(labels)}
+        theirs |= attributes.written_head(table.title, head.kind, labels)
     return theirs
 
 

@@ -26,6 +26,7 @@ from jaxclf.decoding.label_decoder import Decoding
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.metrics import calibration
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
@@ -99,7 +100,8 @@ def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
     found = hf_import.resolve(source, config.model.quantize)
     tokenizer = Tokenizer.load(found.tokenizer_dir)
     dimensions, _ = read_model(found.model_json)
-    if isinstance(dimensions, EncoderConfig):
+    if isinstance(dimensions, EncoderConfig) or getattr(dimensions, "heads", ()):
+        assert isinstance(dimensions, EncoderConfig | DecoderConfig)
         if not dimensions.heads:
             raise InputError(
                 f"{directory} is an encoder without a head that classifies; expected "

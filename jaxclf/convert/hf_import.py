@@ -20,7 +20,6 @@ from jaxclf.core.files import read_json, write_json
 from jaxclf.core.suggest import nearest_names
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.models import quantization, registry
-from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.quantization import Quantise, QuantKernel
 from jaxclf.models.registry import ModelConfig
 
@@ -80,8 +79,11 @@ def convert(
     mapping.check_depths(rows, shapes, weights.shapes, described)
     tensors = mapping.expand(rows, shapes)
     copies = _tied_copies(weights, family.tied, tensors)
-    mapping.check(tensors, weights.shapes, [*family.unused, *copies], source)
-    unused = [name for name in weights.shapes if mapping.matches(name, family.unused)]
+    patterns = [*family.unused, *(family.beside_head if _has_head(config) else ())]
+    mapping.check(tensors, weights.shapes, [*patterns, *copies], source)
+    used = {tensor.name for tensor in tensors}
+    others = [name for name in weights.shapes if name not in used]
+    unused = [name for name in others if mapping.matches(name, patterns)]
     if unused:
         progress(f"unused: {', '.join(unused)}")
 
@@ -248,7 +250,7 @@ def _tied_copies(
 
 
 def _has_head(config: ModelConfig) -> bool:
-    return isinstance(config, EncoderConfig) and bool(config.heads)
+    return bool(getattr(config, "heads", ()))
 
 
 def _one_dtype(weights: AnyWeights, parts: list[mapping.Tensor]) -> str:

@@ -41,8 +41,8 @@ class Family:
 
     `renamed`: pattern and replacement for names that only some files use. `prefix` stands before
     every name but in files of a model without a head. Patterns of names that carry no parameter
-    (`ignored`) or what we have no place for (`unused`). `tied`: copies that some files hold, name →
-    the tensor they must equal.
+    (`ignored`) or what we have no place for (`unused`; `beside_head`: in a model with one). `tied`:
+    copies that some files hold, name → the tensor they must equal.
     """
 
     rows: Callable[[Any], Sequence[TensorRow]]
@@ -52,6 +52,7 @@ class Family:
     renamed: Sequence[tuple[str, str]] = ()
     ignored: Sequence[str] = ()
     unused: Sequence[str] = ()
+    beside_head: Sequence[str] = ()
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

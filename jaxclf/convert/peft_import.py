@@ -21,9 +21,9 @@ from jaxclf.core import logs, tree
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import read_json, write_json
 from jaxclf.models import registry
-from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig, HeadKind
 from jaxclf.models.registry import ModelConfig
+from jaxclf.models.t5 import T5Config
 
 
 def convert(
@@ -117,12 +117,12 @@ def _with_head(
     source: object,
 ) -> ModelConfig:
     """The base's dimensions with the head that the file holds, if any, in place of its own."""
-    if not isinstance(config, EncoderConfig):
+    if isinstance(config, T5Config):
         return config
     sizes: dict[HeadKind, int] = {}
     for kind, task_type in TASK_TYPES.items():
         with_head = dataclasses.replace(config, heads=(HeadConfig(kind, kind, 1),))
-        ours = f"heads/{kind}/out/bias"
+        ours = f"heads/{kind}/out/kernel"
         name = next(row.theirs for row in family.rows(with_head) if row.ours == ours)
         is_possible = settings["task_type"] in (task_type, None)
         if is_possible and (shape := shapes.get(PREFIX + name)):
@@ -163,7 +163,7 @@ def _copies_of_base(
 
 def _labels(config: ModelConfig, weights: files.Weights, base: ModelSource) -> list[str] | None:
     """What the head scores: as our export says, else as the base's head of the same size does."""
-    if not isinstance(config, EncoderConfig) or len(config.heads) != 1:
+    if isinstance(config, T5Config) or len(config.heads) != 1:
         return None
     (head,) = config.heads
     try:

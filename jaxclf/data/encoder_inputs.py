@@ -49,8 +49,12 @@ def encode(
     *,
     truncate: bool = True,
     gold: bool = True,
+    causal: bool = False,
 ) -> list[Encoded]:
     """Encode `records` into at most `max_length` tokens each, with the labels if `gold`.
+
+    `causal`: later tokens have seen earlier ones alone. A text is then labelled at its last token,
+    and a word at its last, else each at its first.
 
     The longer text of a pair is cut first. A word that is cut, or that the tokenizer leaves
     nothing of, has no place. A task whose gold is hidden has none either. Raises InputError where
@@ -68,33 +72,38 @@ def encode(
                 f"record {record.id} has {len(encoding) + cut:,} tokens; max_length is "
                 f"{max_length:,}. Raise train.max_length or set data.truncate=True."
             )
-        starts = dict(_word_starts(record.text, encoding)) if has_slots else {}
+        # Of an empty text a tokenizer without marks leaves nothing to read.
+        ids, types = encoding.ids or [tokenizer.eos_id], encoding.type_ids or [0]
+        word_places: dict[int, int] = {}
+        for word, token in _word_tokens(record.text, encoding) if has_slots else ():
+            if causal or word not in word_places:
+                word_places[word] = token
         targets = {}
         for task in tasks:
-            places = list(starts.values()) if task.kind == "slots" else [0]
+            whole = len(ids) - 1 if causal else 0
+            places = list(word_places.values()) if task.kind == "slots" else [whole]
             label = record.labels.get(task.name) if gold else None
             if gold and label is None:
                 places = []
-            labels = readers[task.name](label, list(starts), len(places))
+            labels = readers[task.name](label, list(word_places), len(places))
             targets[task.name] = (np.array(places, np.int32), labels)
         found.append(
             Encoded(
                 record.id,
-                np.array(encoding.ids, np.int32),
-                np.array(encoding.type_ids, np.int32),
+                np.array(ids, np.int32),
+                np.array(types, np.int32),
                 targets,
-                tuple(starts),
+                tuple(word_places),
                 cut,
             )
         )
     return found
 
 
-def _word_starts(text: str, encoding: Any) -> Iterator[tuple[int, int]]:
-    """(word, its first token) for every word of the first text that has a token."""
+def _word_tokens(text: str, encoding: Any) -> Iterator[tuple[int, int]]:
+    """(word, a token that begins in it) for every such token of the first text, in order."""
     spans = [match.span() for match in re.finditer(r"\S+", text)]
     firsts = [start for start, _ in spans]
-    last = -1
     # Of a pair, post-processing marks the second text alone as what it is.
     marks = zip(encoding.offsets, encoding.sequence_ids, encoding.special_tokens_mask, strict=True)
     for token, ((start, end), sequence, is_special) in enumerate(marks):
@@ -103,9 +112,8 @@ def _word_starts(text: str, encoding: Any) -> Iterator[tuple[int, int]]:
         while start < end and text[start].isspace():  # byte-level tokens begin with their space
             start += 1
         word = bisect.bisect_right(firsts, start) - 1
-        if start < end and word > last:
+        if start < end:
             yield word, token
-            last = word
 
 
 def _reader(task: Task, slot_format: SlotFormat) -> Any:

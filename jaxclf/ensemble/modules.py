@@ -122,7 +122,7 @@ class Modules:
         """The base and these modules; raises ArtifactError where a module has another base."""
         dimensions = self.dimensions
         if isinstance(dimensions, EncoderConfig):
-            dimensions = dimensions.without_heads()
+            dimensions = dimensions.with_heads(())
         model = create_model(self.config, dimensions)
         plan = transfer.plan(model, self.base, "new")
         params = transfer.load(model, self.base, plan, jax.random.key(0))

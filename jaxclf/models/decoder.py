@@ -18,6 +18,7 @@ from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import layers
 from jaxclf.models.attention import attend
+from jaxclf.models.heads import LAST, Head, HeadConfig, Headed, HeadStyle
 from jaxclf.models.kv_cache import Before, Cache
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.masks import (
@@ -65,6 +66,8 @@ class DecoderConfig:
 
     dropout: of embeddings and of what each layer adds; the released models have none. prefix:
     trained keys and values before every layer's own.
+
+    heads: what it scores texts by; such a model does not generate. head_dropout: before them.
     """
 
     vocab_size: int
@@ -103,6 +106,16 @@ class DecoderConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float = 0.0
+    heads: tuple[HeadConfig, ...] = ()
+    head_dropout: float = 0.0
+
+    @property
+    def head(self) -> HeadStyle:
+        return LAST
+
+    def with_heads(self, found: tuple[HeadConfig, ...]) -> "DecoderConfig":
+        """The same with these heads, in the place of logits of tokens."""
+        return dataclasses.replace(self, heads=found)
 
     @property
     def kinds(self) -> tuple["LayerKind", ...]:
@@ -320,8 +333,8 @@ def _normed(norm: layers.RMSNorm | None, x: Float[Array, "B T D"]) -> Float[Arra
     return x if norm is None else norm(x)
 
 
-class Decoder(nnx.Module):
-    """Tokens to final hidden states; `unembed` turns chosen ones into logits.
+class Decoder(Headed):
+    """Tokens to final hidden states; `unembed` turns chosen ones into logits, or heads do.
 
     `dtype` is that of the matmuls, `param_dtype` that of the stored parameters.
     """
@@ -346,8 +359,23 @@ class Decoder(nnx.Module):
         )
         parts = _Parts(config, param_dtype, rngs)
         self.norm = parts.norm(config.hidden_size)
-        if not config.tie_embeddings:
+        if not config.tie_embeddings and not config.heads:
             self.unembed = parts.linear(config.hidden_size, config.vocab_size)
+        self.heads = nnx.Dict(
+            {
+                head.name: Head(
+                    config.head,
+                    head.kind,
+                    config.hidden_size,
+                    head.size,
+                    dropout=config.head_dropout,
+                    std=std,
+                    dtype=param_dtype,
+                    rngs=rngs,
+                )
+                for head in config.heads
+            }
+        )
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
         self.attention: Implementation = attention
 

@@ -20,7 +20,7 @@ from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import distances, heads, layers
 from jaxclf.models.attention import Bias, attend, filled_blocks
 from jaxclf.models.distances import Distances
-from jaxclf.models.heads import PLAIN, Head, HeadConfig, HeadStyle
+from jaxclf.models.heads import PLAIN, Head, HeadConfig, Headed, HeadStyle
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.masks import Implementation, Visible, at_places, visible
 from jaxclf.models.soft_prefix import soft_prefix
@@ -109,9 +109,6 @@ class EncoderConfig:
         """The same with these heads, and the pooler where they read one."""
         pooler = self.head.pooler and any(head.kind == "sequence" for head in found)
         return dataclasses.replace(self, heads=found, pooler=pooler)
-
-    def without_heads(self) -> "EncoderConfig":
-        return self.with_heads(())
 
 
 _OFFSET = {"position_offset": 2, "type_vocab_size": 1}
@@ -330,7 +327,7 @@ class Block(nnx.Module):
         return {"bias": found * scale, "scale": scale}
 
 
-class Encoder(nnx.Module):
+class Encoder(Headed):
     """Tokens to hidden states, and chosen ones of these to the scores of a head.
 
     `dtype` is that of the matmuls, `param_dtype` that of the stored parameters. A key turns
@@ -476,36 +473,3 @@ class Encoder(nnx.Module):
             return layers.scan_layers(self.layers, body, x, self.remat), None
 
         return jax.lax.scan(again, x, jnp.arange(self.config.num_layers))[0]
-
-    def scores(
-        self, name: str, hidden: Float[Array, "*batch D"], key: Key[Array, ""] | None = None
-    ) -> Float[Array, "*batch C"]:
-        """The head's float32 scores for hidden states chosen for it."""
-        if self.pooler is not None and self._kind(name) == "sequence":
-            hidden = jnp.tanh(self.pooler(hidden))
-        return self.heads[name](hidden, key)
-
-    def read(
-        self,
-        name: str,
-        hidden: Float[Array, "B T D"],
-        segment_ids: Int[AnyArray, "B T"],
-        at: Int[AnyArray, "B J"],
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B J C"]:
-        """The head's float32 scores at places, of the hidden states of all tokens."""
-        pooling = self.config.head.pooling if self._kind(name) == "sequence" else "first"
-        if pooling == "scores":
-            return heads.means(self.scores(name, hidden, key), segment_ids, at)
-        if pooling == "mean":
-            return self.scores(name, heads.means(hidden, segment_ids, at), key)
-        return self.scores(name, layers.take_places(hidden, at), key)
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether a head reads all tokens of a text; else `hidden` may be of places alone."""
-        pools = self.config.head.pooling in ("mean", "scores")
-        return pools and any(head.kind == "sequence" for head in self.config.heads)
-
-    def _kind(self, name: str) -> str:
-        return next(head.kind for head in self.config.heads if head.name == name)

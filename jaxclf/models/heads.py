@@ -34,7 +34,7 @@ class HeadStyle:
     head reads of a text: its `first` token, its `last` one, the `mean` of all, or each token, of
     whose `scores` it then takes the mean. dense: activation of a layer of the head's own; empty:
     there is none. dense_bias: of that layer. drops_first: dropout before it. norm: LayerNorm after
-    it. on_tokens: token heads have it too. bias: of the last layer.
+    it. on_tokens: token heads have it too. bias: of a sequence head's last layer.
     """
 
     pooler: bool = False
@@ -48,6 +48,8 @@ class HeadStyle:
 
 
 PLAIN = HeadStyle()
+# Of decoders, whose last token has seen the whole text.
+LAST = HeadStyle(pooling="last", bias=False)
 
 
 class Head(nnx.Module):
@@ -74,7 +76,7 @@ class Head(nnx.Module):
         is_dense = bool(style.dense) and (kind == "sequence" or style.on_tokens)
         self.dense = linear(hidden_size, style.dense_bias) if is_dense else None
         self.norm = norm if is_dense and style.norm else None
-        self.out = linear(size, style.bias)
+        self.out = linear(size, style.bias or kind == "token")
         self.style, self.dropout = style, dropout
 
     def __call__(
@@ -89,6 +91,50 @@ class Head(nnx.Module):
         if self.norm is not None:
             x = self.norm(x)
         return self.out(layers.dropout(x, self.dropout, last)).astype(jnp.float32)
+
+
+class Headed(nnx.Module):
+    """A model with heads: what they say of its hidden states.
+
+    `config` has `head` and `heads`; `pooler` is the layer that sequence heads share, or None.
+    """
+
+    config: Any
+    heads: nnx.Dict
+    pooler: layers.Linear | None = None
+
+    def scores(
+        self, name: str, hidden: Float[Array, "*batch D"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*batch C"]:
+        """The head's float32 scores for hidden states chosen for it."""
+        if self.pooler is not None and self._kind(name) == "sequence":
+            hidden = jnp.tanh(self.pooler(hidden))
+        return self.heads[name](hidden, key)
+
+    def read(
+        self,
+        name: str,
+        hidden: Float[Array, "B T D"],
+        segment_ids: Int[AnyArray, "B T"],
+        at: Int[AnyArray, "B J"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B J C"]:
+        """The head's float32 scores at places, of the hidden states of all tokens."""
+        pooling = self.config.head.pooling if self._kind(name) == "sequence" else "first"
+        if pooling == "scores":
+            return means(self.scores(name, hidden, key), segment_ids, at)
+        if pooling == "mean":
+            return self.scores(name, means(hidden, segment_ids, at), key)
+        return self.scores(name, layers.take_places(hidden, at), key)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether a head reads all tokens of a text; else `hidden` may be of places alone."""
+        pools = self.config.head.pooling in ("mean", "scores")
+        return pools and any(head.kind == "sequence" for head in self.config.heads)
+
+    def _kind(self, name: str) -> HeadKind:
+        return next(head.kind for head in self.config.heads if head.name == name)
 
 
 def means(

@@ -13,7 +13,7 @@ from jaxclf.core.errors import InputError
 from jaxclf.core.suggest import nearest_names
 from jaxclf.core.types import Array, Key, Params
 from jaxclf.models import layers, quantization
-from jaxclf.models.decoder import Decoder
+from jaxclf.models.decoder import Decoder, DecoderConfig
 from jaxclf.models.encoder import Encoder, EncoderConfig
 from jaxclf.models.masks import Implementation
 from jaxclf.models.quantization import Quantise
@@ -41,6 +41,16 @@ class Model:
         return isinstance(self.config, EncoderConfig)
 
     @property
+    def has_heads(self) -> bool:
+        """Whether it labels by scores of its heads; else it generates labels."""
+        return self.is_encoder or bool(getattr(self.config, "heads", ()))
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees earlier ones alone."""
+        return isinstance(self.config, DecoderConfig)
+
+    @property
     def reads_apart(self) -> bool:
         """Whether an encoder reads the prompt, and a decoder of its own writes the answer."""
         return isinstance(self.config, T5Config)
@@ -53,6 +63,33 @@ class Model:
 def family_of(config: ModelConfig) -> str:
     """What transformers calls the model's kind."""
     return "t5" if isinstance(config, T5Config) else config.family
+
+
+def has_heads(output: str, dimensions: ModelConfig) -> bool:
+    """Whether such a model labels by heads where a config's `model.output` is `output`.
+
+    Raises InputError where it cannot do as that says.
+    """
+    if isinstance(dimensions, EncoderConfig):
+        if output == "generate":
+            raise InputError(
+                f"model.output is 'generate', and a model of kind {dimensions.family} writes no "
+                "text. Set it to 'head' or 'auto', or choose a decoder"
+            )
+        return True
+    if isinstance(dimensions, T5Config):
+        if output == "head":
+            raise InputError(
+                "model.output is 'head', which is for encoders and decoders; T5 writes its labels. "
+                "Set it to 'generate' or 'auto'"
+            )
+        return False
+    if output == "generate" and dimensions.heads:
+        raise InputError(
+            "model.output is 'generate', and the checkpoint has heads in the place of what writes "
+            "text. Set it to 'head' or 'auto', or choose the checkpoint that it was made from"
+        )
+    return output == "head" or (output == "auto" and bool(dimensions.heads))
 
 
 def find(name: str) -> ModelConfig:

@@ -18,6 +18,7 @@ from jaxclf.core.tree import flatten
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.distributed import sharding
 from jaxclf.models import attention, layers, registry
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
@@ -73,7 +74,8 @@ class PlannedRun:
         self.label_tokens = label_tokens
         self.compiles = topology.is_tpu or gpus.can_compile()
         dimensions = registry.find(config.model.name)
-        if isinstance(dimensions, EncoderConfig):
+        if registry.has_heads(config.model.output, dimensions):
+            assert isinstance(dimensions, EncoderConfig | DecoderConfig)
             if workload is not None:
                 dimensions = with_heads(dimensions, workload.dataset.tasks, config.prompt.slots)
             else:
@@ -122,7 +124,7 @@ class PlannedRun:
     def rows(self, accumulate: int) -> Rows:
         """What each of so many micro-batches holds."""
         if self.workload is None:
-            count = 1 if self.model.is_encoder else self.label_tokens
+            count = 1 if self.model.has_heads else self.label_tokens
             return Rows(self.length, 0, count)
         batch = self._batch_of(accumulate)
         labels = sum(each.positions.shape[-1] for each in batch.targets.values())
@@ -223,7 +225,7 @@ class PlannedRun:
     def objective(self) -> Objective:
         if self.workload is not None:
             return self.workload.objective
-        if self.model.is_encoder:
+        if self.model.has_heads:
             return Objective(losses.head_scores, {"label": Term("class")})
         return losses.GENERATION
 
@@ -240,9 +242,9 @@ class PlannedRun:
         def array(*shape, dtype: Any = jnp.int32):
             return of_rows((accumulate, rows, *shape), dtype, 1)
 
-        name = "label" if self.model.is_encoder else ANSWER
+        name = "label" if self.model.has_heads else ANSWER
         targets = Targets(array(count), array(count), array(count, dtype=jnp.bool_))
-        types = array(self.length) if self.model.is_encoder else None
+        types = array(self.length) if self.model.has_heads else None
         tokens, segments, positions = (array(self.length) for _ in range(3))
         lengths = None if self.config.train.pack else array(1)
         return Batch(tokens, segments, positions, types, {name: targets}, lengths=lengths)

@@ -74,7 +74,7 @@ def of(job: PlannedRun, sizes: Sizes, accumulate: int) -> dict[str, Callable[[],
     if job.config.attens.modules:
         found["features"] = lambda: module_features(job, sizes)
         found["combiner"] = lambda: combiner(job, sizes)
-    elif job.model.is_encoder:
+    elif job.model.has_heads:
         if job.workload is not None:
             found["prediction"] = lambda: prediction(job, sizes)
     elif job.workload is not None and Decoding.of(job.config).mode == "score":
@@ -205,7 +205,7 @@ def module_features(job: PlannedRun, sizes: Sizes) -> Program:
     """What an ensemble's base and all its modules see in one batch of the longest texts."""
     fields, dimensions = job.config.attens, job.model.config
     if isinstance(dimensions, EncoderConfig):
-        dimensions = dimensions.without_heads()
+        dimensions = dimensions.with_heads(())
     model: Model = create_model(job.fields, dimensions)
     assert isinstance(job.tuning, Adapted)
     compute = features.make_pass(model, Pooling(fields.tokens, fields.padding))

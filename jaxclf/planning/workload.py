@@ -30,7 +30,8 @@ from jaxclf.data.prefixes import NONE, SharedPrefixes
 from jaxclf.data.tasks import Record, Task, has_gold, words
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
-from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models import registry
+from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.registry import ModelConfig
 from jaxclf.models.t5 import T5Config
 from jaxclf.prompts import builder as prompts
@@ -139,10 +140,11 @@ def read(config: ConfigDict, dimensions: ModelConfig) -> Workload:
     most = max(len(words(record.text)) for record in asked)
     slots, length = config.prompt.slots, config.train.max_length
     fills = bool(data_note) and config.data.name != "massive"
-    if isinstance(dimensions, EncoderConfig):
+    if registry.has_heads(config.model.output, dimensions):
+        causal = isinstance(dimensions, DecoderConfig)
 
         def encoded(records: Sequence[Record]) -> list[Encoded]:
-            return encode(records, dataset.tasks, tokenizer, slots, length)
+            return encode(records, dataset.tasks, tokenizer, slots, length, causal=causal)
 
         examples = encoded([*longest, *means])
         recipe = Recipe(dataset.tasks, None, slots, length, 0, seed=config.seed)
@@ -289,9 +291,7 @@ def _tokenizer(config: ConfigDict, dataset: Dataset) -> tuple[Tokenizer, bool, s
 
 
 def _is_asked(config: ConfigDict) -> bool:
-    from jaxclf.models import registry
-
-    return not isinstance(registry.find(config.model.name), EncoderConfig)
+    return not registry.has_heads(config.model.output, registry.find(config.model.name))
 
 
 def _answers(config: ConfigDict, dataset: Dataset, records: Sequence[Record], prompt: Any):

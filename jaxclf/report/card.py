@@ -18,7 +18,7 @@ _HUB_METRICS = {
 
 # What the model is.
 _DECODER = "A language model that classifies by generating the label."
-_ENCODER = "An encoder with a classification head for each task."
+_HEADED = "A language model with a classification head for each task."
 
 # How labels come out of a decoder, by `eval.decoding`.
 _DECODING = {
@@ -72,7 +72,7 @@ def model_card(report: Mapping[str, Any], library: str = "transformers") -> str:
     amount = f" on {records:,} records" if records else ""
     scored = "No split was scored" if split == NO_SPLIT else f"On the {split} split"
     front = _front_matter(report, library, data_name, model_name, base, split)
-    kind = _ENCODER if _is_encoder(model) else _DECODER
+    kind = _HEADED if _has_heads(model) else _DECODER
     return f"""---
 {front.strip()}
 ---
@@ -100,7 +100,7 @@ of {data_name} in {train.get("steps", "unknown")} steps. What it answers:
 def _use(report: Mapping[str, Any], library: str) -> str:
     """How to get the labels, and what belongs to them beside the weights."""
     parts = [_RUN] if library == "peft" else [_LOADED, _RUN]
-    if not _is_encoder(report["model"]):
+    if not _has_heads(report["model"]):
         parts.append(_decoding(report))
     elif library != "peft":
         parts += _pipelines(report)
@@ -111,7 +111,7 @@ def _use(report: Mapping[str, Any], library: str) -> str:
     }
     if temperatures:
         listed = ", ".join(f"{value:.4f} for `{task}`" for task, value in temperatures.items())
-        scores = "scores (logits)" if _is_encoder(report["model"]) else "labels' log p"
+        scores = "scores (logits)" if _has_heads(report["model"]) else "labels' log p"
         parts.append(
             f"Temperature: {listed}, fitted on dev. A probability is the softmax of the {scores} "
             "divided by it. jaxclf divides by itself; elsewhere do so first. It changes no "
@@ -189,8 +189,12 @@ def _decoding(report: Mapping[str, Any]) -> str:
     return text + ".\n"
 
 
-def _is_encoder(model: Mapping[str, Any]) -> bool:
-    return model.get("family", "llama") not in ("llama", "t5")
+def _has_heads(model: Mapping[str, Any]) -> bool:
+    """Reports from before `output` were of Llama, T5 and encoders."""
+    return model.get("output", "generate" if model.get("family") in _WROTE else "head") == "head"
+
+
+_WROTE = (None, "llama", "t5", "server")
 
 
 def _front_matter(
@@ -231,7 +235,7 @@ def _front_matter(
             {_HUB_METRICS[each.metric_type] for each in results if each.metric_type in _HUB_METRICS}
         ),
         model_name=f"{model_name}-{data_name}",
-        pipeline_tag="text-classification" if _is_encoder(report["model"]) else "text-generation",
+        pipeline_tag="text-classification" if _has_heads(report["model"]) else "text-generation",
         tags=["text-classification", "jaxclf"],
         eval_results=results or None,
     )

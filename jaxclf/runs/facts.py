@@ -155,6 +155,7 @@ def model_facts(
     return {
         "name": config.model.name,
         "family": setup.model.family,
+        "output": "head" if setup.model.has_heads else "generate",
         "checkpoint": config.model.checkpoint,
         "dimensions": dataclasses.asdict(setup.model.config),
         "parameters": _size(setup.model.abstract),

@@ -72,9 +72,11 @@ def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setu
         raise InputError(f"data set {dataset.name} has no training records")
     datasets.scored_split(dataset, config.eval.split)  # raises where there is none
     dimensions = _dimensions(config, base)
-    if isinstance(dimensions, EncoderConfig):
-        return _encoder(config, workdir, base, dataset, dimensions)
-    return _decoder(config, workdir, base, dataset, dimensions)
+    if registry.has_heads(config.model.output, dimensions):
+        assert not isinstance(dimensions, T5Config)
+        return _headed(config, workdir, base, dataset, dimensions)
+    assert not isinstance(dimensions, EncoderConfig)
+    return _generative(config, workdir, base, dataset, dimensions)
 
 
 def _dimensions(config: ConfigDict, base: ModelSource | None) -> ModelConfig:
@@ -87,7 +89,7 @@ def _dimensions(config: ConfigDict, base: ModelSource | None) -> ModelConfig:
     return dimensions
 
 
-def _decoder(
+def _generative(
     config: ConfigDict,
     workdir: Path,
     base: ModelSource | None,
@@ -164,12 +166,12 @@ def shared_prefixes(config: ConfigDict, examples: Sequence[Tokens]) -> SharedPre
     return prefixes.find(examples, per_batch)
 
 
-def _encoder(
+def _headed(
     config: ConfigDict,
     workdir: Path,
     base: ModelSource | None,
     dataset: Dataset,
-    dimensions: EncoderConfig,
+    dimensions: EncoderConfig | DecoderConfig,
 ) -> Setup:
     """Classification by heads, one a task."""
     if config.train.max_length > dimensions.max_position:
@@ -178,11 +180,11 @@ def _encoder(
             f"has {dimensions.max_position:,} positions. Lower it: longer texts are cut"
         )
     if config.prompt.shots:
-        raise InputError("prompt.shots is for decoders; an encoder reads the text alone")
+        raise InputError("prompt.shots is for models that write; heads read the text alone")
     if config.tune == "none":
         raise InputError(
-            f"tune is 'none', but {config.model.name} is an encoder, whose heads know nothing "
-            "without training. Choose a decoder"
+            f"tune is 'none', but {config.model.name or 'the model'} has heads, which know nothing "
+            "without training. Choose a decoder, with model.output=generate"
         )
     tokenizer = _named_tokenizer(config, workdir, base)
     tokenizer = tokenizer or _trained_tokenizer(config, dataset, [], [])
@@ -193,6 +195,7 @@ def _encoder(
         config.prompt.slots,
         config.train.max_length,
         truncate=config.data.truncate,
+        causal=isinstance(dimensions, DecoderConfig),
     )
     dimensions = with_vocabulary(dimensions, tokenizer, base)
     dimensions = with_heads(dimensions, dataset.tasks, config.prompt.slots)
@@ -209,10 +212,13 @@ def _encoder(
     return Setup(dataset, tokenizer, model, recipe, None, examples, objective)
 
 
+HeadedConfig = TypeVar("HeadedConfig", EncoderConfig, DecoderConfig)
+
+
 def with_heads(
-    dimensions: EncoderConfig, tasks: Sequence[Task], slot_format: SlotFormat
-) -> EncoderConfig:
-    """The encoder with one head a task, and the pooler if they read one."""
+    dimensions: HeadedConfig, tasks: Sequence[Task], slot_format: SlotFormat
+) -> HeadedConfig:
+    """The model with one head a task, and the pooler if they read one."""
     heads = tuple(
         HeadConfig(
             task.name,
@@ -230,17 +236,18 @@ def _refuse_for_decoders(config: ConfigDict, dataset: Dataset) -> None:
         if task.kind not in ("class", "slots"):
             raise InputError(
                 f"task {task.name} is of kind {task.kind}, for which {config.model.name} has no "
-                "form of answer; choose an encoder, such as model.name=roberta_base"
+                "form of answer; set model.output=head, or choose an encoder, such as "
+                "model.name=roberta_base"
             )
     if any(record.pair for found in dataset.splits.values() for record in found):
         raise InputError(
-            "data.pair names a second text, which prompts have no place for; choose an encoder, "
-            "or put both texts into one column"
+            "data.pair names a second text, which prompts have no place for; set "
+            "model.output=head, choose an encoder, or put both texts into one column"
         )
     if config.loss.balanced or config.loss.class_weights or config.loss.task_weights:
         raise InputError(
-            "loss.balanced, loss.class_weights and loss.task_weights are for encoders: a generated "
-            "answer has one loss over its tokens"
+            "loss.balanced, loss.class_weights and loss.task_weights are for heads: a generated "
+            "answer has one loss over its tokens. Set model.output=head, or leave them"
         )
 
 

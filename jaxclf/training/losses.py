@@ -100,20 +100,18 @@ def label_logits(
     )
 
 
-def head_scores(module: Encoder, batch: Batch, key: Key[Array, ""] | None = None) -> Scores:
+def head_scores(
+    module: Encoder | Decoder, batch: Batch, key: Key[Array, ""] | None = None
+) -> Scores:
     """Each head's scores where it predicts, and nowhere else."""
     first, *keys = layers.split_key(key, 1 + len(batch.targets))
     places = [targets.positions for targets in batch.targets.values()]
     at = None if module.reads_all else jnp.concatenate(places, axis=1)
-    hidden = module.hidden(
-        batch.tokens,
-        batch.positions,
-        batch.segment_ids,
-        batch.types,
-        first,
-        at,
-        batch.lengths,
-    )
+    row = batch.tokens, batch.positions, batch.segment_ids
+    if isinstance(module, Decoder):
+        hidden = module.hidden(*row, first, at, None, batch.lengths)
+    else:
+        hidden = module.hidden(*row, batch.types, first, at, batch.lengths)
     if at is None:
         return {
             name: module.read(name, hidden, batch.segment_ids, targets.positions, of_head)

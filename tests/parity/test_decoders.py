@@ -277,3 +277,71 @@ def test_adapters_of_peft_are_read_and_written(name, targets, tmp_path):
     again = peft.PeftModel.from_pretrained(theirs(name), tmp_path / "back").eval()
     with torch.no_grad():
         assert torch.equal(again(input_ids=torch.tensor(tokens)).logits, torch.tensor(expected))
+
+
+HEADED = {
+    "llama-biases-yarn": ("Llama", ("sequence", "token")),
+    "qwen3": ("Qwen3", ("sequence", "token")),
+    "gemma3": ("Gemma3Text", ("sequence",)),
+    "phi3": ("Phi3", ("token",)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, (_, kinds) in HEADED.items() for kind in kinds]
+)
+def test_heads_are_read_compared_and_written(name, kind, tmp_path):
+    """Scores and gradients of texts in rows that are padded, and packed."""
+    title, changes = CASES[name]
+    options = COMMON | changes | {"num_labels": 4, "pad_token_id": 0}
+    config = getattr(transformers, f"{title}Config")(**options)
+    config._attn_implementation = "eager"
+    made = getattr(transformers, f"{HEADED[name][0]}For{kind.title()}Classification")(config).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.normal_(0.0, 0.3, generator=generator)
+    made.save_pretrained(tmp_path / "theirs")
+    hf_import.convert(tmp_path / "theirs", tmp_path / "ours", progress=lambda line: None)
+    dimensions, _ = read_model(tmp_path / "ours/model.json")
+    model = registry.create(dimensions)
+    assert "unembed" not in model.abstract
+    params = load_params(tmp_path / "ours", model.abstract)
+    lengths = (LENGTH, 9)
+    tokens = np.maximum(texts(), 1)
+    segments = (np.arange(LENGTH) < np.array(lengths)[:, None]).astype(np.int64)
+    positions = np.arange(LENGTH) * segments
+    expected = made(torch.tensor(tokens * segments), attention_mask=torch.tensor(segments)).logits
+    expected.square().sum().backward()
+    ends = np.array(lengths)[:, None] - 1
+    at = ends if kind == "sequence" else np.broadcast_to(np.arange(LENGTH), segments.shape)
+
+    def scores(params):
+        module = model.bind(params)
+        found = module.read(kind, module.hidden(tokens, positions, segments), segments, at)
+        seen = segments[..., None] if kind == "token" else 1
+        return jnp.sum(jnp.square(found) * seen), found
+
+    if kind == "token":
+        made.zero_grad()
+        expected = made(
+            torch.tensor(tokens * segments), attention_mask=torch.tensor(segments)
+        ).logits
+        (expected.square() * torch.tensor(segments)[..., None]).sum().backward()
+    (_, found), gradient = jax.jit(jax.value_and_grad(scores, has_aux=True))(params)
+    seen = segments > 0 if kind == "token" else slice(None)
+    found = found if kind == "token" else found[:, 0]
+    assert off(found[seen], expected.detach().numpy()[seen]) < TOLERANCE
+    weights = {path: weight.grad for path, weight in made.named_parameters()}
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(model.abstract).items()}
+    flat = tree.flatten(gradient)
+    for part in mapping.expand(hf_import.FAMILIES[model.family].rows(dimensions), shapes):
+        own = flat[part.ours] if part.layer is None else flat[part.ours][part.layer]
+        own = own.T if part.transpose else own
+        assert off(own, weights[part.name].numpy()[part.rows]) < 10 * TOLERANCE, part
+
+    hf_export.export(tmp_path / "ours", tmp_path / "again", progress=lambda line: None)
+    again, info = type(made).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
+    for (path, old), new in zip(made.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(old, new), path
