@@ -14,7 +14,6 @@ import numpy as np
 from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers.opening import Opened
 from jaxclf.config import loading
-from jaxclf.convert import exported, hf_import, peft_import
 from jaxclf.core import compiler, logs
 from jaxclf.core.errors import InputError
 from jaxclf.data import records as data_records
@@ -24,7 +23,7 @@ from jaxclf.data.records import Defects, Schema
 from jaxclf.data.tasks import Record, SlotFormat, Task, words
 from jaxclf.decoding.parsing import tag_per_word
 from jaxclf.distributed import sharding
-from jaxclf.ensemble.opening import open_any
+from jaxclf.runs import opening
 
 Texts = str | Iterable[Any]
 """A text, or texts: strings, or pairs of strings."""
@@ -54,18 +53,9 @@ def load(
     lines = loading.as_lines(overrides)
     path = Path(source).expanduser()
     with logs.quiet():  # what is converted on the way is of no interest
-        if _is_run(path):
+        if opening.is_run(path):
             lines = [*_mesh_that_fits(path), *lines]
-            opened = open_any(path, step, lines, hf_import.resolve, peft_import.convert)
-        else:
-            opened = exported.open_exported(str(source), lines)
-    return LoadedClassifier(opened)
-
-
-def _is_run(path: Path) -> bool:
-    """Whether it is a folder of ours: a run, a step of one, or a converted model."""
-    ours = ("task.json", "checkpoints", "meta", "params")
-    return path.is_dir() and any((path / name).exists() for name in ours)
+        return LoadedClassifier(opening.open_source(source, step, lines))
 
 
 def _mesh_that_fits(path: Path) -> list[str]:

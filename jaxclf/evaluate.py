@@ -23,7 +23,10 @@ def main(arguments: list[str]) -> None:
     """Run the command line."""
     parser = command.parser("evaluate", __doc__)
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a run directory, or a step of one"
+        "--checkpoint",
+        required=True,
+        metavar="SOURCE",
+        help="a run, a step of one, or a Hugging Face classifier: a directory or a hub id",
     )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for report and predictions"
@@ -32,7 +35,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--split", default="", help="train, dev or test; default: the run's")
     parser.epilog = (
         "Fields of the run's config are overridden as in training: --config.data.root=PATH, "
-        "--config.eval.batch_size=64."
+        "--config.eval.batch_size=64. A Hugging Face classifier has no data of its own: name them, "
+        "as --config.data.name=file --config.data.test=FILE."
     )
     options = loading.parse(parser, arguments)
 
@@ -52,6 +56,8 @@ def run(
 ) -> "Report":
     """Score a run, or a step of one, and return the report; `jaxclf.evaluate` is this function.
 
+    A classifier in Hugging Face's format is scored on the data that `overrides` name.
+
     output: the folder for report and predictions; None: neither is kept. split: train, dev or test;
     "": the run's. overrides: fields of the run's config to change, such as the place of the data.
     Raises the errors of `jaxclf.core.errors`, whose texts are those of the command.
@@ -60,15 +66,13 @@ def run(
     >>> report["eval_split"]
     'dev'
     """
-    from jaxclf.convert import hf_import, peft_import
     from jaxclf.core import compiler
-    from jaxclf.ensemble.opening import open_any
     from jaxclf.report.result import PAGE, Report
-    from jaxclf.runs import evaluation
+    from jaxclf.runs import evaluation, opening
 
     compiler.configure()
     lines = loading.as_lines(overrides)
-    opened = open_any(checkpoint, step, lines, hf_import.resolve, peft_import.convert)
+    opened = opening.open_source(checkpoint, step, lines, scores=True)
     if output is not None:
         return Report(evaluation.evaluate(opened, Path(output), split), Path(output))
     with tempfile.TemporaryDirectory() as folder:

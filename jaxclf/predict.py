@@ -18,7 +18,10 @@ def main(arguments: list[str]) -> None:
     """Run the command line."""
     parser = command.parser("predict", __doc__)
     parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a run directory, or a step of one"
+        "--checkpoint",
+        required=True,
+        metavar="SOURCE",
+        help="a run, a step of one, or a Hugging Face classifier: a directory or a hub id",
     )
     parser.add_argument("--input", required=True, metavar="FILE")
     parser.add_argument("--output", required=True, metavar="FILE.jsonl")
@@ -47,11 +50,9 @@ def _label(options: argparse.Namespace) -> None:
 
     # Only now what takes seconds to import.
     from jaxclf.checkpoint.steps import read_step
-    from jaxclf.convert import hf_import, peft_import
     from jaxclf.core import compiler
     from jaxclf.data.records import Schema
-    from jaxclf.ensemble.opening import open_any
-    from jaxclf.runs import labelling
+    from jaxclf.runs import labelling, opening
 
     records = labelling.read_texts(
         Path(options.input),
@@ -59,13 +60,7 @@ def _label(options: argparse.Namespace) -> None:
         skip=options.on_defect == "skip",
     )
     compiler.configure()
-    opened = open_any(
-        options.checkpoint,
-        read_step(options.step),
-        options.overrides,
-        hf_import.resolve,
-        peft_import.convert,
-    )
+    opened = opening.open_source(options.checkpoint, read_step(options.step), options.overrides)
     labelling.label_file(
         opened,
         records,

@@ -20,6 +20,7 @@ from jaxclf.convert import attributes, hf_import
 from jaxclf.core import files, streams
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import read_json
+from jaxclf.data import datasets
 from jaxclf.data.tasks import OTHER, SlotFormat, Task, TaskKind
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.label_decoder import Decoding
@@ -65,12 +66,14 @@ def _scoring(recipe: Recipe | None, config: ConfigDict) -> dict[str, Any] | None
     return Decoding.of(config).scoring if is_decoder else {}
 
 
-def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
+def open_exported(source: str, overrides: Sequence[str] = (), *, scores: bool = False) -> Opened:
     """Load a classifier of Hugging Face's format: a directory, a hub id or `package:NAME/FOLDER`.
 
-    `overrides` (`eval.batch_size=8`) change the defaults, or what the export says of itself. Raises
-    InputError where it is no classifier or its labels cannot be known, ArtifactError where it is
-    damaged, StorageError where the hub does not give it.
+    `overrides` (`eval.batch_size=8`) change the defaults, or what the export says of itself.
+    `scores`: it is to be scored on `config.data`, and one that does not say itself what it is asked
+    takes the task and its labels from there. Raises InputError where it is no classifier or its
+    labels cannot be known, ArtifactError where it is damaged, StorageError where the hub does not
+    give it.
     """
     directory = hf_import.locate(source)
     if not (directory / "config.json").is_file():
@@ -111,6 +114,8 @@ def open_exported(source: str, overrides: Sequence[str] = ()) -> Opened:
         if recipe is None:
             longest = min(dimensions.max_position, tokenizer.hf.model_max_length)
             recipe = _recipe(theirs, dimensions.heads[0], longest, directory / "config.json")
+            if scores:
+                recipe = _of_data(recipe, config, directory)
         (head,) = dimensions.heads
         head = dataclasses.replace(head, name=recipe.tasks[0].name)
         dimensions = dataclasses.replace(dimensions, heads=(head,))
@@ -160,6 +165,21 @@ def _recipe(theirs: Mapping[str, Any], head: HeadConfig, longest: int, path: Pat
         kind = _KINDS.get(problem) or ("regression" if len(labels) == 1 else "class")
         task = Task("label", kind, () if kind == "regression" else labels)
     return Recipe((task,), None, slot_format, max_length=longest, max_new_tokens=0)
+
+
+def _of_data(recipe: Recipe, config: ConfigDict, directory: Path) -> Recipe:
+    """The recipe with the data's one task in the place of its own, which is of the same kind."""
+    dataset = datasets.load(config.data, config.seed)
+    (own,) = recipe.tasks
+    same = [task for task in dataset.tasks if task.kind == own.kind]
+    if len(dataset.tasks) != 1 or not same:
+        found = ", ".join(f"{task.name} ({task.kind})" for task in dataset.tasks)
+        raise InputError(
+            f"{directory} has one head, of kind {own.kind}; data set {dataset.name} has {found}. "
+            "Choose one of that kind with --config.data.task"
+        )
+    slots = config.prompt.slots if own.kind == "slots" else recipe.slot_format
+    return dataclasses.replace(recipe, tasks=dataset.tasks, slot_format=slots)
 
 
 def _slots(labels: Sequence[str], path: Path) -> tuple[tuple[str, ...], SlotFormat]:

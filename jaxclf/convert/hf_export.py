@@ -195,7 +195,7 @@ def labels_of(source: ModelSource, head: HeadConfig) -> tuple[Sequence[str], str
 def _limit_tokens(directory: Path, config: ModelConfig, source: ModelSource) -> None:
     """Write into an exported tokenizer how many tokens the model reads.
 
-    Of a run's encoder as many as in the run, where a pipeline of transformers would otherwise cut
+    Of a run with heads as many as in the run, where a pipeline of transformers would otherwise cut
     texts elsewhere; of others those that it has positions for, if it has no limit yet.
     """
     path = directory / "tokenizer_config.json"
@@ -203,7 +203,7 @@ def _limit_tokens(directory: Path, config: ModelConfig, source: ModelSource) -> 
         return
     fields = read_json(path) if path.is_file() else {}
     limit = getattr(config, "max_position", None)
-    if isinstance(config, EncoderConfig) and source.run_dir is not None:
+    if getattr(config, "heads", ()) and source.run_dir is not None:
         limit = Recipe.load(source.run_dir / "task.json").max_length
     elif (own := fields.get("model_max_length")) and attributes.is_size(own):
         return

@@ -66,7 +66,7 @@ class Head(nnx.Module):
         std: float,
         dtype: Any,
         rngs: nnx.Rngs,
-        norm: layers.LayerNorm | None = None,
+        norm: layers.LayerNorm | layers.RMSNorm | None = None,
     ):
         """`norm`: what a style with one puts after its own layer."""
 

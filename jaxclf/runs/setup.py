@@ -212,7 +212,7 @@ def _headed(
     return Setup(dataset, tokenizer, model, recipe, None, examples, objective)
 
 
-HeadedConfig = TypeVar("HeadedConfig", EncoderConfig, DecoderConfig)
+HeadedConfig = EncoderConfig | DecoderConfig
 
 
 def with_heads(
