@@ -33,7 +33,7 @@ from jaxclf.models.registry import ModelConfig
 from jaxclf.models.t5 import T5Config
 
 FAMILIES = (
-    {"t5": T5Config}
+    dict.fromkeys(("t5", "mt5", "umt5"), T5Config)
     | dict.fromkeys(ENCODERS, EncoderConfig)
     | dict.fromkeys(DECODERS, DecoderConfig)
 )
@@ -167,8 +167,6 @@ def model_of(fields: Any, path: object) -> tuple[ModelConfig, str]:
         fields.pop("quantised", None)
         if family not in FAMILIES:
             raise ValueError(f"family {family!r} is not known; known: {', '.join(FAMILIES)}")
-        if family == "t5":
-            del fields["family"]
         if fields.get("rope_scaling") is not None:
             fields["rope_scaling"] = RopeScaling(**_tuples(fields["rope_scaling"]))
         if "heads" in fields:

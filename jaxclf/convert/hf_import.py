@@ -23,7 +23,7 @@ from jaxclf.models import quantization, registry
 from jaxclf.models.quantization import Quantise, QuantKernel
 from jaxclf.models.registry import ModelConfig
 
-FAMILIES = {**decoders.FAMILIES, "t5": t5.FAMILY, **encoders.FAMILIES}  # by model_type
+FAMILIES = {**decoders.FAMILIES, **t5.FAMILIES, **encoders.FAMILIES}  # by model_type
 
 AnyWeights = files.Weights | gguf.GgufWeights
 

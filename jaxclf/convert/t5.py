@@ -1,4 +1,4 @@
-"""T5, T5 1.1 and Flan-T5: tensors and configuration of T5ForConditionalGeneration."""
+"""T5, Flan-T5, UL2, mT5 and UMT5: tensors and configuration of …ForConditionalGeneration."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -21,9 +21,14 @@ def _side(side: str, feed_forward: int) -> list[TensorRow]:
         TensorRow(f"{dense}wi_1.weight", f"{ours}mlp/up/kernel", transpose=True),
         TensorRow(f"{dense}wo.weight", f"{ours}mlp/down/kernel", transpose=True),
         TensorRow(f"{side}.final_layer_norm.weight", f"{side}_norm/scale"),
-        TensorRow(
-            f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            f"distances/{side}/embedding",
+        *(
+            TensorRow(
+                f"{side}.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight", place
+            )
+            for layer, place in (
+                ("0", f"distances/{side}/embedding"),
+                ("{layer}", f"{ours}distances/embedding"),
+            )
         ),
     ]
     if side == "decoder":
@@ -85,7 +90,13 @@ _OTHERS = {
     "dropout_rate": "dropout",
     "decoder_start_token_id": "start_id",
 }
-_FEED_FORWARD = {"gated-gelu": True, "relu": False}
+# feed_forward_proj → whether it is gated, our activation, and its names in `dense_act_fn`.
+_FEED_FORWARD: dict[str, tuple[bool, str, tuple[str, ...]]] = {
+    "gated-gelu": (True, "", ("gelu_new", "gelu")),
+    "gated-silu": (True, "silu", ("silu",)),
+    "relu": (False, "", ("relu",)),
+}
+_TITLES = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}
 
 # transformers' values for attributes that a file may leave out.
 _DEFAULTS = {
@@ -97,7 +108,10 @@ _DEFAULTS = {
     "feed_forward_proj": "relu",
 }
 
-_FIXED = attributes.FIXED | {"model_type": "t5", "is_encoder_decoder": True, "is_decoder": False}
+# Of mT5 and UMT5 where they differ.
+_LATER = {"feed_forward_proj": "gated-gelu"}
+
+_FIXED = attributes.FIXED | {"is_encoder_decoder": True, "is_decoder": False}
 
 # `n_positions` limits nothing; the others follow from feed_forward_proj, or are of another head.
 _HARMLESS = {"n_positions", "output_past", "is_gated_act", "dense_act_fn", "classifier_dropout"}
@@ -114,8 +128,9 @@ def read_config(
     """
     theirs = {name: value for name, value in theirs.items() if value is not None}
     known = _SIZES.keys() | _OTHERS.keys() | _HARMLESS | _HEAD | attributes.HARMLESS
-    attributes.refuse_unknown(theirs, known | {"feed_forward_proj"}, _FIXED, source)
-    values = _DEFAULTS | theirs
+    attributes.refuse_unknown(theirs, known | {"feed_forward_proj", "model_type"}, _FIXED, source)
+    family = str(theirs.get("model_type", "t5"))
+    values: dict[str, Any] = {**_DEFAULTS, **({} if family == "t5" else _LATER), **theirs}
     values.setdefault("num_decoder_layers", values.get("num_layers"))
     values.setdefault("decoder_start_token_id", values.get("pad_token_id", 0))
     attributes.check_numbers(values, _SIZES, _OTHERS, source)
@@ -126,10 +141,9 @@ def read_config(
         )
     if (form := str(values["feed_forward_proj"])) not in _FEED_FORWARD:
         attributes.refuse([f"feed_forward_proj={form!r} (only {[*_FEED_FORWARD]})"], source)
-    gated = _FEED_FORWARD[form]
-    activation = values.get("dense_act_fn", "gelu_new" if gated else "relu")
-    if activation not in (("gelu_new", "gelu") if gated else ("relu",)):
-        attributes.refuse([f"dense_act_fn={activation!r} beside {form!r}"], source)
+    gated, activation, names = _FEED_FORWARD[form]
+    if (given := values.get("dense_act_fn", names[0])) not in names:
+        attributes.refuse([f"dense_act_fn={given!r} beside {form!r}"], source)
     exact = values["relative_attention_num_buckets"] // 2
     if values["relative_attention_max_distance"] <= exact or exact < 2:
         raise ArtifactError(
@@ -139,9 +153,14 @@ def read_config(
     # Until transformers 4 one attribute says both; 5 always says "tied", and the file shows it.
     says_tied = values.get("tie_word_embeddings", True)
     scales = values.get("scale_decoder_outputs", says_tied)
+    if family == "mt5":  # whatever its files say, which tie nothing and scale nothing
+        scales = False
     return T5Config(
         **{ours: values[name] for name, ours in (_SIZES | _OTHERS).items()},
+        family=family,
+        own_distances=family == "umt5",
         gated=gated,
+        activation=activation,
         tie_embeddings="lm_head.weight" not in tensors or bool(says_tied and scales),
         scale_outputs=bool(scales),
     )
@@ -149,21 +168,29 @@ def read_config(
 
 def write_config(config: T5Config) -> dict[str, Any]:
     """The content of a config.json, for transformers 4 and 5."""
+    form = next(
+        name
+        for name, (gated, activation, _) in _FEED_FORWARD.items()
+        if (gated, activation) == (config.gated, config.activation)
+    )
     return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
+        "architectures": [f"{_TITLES[config.family]}ForConditionalGeneration"],
+        "model_type": config.family,
         "is_encoder_decoder": True,
         **{name: getattr(config, ours) for name, ours in (_SIZES | _OTHERS).items()},
-        "feed_forward_proj": "gated-gelu" if config.gated else "relu",
+        "feed_forward_proj": form,
         "tie_word_embeddings": config.tie_embeddings,
         "scale_decoder_outputs": config.scale_outputs,
     }
 
 
-FAMILY = Family(
-    rows=rows,
-    read_config=read_config,
-    write_config=lambda config, labels: write_config(config),
-    ignored=IGNORED,
-    tied=TIED,
-)
+FAMILIES = {
+    name: Family(
+        rows=rows,
+        read_config=read_config,
+        write_config=lambda config, labels: write_config(config),
+        ignored=IGNORED,
+        tied=TIED,
+    )
+    for name in _TITLES
+}

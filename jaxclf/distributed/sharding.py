@@ -56,7 +56,7 @@ RULES: tuple[tuple[str, Dims], ...] = (
     (r"layers/attention/sinks", ("heads",)),
     (r"layers/(attention/o|mlp/down)/bias", (None,)),
     (rf"{_LAYERS}prefix/(key|value)", (None, None, None)),
-    (r"distances/((encoder|decoder)/)?embedding", (None, None)),
+    (rf"(distances/((encoder|decoder)/)?|{_LAYERS}distances/)embedding", (None, None)),
     (r"vectors/embedding", (None, None)),
     (r"unembed/kernel", ("model", "vocabulary")),
     (r"(pooler|project|heads/[^/]+/(dense|out))/kernel", ("model", None)),

@@ -62,7 +62,7 @@ class Model:
 
 def family_of(config: ModelConfig) -> str:
     """What transformers calls the model's kind."""
-    return "t5" if isinstance(config, T5Config) else config.family
+    return config.family
 
 
 def has_heads(output: str, dimensions: ModelConfig) -> bool:

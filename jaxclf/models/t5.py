@@ -1,12 +1,13 @@
-"""T5 and Flan-T5: an encoder reads the prompt, a decoder writes the label.
+"""T5 and its kin: an encoder reads the prompt, a decoder writes the label.
 
-Source: Raffel et al. 2020, Chung et al. 2022; checked against T5ForConditionalGeneration of
-transformers.
+Source: Raffel et al. 2020 (T5), Chung et al. 2022 (Flan-T5), Xue et al. 2021 (mT5), Chung et al.
+2023 (UMT5), Tay et al. 2023 (UL2); checked against the models of transformers.
 """
 
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +30,11 @@ class T5Config:
     """Dimensions and constants of one encoder with its decoder.
 
     `num_layers`: of the encoder. `buckets`: of distances between tokens, exact up to a half of them
-    and then logarithmic up to `max_distance`. `gated`: feed-forward of T5 1.1 and Flan-T5 (GELU);
-    else the first T5's (ReLU). `scale_outputs`: logits are of hidden states divided by sqrt(D), as
-    in the first T5. `start_id`: what the decoder reads first. `prefix`: trained keys and values
-    before those of every self-attention.
+    and then logarithmic up to `max_distance`; `own_distances`: each layer has its own (UMT5).
+    `gated`: feed-forward of T5 1.1 and Flan-T5; else the first T5's. `activation` in it; empty:
+    GELU if gated, else ReLU. `scale_outputs`: logits are of hidden states divided by sqrt(D), as in
+    the first T5. `start_id`: what the decoder reads first. `prefix`: trained keys and values before
+    those of every self-attention.
     """
 
     vocab_size: int
@@ -52,6 +54,9 @@ class T5Config:
     dropout: float = 0.1
     start_id: int = 0
     prefix: int = 0
+    family: str = "t5"
+    own_distances: bool = False
+    activation: str = ""
 
     @property
     def max_position(self) -> int:
@@ -100,7 +105,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """`down(gelu(gate(x)) * up(x))`, or `down(relu(up(x)))`."""
+    """`down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))`."""
 
     def __init__(self, config: T5Config, *, dtype: Any, rngs: nnx.Rngs):
         hidden, inner = config.hidden_size, config.intermediate_size
@@ -112,16 +117,17 @@ class MLP(nnx.Module):
         self.gate = linear(hidden, inner) if config.gated else None
         self.up = linear(hidden, inner)
         self.down = linear(inner, hidden)
-        self.dropout = config.dropout
+        name = config.activation or ("gelu_tanh" if config.gated else "relu")
+        self.activation, self.dropout = layers.ACTIVATIONS[name], config.dropout
 
     def __call__(
         self, x: Float[Array, "B T D"], random_key: Key[Array, ""] | None
     ) -> Float[Array, "B T D"]:
         inner = self.up(x)
         if self.gate is None:
-            inner = jax.nn.relu(inner)
+            inner = self.activation(inner)
         else:
-            inner = jax.nn.gelu(self.gate(x), approximate=True) * inner
+            inner = self.activation(self.gate(x)) * inner
         inner = layers.dropout(inner, self.dropout, random_key)
         return self.down(sharding.inner(inner, x.shape[-1]))
 
@@ -152,6 +158,8 @@ class Block(nnx.Module):
         std = config.initializer_factor * config.hidden_size**-0.5
         sizes = config.prefix, config.num_heads, config.head_dim
         self.prefix = soft_prefix(*sizes, std=std, dtype=dtype, rngs=rngs)
+        own = config.own_distances
+        self.distances = distances(config, decodes, dtype, rngs) if own else None
         self.dropout = config.dropout
 
     def __call__(
@@ -219,6 +227,19 @@ class Block(nnx.Module):
         return added(x, self.mlp(gathered(self.mlp_norm(x)), keys[4]), keys[5])
 
 
+def distances(config: T5Config, causal: bool, dtype: Any, rngs: nnx.Rngs) -> Distances:
+    """What scores of self-attention get by distance."""
+    return Distances(
+        config.num_heads,
+        config.buckets,
+        config.max_distance,
+        causal=causal,
+        std=config.initializer_factor * config.hidden_size**-0.5,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
 class T5(nnx.Module):
     """Prompts and labels to final hidden states; `logits` of these are the next label tokens'.
 
@@ -248,24 +269,16 @@ class T5(nnx.Module):
         def norm():
             return layers.RMSNorm(hidden, eps=config.rms_norm_eps, dtype=param_dtype)
 
-        def distances(causal: bool):
-            return Distances(
-                config.num_heads,
-                config.buckets,
-                config.max_distance,
-                causal=causal,
-                std=config.initializer_factor * hidden**-0.5,
-                dtype=param_dtype,
-                rngs=rngs,
-            )
-
         # One table serves both sides, and a tied head, whose hidden states then are scaled down.
         std = factor if config.scale_outputs or not config.tie_embeddings else hidden**-0.5
         self.embed = layers.Embed(config.vocab_size, hidden, std=std, dtype=param_dtype, rngs=rngs)
         self.layers = nnx.Dict(
             encoder=stack(False, config.num_layers), decoder=stack(True, config.num_decoder_layers)
         )
-        self.distances = nnx.Dict(encoder=distances(False), decoder=distances(True))
+        sides = {} if config.own_distances else {"encoder": False, "decoder": True}
+        self.distances = nnx.Dict(
+            {name: distances(config, causal, param_dtype, rngs) for name, causal in sides.items()}
+        )
         self.encoder_norm, self.decoder_norm = norm(), norm()
         if not config.tie_embeddings:
             std = factor * hidden**-0.5  # so that logits start at order 1
@@ -284,14 +297,18 @@ class T5(nnx.Module):
         """The encoder's outputs. Tokens see all of their own segment; a key turns dropout on."""
         count = tokens.shape[1]
         tokens, segment_ids = filled_blocks(self.attention, tokens, segment_ids)
-        mask, distances = visible(segment_ids, False, self.attention), self.distances["encoder"]
-        bias: Bias = functools.partial(distances.part, tokens.shape[1])
-        if isinstance(mask, jax.Array):
-            bias = distances.along(tokens.shape[1])
+        mask = visible(segment_ids, False, self.attention)
+
+        def along(distances: Distances) -> Bias:
+            if isinstance(mask, jax.Array):
+                return distances.along(tokens.shape[1])
+            return functools.partial(distances.part, tokens.shape[1])
+
+        bias = self._biases("encoder", along)
         first, key, last = layers.split_key(key, 3)
 
         def body(block, x, index, _):
-            return block(x, mask, bias, layers.fold_key(key, index))
+            return block(x, mask, bias(block), layers.fold_key(key, index))
 
         x = self._start(tokens, first)
         x = layers.scan_layers(self.layers["encoder"], body, x, self.remat, self.unroll)
@@ -315,11 +332,11 @@ class T5(nnx.Module):
         mask = causal_mask(label_segments)
         same = jnp.asarray(label_segments)[:, :, None] == jnp.asarray(segment_ids)[:, None, :]
         encoded_mask = (same & (jnp.asarray(segment_ids)[:, None, :] > 0))[:, None]
-        bias = self.distances["decoder"].along(labels.shape[1])
+        bias = self._biases("decoder", lambda distances: distances.along(labels.shape[1]))
 
         def body(block, x, index, _):
             random_key = layers.fold_key(key, index)
-            return block(x, mask, bias, random_key, encoded, encoded_mask)
+            return block(x, mask, bias(block), random_key, encoded, encoded_mask)
 
         x = self._start(_shifted(labels, label_segments, self.config.start_id), first)
         x = layers.scan_layers(self.layers["decoder"], body, x, self.remat, self.unroll)
@@ -376,18 +393,30 @@ class T5(nnx.Module):
         assert source is not None, "the cache is not that of `begin`"
         assert places is not None
         places = jax.lax.dynamic_update_slice(places, jnp.asarray(positions), (0, slot))
-        bias = self.distances["decoder"].between(positions, places)
+        bias = self._biases("decoder", lambda distances: distances.between(positions, places))
         wanted = tokens.shape[1], source.seen.shape[1]
         seen = jnp.broadcast_to(source.seen[:, None, None], (len(tokens), 1, *wanted))
 
         def body(block, carry, layer, _):
             x, cache = carry
             read = EncodedPrompt(source.key[layer], source.value[layer], seen)
-            return block.cached(x, mask, bias, cache, layer, slot, read)
+            return block.cached(x, mask, bias(block), cache, layer, slot, read)
 
         carry = self._start(tokens, None), Cache(cache.key, cache.value)
         x, cache = layers.scan_layers(self.layers["decoder"], body, carry, remat=False)
         return self.decoder_norm(x), cache._replace(positions=places, source=source)
+
+    def _biases(self, side: str, of: Callable[[Distances], Bias]) -> Callable[[Block], Bias]:
+        """What each layer's scores get: all the same, computed once, or by its own distances."""
+        if self.config.own_distances:
+
+            def own(block: Block) -> Bias:
+                assert block.distances is not None
+                return of(block.distances)
+
+            return own
+        shared = of(self.distances[side])
+        return lambda block: shared
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch V"]:
         """Unembed chosen hidden states; float32, so that a loss over V stays exact."""

@@ -131,7 +131,7 @@ def _eurobert(*sizes, kv_heads):
 _NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "head_dropout": 0.0}
 
 
-def _flan_t5(hidden, ffn, num_layers, heads, vocab_size=32_128, head_dim=64):
+def _flan_t5(hidden, ffn, num_layers, heads, vocab_size=32_128, head_dim=64, **rest):
     return T5Config(
         vocab_size=vocab_size,
         hidden_size=hidden,
@@ -140,7 +140,12 @@ def _flan_t5(hidden, ffn, num_layers, heads, vocab_size=32_128, head_dim=64):
         num_decoder_layers=num_layers,
         num_heads=heads,
         head_dim=head_dim,
+        **rest,
     )
+
+
+def _mt5(*sizes):
+    return _flan_t5(*sizes, vocab_size=250_112, family="mt5")
 
 
 def _decoder(family, vocab_size, hidden, ffn, num_layers, heads, kv_heads, **rest):
@@ -350,7 +355,7 @@ _ENCODERS = {
     "mdeberta_v3_base": _deberta(768, 3072, 12, 12, vocab_size=251_000),
     "modernbert_base": _modernbert(768, 1152, 22, 12),
     "modernbert_large": _modernbert(1024, 2624, 28, 16),
-    "eurobert_210m": _eurobert(768, 3072, 12, 12, kv_heads=12),
+    "eurobert_210m": _eurobert(768, 3072, 12, 12, kv_heads=0),
     "eurobert_610m": _eurobert(1152, 4096, 26, 18, kv_heads=6),
 }
 
@@ -383,6 +388,11 @@ CONFIGS: dict[str, ModelConfig] = {
     "flan_t5_large": _flan_t5(1024, 2816, 24, 16),
     "flan_t5_xl": _flan_t5(2048, 5120, 24, 32),
     "flan_t5_xxl": _flan_t5(4096, 10_240, 24, 64),
+    "mt5_small": _mt5(512, 1024, 8, 6),
+    "mt5_base": _mt5(768, 2048, 12, 12),
+    "mt5_large": _mt5(1024, 2816, 24, 16),
+    "mt5_xl": _mt5(2048, 5120, 24, 32),
+    "mt5_xxl": _mt5(4096, 10_240, 24, 64),
     "bert_base": _bert(768, 3072, 12, 12),
     "bert_large": _bert(1024, 4096, 24, 16),
     "minilm_l6": _bert(384, 1536, 6, 12),

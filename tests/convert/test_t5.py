@@ -104,11 +104,11 @@ def test_what_is_written_is_read_back(tied, scaled):
 @pytest.mark.parametrize(
     "attribute",
     [
-        {"feed_forward_proj": "gated-silu"},
+        {"feed_forward_proj": "gated-tanh"},
         {"dense_act_fn": "silu"},
         {"is_encoder_decoder": False},
         {"is_decoder": True},
-        {"model_type": "mt5"},
+        {"dense_act_fn": "relu"},
         {"some_new_switch": 1},
         {"quantization_config": {"bits": 4}},
     ],

@@ -1,13 +1,15 @@
 """The zoo: parameters as their makers count them, and configs that transformers reads."""
 
+import dataclasses
 import math
 
 import jax
 import pytest
 
-from jaxclf.convert import decoders
+from jaxclf.convert import decoders, encoders
 from jaxclf.models import registry
 from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.encoder import EncoderConfig
 
 # Billions, as published on the model cards (Gemma 3: the text decoder's).
 PUBLISHED = {
@@ -32,6 +34,29 @@ PUBLISHED = {
 }
 
 
+# Millions, as their cards and papers round them (backbone and embeddings of DeBERTa-v3).
+ROUNDED = {
+    "xlm_roberta_base": 278,
+    "xlm_roberta_large": 560,
+    "deberta_v3_small": 44 + 98,
+    "deberta_v3_base": 86 + 98,
+    "deberta_v3_large": 304 + 131,
+    "modernbert_base": 149,
+    "modernbert_large": 395,
+    "eurobert_210m": 210,
+    "eurobert_610m": 610,
+    "mt5_small": 300,
+    "mt5_base": 580,
+    "mt5_xxl": 13_000,
+}
+
+
+@pytest.mark.parametrize(("name", "millions"), ROUNDED.items())
+def test_parameters_are_about_as_many_as_cards_say(name, millions):
+    leaves = jax.tree.leaves(registry.create(name).abstract)
+    assert sum(math.prod(leaf.shape) for leaf in leaves) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
 @pytest.mark.parametrize(("name", "billions"), PUBLISHED.items())
 def test_parameters_are_as_many_as_published(name, billions):
     leaves = jax.tree.leaves(registry.create(name).abstract)
@@ -44,3 +69,13 @@ def test_parameters_are_as_many_as_published(name, billions):
 def test_every_decoder_is_written_for_transformers_and_read_back(name):
     config = registry.CONFIGS[name]
     assert decoders.read_config(decoders.write_config(config), "x") == config
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, each in registry.CONFIGS.items() if isinstance(each, EncoderConfig)]
+)
+def test_every_encoder_is_written_for_transformers_and_read_back(name):
+    config = registry.CONFIGS[name]
+    family = encoders.FAMILIES[config.family]
+    found = family.read_config(family.write_config(config, ()), "x", ())
+    assert dataclasses.replace(found, head_dropout=config.head_dropout) == config
