@@ -6,7 +6,7 @@ under which names its tensors lie.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from jaxclf.convert import attributes, rope
@@ -220,7 +220,8 @@ VARIANTS: dict[str, Variant] = {
         "Gemma3ForCausalLM",
         _GEMMA
         | {"sliding_window": 4096, "query_pre_attn_scalar": 256}
-        | {"max_position_embeddings": 131_072},
+        | {"max_position_embeddings": 131_072, "vocab_size": 262_208}
+        | {"num_attention_heads": 8, "num_key_value_heads": 4},
         _BOTH | {"query_norm": "head"},
         _CAPS,
         activation="hidden_activation",
@@ -526,3 +527,23 @@ FAMILIES = {
     )
     for name in VARIANTS
 }
+
+
+def _text_alone(
+    theirs: Mapping[str, Any], source: object, tensors: Collection[str]
+) -> DecoderConfig:
+    """Of a model that sees images too: the decoder of its texts."""
+    text = theirs.get("text_config")
+    if not isinstance(text, dict):
+        raise ArtifactError(f"{source}: text_config is missing, which describes the decoder")
+    return read_config({**text, "model_type": "gemma3_text"}, source)
+
+
+FAMILIES["gemma3"] = dataclasses.replace(
+    FAMILIES["gemma3_text"],
+    read_config=_text_alone,
+    # In files of transformers 4 and 5.
+    renamed=((r"^(model\.language_model|language_model\.model)\.", "model."),),
+    unused=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
+    tied={"language_model.lm_head.weight": "model.embed_tokens.weight", **TIED},
+)

@@ -345,3 +345,36 @@ def test_heads_are_read_compared_and_written(name, kind, tmp_path):
     assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
     for (path, old), new in zip(made.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(old, new), path
+
+
+def test_the_texts_decoder_of_a_model_that_sees_images(tmp_path):
+    """The one of Gemma 3 4B and larger; what sees images is left behind, and named."""
+    torch.manual_seed(0)
+    text = {key: value for key, value in COMMON.items() if not key.endswith("token_id")}
+    config = transformers.Gemma3Config(
+        text_config=text | {"num_hidden_layers": 7, "sliding_window": WINDOW},
+        vision_config={
+            **dict.fromkeys(("hidden_size", "intermediate_size"), 16),
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+    )
+    config._attn_implementation = "eager"
+    hf = transformers.Gemma3ForConditionalGeneration(config).eval()
+    hf.save_pretrained(tmp_path / "theirs")
+    lines: list[str] = []
+    hf_import.convert(tmp_path / "theirs", tmp_path / "ours", progress=lines.append)
+    assert "vision_tower" in lines[0]
+    dimensions, _ = read_model(tmp_path / "ours/model.json")
+    model = registry.create(dimensions)
+    params = load_params(tmp_path / "ours", model.abstract)
+    tokens = np.minimum(texts(), 50)
+    positions = np.broadcast_to(np.arange(LENGTH), tokens.shape)
+    module = model.bind(params)
+    found = module.logits(module.hidden(tokens, positions, np.ones_like(tokens)))
+    with torch.no_grad():
+        expected = hf(input_ids=torch.tensor(tokens)).logits.numpy()
+    assert off(found, expected) < TOLERANCE
