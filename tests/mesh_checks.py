@@ -157,6 +157,18 @@ def attributes():
     agree(["fsdp-tensor"], model, tuned, params, shared_batch(2), losses.GENERATION)
 
 
+def experts():
+    """Feed-forward by experts: every device sorts its own tokens."""
+    dims = dataclasses.replace(
+        CONFIG, experts=4, experts_per_token=2, expert_size=32, normalised_experts=False
+    )
+    model = registry.create(dims, remat=True)
+    params = jax.tree.map(lambda leaf: leaf / 2, random_params(model))
+    tuned = tuning.choose(config(), model.abstract)
+    names = ["data-fsdp-tensor", "fsdp-tensor-sequence"]
+    agree(names, model, tuned, params, text_batch(), losses.GENERATION)
+
+
 def lean():
     """Steps in less memory: from the same gradients the same bits on every mesh, and learning."""
     dims = dataclasses.replace(

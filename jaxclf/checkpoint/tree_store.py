@@ -211,11 +211,12 @@ class TreeWriter:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def read(directory: Path, path: str, index: int | None = None) -> np.ndarray:
-    """One leaf, or one layer of it, without verifying it."""
+def read(directory: Path, path: str, index: tuple[int, ...] | int | None = None) -> np.ndarray:
+    """One leaf, or one layer (or part of it) of it, without verifying it."""
     array = tensorstore.open(_spec(directory, path), open=True).result()
     if index is not None:
-        array = array[index].translate_to[(0,) * (array.ndim - 1)]
+        part = array[index]
+        array = part.translate_to[(0,) * part.ndim]
     out = np.empty(array.shape, array.dtype.numpy_dtype)
     for block in _blocks(array):  # one at a time: reading all at once would hold the leaf twice
         out[block] = array[block].read().result()

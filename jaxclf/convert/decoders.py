@@ -6,7 +6,7 @@ under which names its tensors lie.
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxclf.convert import attributes, rope
@@ -46,6 +46,8 @@ _DEFAULTS = {
 
 # Attributes that would change the computation, with the one value under which they do not.
 _FIXED = attributes.FIXED | {
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
     "attention_dropout": 0.0,
     "pretraining_tp": 1,
     "use_bidirectional_attention": False,
@@ -80,6 +82,21 @@ _LAYER_TYPES = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    """Attributes and tensors of a family's experts.
+
+    router, names: its name in a layer, and of gate, up and down in an expert. size: the attribute
+    of an expert's. normalised: the attribute that says whether weights sum to 1; empty: they do.
+    """
+
+    place: str
+    names: tuple[str, str, str]
+    count: str
+    size: str
+    normalised: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Variant:
     """How a family differs from Llama in its files.
 
@@ -88,8 +105,9 @@ class Variant:
     implied: our attributes that its name stands for. numbers: attributes of its own, and ours.
     activation: the attribute that names it. layer_types: of a file without them, from its other
     attributes, of which `windows` speak of windows. biases: which attributes it has for them.
-    norms: names of the norms around attention and feed-forward, and ours. fused: whether q, k, v
-    and gate, up lie in one tensor each. by_hand: other attributes of its own, see `_by_hand`.
+    experts: how the files have them, if there are any. norms: names of the norms around attention
+    and feed-forward, and ours. fused: whether q, k, v and gate, up lie in one tensor each. by_hand:
+    other attributes of its own, see `_by_hand`.
     """
 
     title: str
@@ -106,6 +124,7 @@ class Variant:
     )
     fused: bool = False
     by_hand: tuple[str, ...] = ()
+    experts: Experts | None = None
     headed: str = ""
     kinds: tuple[HeadKind, ...] = ("sequence", "token")
 
@@ -276,6 +295,44 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+_MIXTRAL = Experts("block_sparse_moe", ("w1", "w3", "w2"), "num_local_experts", "intermediate_size")
+_QWEN3_MOE = Experts(
+    "mlp",
+    ("gate_proj", "up_proj", "down_proj"),
+    "num_experts",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+)
+# Of training, where transformers balances the load only if asked to.
+_ROUTING = ("output_router_logits", "router_aux_loss_coef")
+VARIANTS |= {
+    "mixtral": Variant(
+        "MixtralForCausalLM",
+        {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "sliding_window": None}
+        | {"num_key_value_heads": 8, "num_experts_per_tok": 2, "num_local_experts": 8},
+        layer_types=_all_windows,
+        windows=("sliding_window",),
+        by_hand=("num_local_experts", "num_experts_per_tok", *_ROUTING, "router_jitter_noise"),
+        experts=_MIXTRAL,
+    ),
+    "qwen3_moe": Variant(
+        "Qwen3MoeForCausalLM",
+        {"max_position_embeddings": 32_768, "sliding_window": 4096, "num_key_value_heads": 4}
+        | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+        | {"norm_topk_prob": False},
+        {"query_norm": "head"},
+        layer_types=_late_windows,
+        windows=_QWEN,
+        biases=("attention_bias",),
+        by_hand=(
+            *("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
+            *_ROUTING,
+        ),
+        experts=_QWEN3_MOE,
+    ),
+}
+
+
 # Tensors ------------------------------------------------------------------------------------------
 
 
@@ -304,6 +361,7 @@ def rows(config: DecoderConfig) -> list[TensorRow]:
             TensorRow(f"{attention}{name}_norm.weight", f"layers/attention/{name}_norm/scale")
             for name in "qk"
         ),
+        *(_expert_rows(variant.experts) if variant.experts else ()),
         *(row for name in ("gate", "up", "down") for row in linear(mlp, "mlp", name)),
         TensorRow("model.norm.weight", "norm/scale"),
         TensorRow("lm_head.weight", "unembed/kernel", transpose=True),
@@ -316,6 +374,14 @@ def rows(config: DecoderConfig) -> list[TensorRow]:
             )
         ),
     ]
+
+
+def _expert_rows(experts: Experts) -> Iterator[TensorRow]:
+    place = f"{_LAYER}{experts.place}."
+    yield TensorRow(f"{place}gate.weight", "layers/mlp/router", transpose=True)
+    for theirs, ours in zip(experts.names, ("gate", "up", "down"), strict=True):
+        name = f"{place}experts.{{expert}}.{theirs}.weight"
+        yield TensorRow(name, f"layers/mlp/{ours}", transpose=True)
 
 
 # Buffers that old transformers saved; we compute them from the configuration.
@@ -337,6 +403,10 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
     theirs = {name: value for name, value in theirs.items() if value is not None}
     family = str(theirs.get("model_type"))
     variant = VARIANTS[family]
+    if variant.experts is not None and variant.experts.count not in theirs:
+        # transformers 5 has one name for the number, whatever older files call it.
+        count = theirs.pop("num_local_experts", None)
+        theirs |= {} if count is None else {variant.experts.count: count}
     known = _SIZES.keys() | _OTHERS.keys() | rope.ATTRIBUTES | _HARMLESS | {"model_type"}
     known |= {variant.activation, "hidden_act", "layer_types", *variant.numbers, *variant.windows}
     known |= {*variant.biases, *variant.by_hand}
@@ -369,6 +439,7 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
         **_by_hand(values, family, source),
         **_biases(values, variant),
         **_head(theirs, variant, source),
+        **_experts(values, variant.experts, source),
         family=family,
         activation=_activation(values, variant, source),
         rope_theta=rotated.theta,
@@ -376,6 +447,25 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
         rotary_share=rotated.share,
         local_rope_theta=rotated.local_theta,
     )
+
+
+def _experts(values: Values, experts: Experts | None, source: object) -> dict[str, Any]:
+    if experts is None:
+        return {}
+    sizes = [experts.count, "num_experts_per_tok", experts.size]
+    attributes.check_numbers(values, sizes, [], source)
+    count, chosen = values[experts.count], values["num_experts_per_tok"]
+    if chosen > count:
+        raise ArtifactError(f"{source}: impossible: {attributes.shown(values, sizes)}")
+    normalised = values.get(experts.normalised, True)
+    if not isinstance(normalised, bool):
+        raise ArtifactError(f"{source}: impossible: {experts.normalised}={normalised!r}")
+    return {
+        "experts": count,
+        "experts_per_token": chosen,
+        "expert_size": values[experts.size],
+        "normalised_experts": normalised,
+    }
 
 
 def _head(theirs: Mapping[str, Any], variant: Variant, source: object) -> dict[str, Any]:
@@ -509,6 +599,14 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
     if config.family == "smollm3":
         turns = config.rotary_layers or (True,) * config.num_layers
         written["no_rope_layers"] = [int(each) for each in turns]
+    if variant.experts is not None:
+        written |= {
+            variant.experts.count: config.experts,
+            "num_experts_per_tok": config.experts_per_token,
+            variant.experts.size: config.expert_size,
+        }
+        if variant.experts.normalised:
+            written[variant.experts.normalised] = config.normalised_experts
     if head is not None:
         written |= attributes.written_head(variant.class_name, head.kind, labels)
     if head is not None and head.kind == "token":

@@ -224,7 +224,7 @@ def _check_padding(tokenizer: Mapping[str, Any], model: Mapping[str, Any]) -> No
 
 def _blocks(params_dir: Path, tensor: mapping.Tensor) -> Iterator[np.ndarray]:
     """The rows of a Hugging Face tensor; transposing all at once would hold it twice."""
-    part = tree_store.read(params_dir, tensor.ours, tensor.layer)
+    part = tree_store.read(params_dir, tensor.ours, tensor.place or None)
     part = part.T if tensor.transpose else part
     rows = tree_store.rows_per_block(part.shape, part.itemsize)
     for start in range(0, len(part), rows):

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -266,13 +267,22 @@ def _one_dtype(weights: AnyWeights, parts: list[mapping.Tensor]) -> str:
 def _read(weights: AnyWeights, parts: list[mapping.Tensor]) -> Iterator[np.ndarray]:
     for _ in range(parts[0].layer or 0):  # layers that have none
         yield np.ones_like(weights[parts[0].name][parts[0].rows])
-    for part in parts:
-        tensor = weights[part.name][part.rows]
-        yield tensor.T if part.transpose else tensor
+    for of_layer in _layers(parts):
+        read = [weights[part.name][part.rows] for part in of_layer]
+        read = [
+            each.T if part.transpose else each for each, part in zip(read, of_layer, strict=True)
+        ]
+        yield read[0] if of_layer[0].expert is None else np.stack(read)
+
+
+def _layers(parts: list[mapping.Tensor]) -> Iterator[list[mapping.Tensor]]:
+    """The parts of each layer: one, or one of each expert."""
+    for _, group in itertools.groupby(parts, key=lambda part: part.layer):
+        yield list(group)
 
 
 def _names(parts: list[mapping.Tensor]) -> list[str]:
-    return [part.name for part in parts]
+    return [of_layer[0].name for of_layer in _layers(parts)]
 
 
 def _write_quantised(

@@ -19,7 +19,8 @@ _SHOWN = 50  # of defects in one message
 
 @dataclasses.dataclass(frozen=True)
 class TensorRow:
-    """`{layer}` in the Hugging Face name runs over the leading axis of our leaf.
+    """`{layer}` in the Hugging Face name runs over the leading axis of our leaf, `{expert}` over
+    the next.
 
     Rows of one name are parts of one tensor, one below the other. `first`: the first layer that
     has one; those before it are ones, and are used for nothing.
@@ -66,6 +67,12 @@ class Tensor:
     layer: int | None
     transpose: bool
     start: int = 0
+    expert: int | None = None
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where it lies along the leading axes of our leaf."""
+        return tuple(index for index in (self.layer, self.expert) if index is not None)
 
     @property
     def rows(self) -> slice:
@@ -86,13 +93,16 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
             continue
         shape = leaves[row.ours]
         layered = "{layer}" in row.theirs
-        part = shape[1:] if layered else shape
+        expertly = "{expert}" in row.theirs
+        part = shape[layered + expertly :]
         part = part[::-1] if row.transpose else part
         for layer in range(row.first, shape[0]) if layered else [None]:
-            name = row.theirs.format(layer=layer)
-            start = sizes.get(name, 0)
-            tensors.append(Tensor(name, part, row.ours, layer, row.transpose, start))
-            sizes[name] = start + part[0]
+            for expert in range(shape[1]) if expertly else [None]:
+                name = row.theirs.format(layer=layer, expert=expert)
+                start = sizes.get(name, 0)
+                place = row.ours, layer, row.transpose, start, expert
+                tensors.append(Tensor(name, part, *place))
+                sizes[name] = start + part[0]
     if forgotten := set(leaves) - {row.ours for row in rows}:
         raise ValueError(f"the table has no row for {sorted(forgotten)}")
     return tensors

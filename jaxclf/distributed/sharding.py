@@ -52,6 +52,9 @@ RULES: tuple[tuple[str, Dims], ...] = (
     (rf"{_LAYERS}((attention|cross)/[qkv]|mlp/(gate|up))/kernel", ("model", "inner")),
     (rf"{_LAYERS}((attention|cross)/o|mlp/down)/kernel", ("inner", "model")),
     (r"layers/(attention/[qkv]|mlp/(gate|up))/bias", ("inner",)),
+    (r"layers/mlp/router", ("model", None)),
+    (r"layers/mlp/(gate|up)", (None, "model", "inner")),  # of experts
+    (r"layers/mlp/down", (None, "inner", "model")),
     (r"layers/attention/[qk]_norm/scale", (None,)),
     (r"layers/attention/sinks", ("heads",)),
     (r"layers/(attention/o|mlp/down)/bias", (None,)),

@@ -18,6 +18,7 @@ from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import layers
 from jaxclf.models.attention import attend
+from jaxclf.models.experts import Experts
 from jaxclf.models.heads import LAST, Head, HeadConfig, Headed, HeadStyle
 from jaxclf.models.kv_cache import Before, Cache
 from jaxclf.models.layers import RopeScaling
@@ -37,7 +38,7 @@ from jaxclf.models.soft_prefix import soft_prefix
 # What transformers calls those that differ in attributes alone.
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"),
-    *("smollm3", "olmo2", "granite"),
+    *("smollm3", "olmo2", "granite", "mixtral", "qwen3_moe"),
 )
 
 
@@ -66,6 +67,9 @@ class DecoderConfig:
 
     dropout: of embeddings and of what each layer adds; the released models have none. prefix:
     trained keys and values before every layer's own.
+
+    experts: in the place of one feed-forward (0); each has `expert_size`, a token
+    `experts_per_token` of them, whose weights sum to 1 where `normalised_experts`.
 
     heads: what it scores texts by; such a model does not generate. head_dropout: before them.
     """
@@ -106,6 +110,10 @@ class DecoderConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float = 0.0
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+    normalised_experts: bool = True
     heads: tuple[HeadConfig, ...] = ()
     head_dropout: float = 0.0
 
@@ -242,6 +250,22 @@ class MLP(nnx.Module):
         return self.down(sharding.inner(inner, x.shape[-1]))
 
 
+def _feed_forward(config: DecoderConfig, dtype: Any, rngs: nnx.Rngs) -> MLP | Experts:
+    if not config.experts:
+        return MLP(config, dtype=dtype, rngs=rngs)
+    return Experts(
+        config.hidden_size,
+        config.expert_size,
+        config.experts,
+        config.experts_per_token,
+        normalised=config.normalised_experts,
+        activation=config.activation,
+        std=config.initializer_std,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
 class Block(nnx.Module):
     """Attention and feed-forward with residuals, and norms before or after them, or both."""
 
@@ -253,7 +277,7 @@ class Block(nnx.Module):
         self.attention_norm, self.mlp_norm = norm(before), norm(before)
         self.after_attention_norm, self.after_mlp_norm = norm(after), norm(after)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(config, dtype=dtype, rngs=rngs)
+        self.mlp = _feed_forward(config, dtype, rngs)
         self.prefix = soft_prefix(
             config.prefix,
             config.num_kv_heads,

@@ -190,6 +190,11 @@ def _qwen3(*sizes, tied=False):
     )
 
 
+def _qwen3_moe(*sizes, size):
+    experts = {"experts": 128, "experts_per_token": 8, "expert_size": size}
+    return dataclasses.replace(_qwen3(*sizes), family="qwen3_moe", **experts)
+
+
 def _gemma(family, vocab_size, hidden, *sizes, scalar=256, period=2, **rest):
     num_layers = sizes[1]
     types = ("window",) * (period - 1) + ("full",)
@@ -320,6 +325,17 @@ _OTHERS = {
     "phi4": _decoder(
         "phi3", 100_352, 5120, 17_920, 40, 40, 10, rope_theta=250_000.0, max_position=16_384
     ),
+    "mixtral_8x7b": _decoder(
+        "mixtral",
+        *(32_000, 4096, 14_336, 32, 32, 8),
+        rope_theta=1e6,
+        max_position=32_768,
+        experts=8,
+        experts_per_token=2,
+        expert_size=14_336,
+    ),
+    "qwen3_30b_a3b": _qwen3_moe(2048, 6144, 48, 32, 4, size=768),
+    "qwen3_235b_a22b": _qwen3_moe(4096, 12_288, 94, 64, 4, size=1536),
     "smollm2_135m": _smollm2(576, 1536, 30, 9, 3),
     "smollm2_360m": _smollm2(960, 2560, 32, 15, 5),
     "smollm2_1.7b": _smollm2(2048, 8192, 24, 32, 32, theta=130_000.0),

@@ -104,9 +104,15 @@ class PlannedRun:
             plain = plain["encoder"]
         self.depth = jax.tree.leaves(plain)[0].shape[0]
         self.body = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plain))
+        self.computed = self.body  # with each token
+        if isinstance(dimensions, DecoderConfig) and dimensions.experts:
+            of_experts = 3 * dimensions.hidden_size * dimensions.expert_size * self.depth
+            idle = dimensions.experts - dimensions.experts_per_token
+            self.computed -= idle * of_experts
         if isinstance(dimensions, EncoderConfig) and dimensions.same_layer:
             self.depth = dimensions.num_layers
             self.body *= self.depth  # what is computed with, again and again
+            self.computed = self.body
         self.width = jnp.dtype(self.model.dtype).itemsize
         self.length = config.train.max_length
         if config.train.pack:

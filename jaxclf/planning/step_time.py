@@ -78,7 +78,7 @@ def work(job: PlannedRun, sizes: Sizes, accumulate: int, again: float | None = N
             again = 2.0
     backward = 2 if job.config.tune == "full" else 1
     count = job.topology.count
-    forward = 2.0 * tokens * job.body
+    forward = 2.0 * tokens * job.computed
     read = 0.0  # by the vocabulary's matrix product
     if not isinstance(dims, EncoderConfig):
         read = 2.0 * train.batch_size * held.labels * dims.vocab_size * dims.hidden_size

@@ -177,7 +177,7 @@ class RunCost:
 
     def _forward(self, tokens: int) -> float:
         """Of one text among many."""
-        return 2 * tokens * self.job.body / self.chip.flops / _EFFICIENCY
+        return 2 * tokens * self.job.computed / self.chip.flops / _EFFICIENCY
 
 
 def _counts(name: str, limit: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ CHECKS = (
     *(
         "full",
         "attributes",
+        "experts",
         "lean",
         "adapters",
         "encoders",

@@ -31,6 +31,9 @@ PUBLISHED = {
     "olmo2_7b": 7.299,
     "olmo2_32b": 32.234,
     "granite3_8b": 8.171,
+    "mixtral_8x7b": 46.703,
+    "qwen3_30b_a3b": 30.532,
+    "qwen3_235b_a22b": 235.09,
 }
 
 

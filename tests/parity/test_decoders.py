@@ -1,12 +1,15 @@
 """Decoders of all families against transformers, in float32: converted, compared, exported."""
 
+import copy
 import json
+import tempfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxclf.adapters import lora
 from jaxclf.checkpoint.model_dir import load_adapters, load_params, read_model, resolve
@@ -103,6 +106,20 @@ CASES = {
     ),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "rope_parameters": ROPE}),
     "olmo2": ("Olmo2", {"rope_parameters": ROPE}),
+    "mixtral": (
+        "Mixtral",
+        {"sliding_window": WINDOW, "num_local_experts": 5, "rope_parameters": ROPE},
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 20,
+            "norm_topk_prob": False,
+            "rope_parameters": ROPE,
+        },
+    ),
     "granite": (
         "Granite",
         {
@@ -178,13 +195,24 @@ def losses_and_logits(hf, model, params):
     ours, gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     family = hf_import.FAMILIES[model.family]
     shapes = {path: leaf.shape for path, leaf in tree.flatten(model.abstract).items()}
-    weights = {name: weight.grad.numpy() for name, weight in hf.named_parameters()}
+    weights = saved_gradients(hf)
     flat, gradients = tree.flatten(gradient), []
     for part in mapping.expand(family.rows(model.config), shapes):
-        own = flat[part.ours] if part.layer is None else flat[part.ours][part.layer]
+        own = flat[part.ours][part.place]
         own = own.T if part.transpose else own
         gradients.append((part, own, weights[part.name][part.rows]))
     return (output.loss.item(), output.logits.detach().numpy()), ours, gradients
+
+
+def saved_gradients(hf):
+    """Every gradient by the name that its tensor has in files."""
+    other = copy.deepcopy(hf)
+    with torch.no_grad():
+        for weight, own in zip(other.parameters(), hf.parameters(), strict=True):
+            weight.copy_(torch.zeros_like(own) if own.grad is None else own.grad)
+    with tempfile.TemporaryDirectory() as folder:
+        other.save_pretrained(folder)
+        return safetensors.numpy.load_file(Path(folder) / "model.safetensors")
 
 
 def greedy_answers(hf, model, params):

@@ -1,13 +1,11 @@
 """Encoders of all families against transformers, in float32: converted, compared, exported."""
 
-import copy
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from jaxclf.adapters import lora
 from jaxclf.checkpoint.model_dir import load_adapters, load_params, read_model, resolve
@@ -15,7 +13,7 @@ from jaxclf.convert import hf_export, hf_import, mapping, peft_import
 from jaxclf.core import tree
 from jaxclf.models import registry
 from jaxclf.models.distances import vector_table
-from tests.parity.test_decoders import off
+from tests.parity.test_decoders import off, saved_gradients
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -164,7 +162,7 @@ def compared(hf, folder, kind: str):
 
     ours, gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     shapes = {path: leaf.shape for path, leaf in tree.flatten(model.abstract).items()}
-    weights = saved_gradients(hf, folder / "gradients")
+    weights = saved_gradients(hf)
     flat, gradients = tree.flatten(gradient), []
     for part in mapping.expand(hf_import.FAMILIES[model.family].rows(config), shapes):
         own = flat[part.ours] if part.layer is None else flat[part.ours][part.layer]
@@ -172,16 +170,6 @@ def compared(hf, folder, kind: str):
         gradients.append((part, own.T if part.transpose else own, wanted))
     scores = output.logits.detach().numpy()
     return (output.loss.item(), scores), (ours[0], np.asarray(ours[1])), gradients, segments
-
-
-def saved_gradients(hf, folder):
-    """Every gradient by the name that its tensor has in files."""
-    other = copy.deepcopy(hf)
-    with torch.no_grad():
-        for weight, own in zip(other.parameters(), hf.parameters(), strict=True):
-            weight.copy_(torch.zeros_like(own) if own.grad is None else own.grad)
-    other.save_pretrained(folder)
-    return safetensors.numpy.load_file(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["sequence", "token"])

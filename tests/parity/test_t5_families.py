@@ -1,13 +1,11 @@
 """T5's kin against transformers, in float32: converted, compared, exported."""
 
-import copy
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from jaxclf.checkpoint.model_dir import load_params, read_model
 from jaxclf.convert import hf_export, hf_import, mapping
@@ -15,7 +13,7 @@ from jaxclf.core import tree
 from jaxclf.data.batching import PromptBatch
 from jaxclf.decoding import decode
 from jaxclf.models import registry
-from tests.parity.test_decoders import off
+from tests.parity.test_decoders import off, saved_gradients
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -98,12 +96,7 @@ def test_logits_every_gradient_answers_and_export(name, tmp_path):
     (value, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert off(logits, output.logits.detach().numpy()) < TOLERANCE
     assert float(value) == pytest.approx(output.loss.item(), rel=TOLERANCE)
-    other = copy.deepcopy(hf)
-    with torch.no_grad():
-        for weight, own in zip(other.parameters(), hf.parameters(), strict=True):
-            weight.copy_(own.grad)
-    other.save_pretrained(tmp_path / "gradients")
-    weights = safetensors.numpy.load_file(tmp_path / "gradients/model.safetensors")
+    weights = saved_gradients(hf)
     shapes = {path: leaf.shape for path, leaf in tree.flatten(model.abstract).items()}
     flat = tree.flatten(gradient)
     for part in mapping.expand(hf_import.FAMILIES[model.family].rows(config), shapes):
