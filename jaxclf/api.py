@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxclf import opening
 from jaxclf.checkpoint.steps import Which
 from jaxclf.classifiers.opening import Opened
 from jaxclf.config import loading
@@ -23,7 +24,6 @@ from jaxclf.data.records import Defects, Schema
 from jaxclf.data.tasks import Record, SlotFormat, Task, words
 from jaxclf.decoding.parsing import tag_per_word
 from jaxclf.distributed import sharding
-from jaxclf.runs import opening
 
 Texts = str | Iterable[Any]
 """A text, or texts: strings, or pairs of strings."""

@@ -66,9 +66,10 @@ def run(
     >>> report["eval_split"]
     'dev'
     """
+    from jaxclf import opening
     from jaxclf.core import compiler
     from jaxclf.report.result import PAGE, Report
-    from jaxclf.runs import evaluation, opening
+    from jaxclf.runs import evaluation
 
     compiler.configure()
     lines = loading.as_lines(overrides)

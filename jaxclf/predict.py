@@ -49,10 +49,11 @@ def _label(options: argparse.Namespace) -> None:
         )
 
     # Only now what takes seconds to import.
+    from jaxclf import opening
     from jaxclf.checkpoint.steps import read_step
     from jaxclf.core import compiler
     from jaxclf.data.records import Schema
-    from jaxclf.runs import labelling, opening
+    from jaxclf.runs import labelling
 
     records = labelling.read_texts(
         Path(options.input),

@@ -369,7 +369,7 @@ def _opened(found: _Cases, world: World, folder: Path) -> None:
     same = found.rows("same.jsonl", [{"text": "a b"}])
     exists = found.rows("exists.jsonl", [{"text": "a b"}])
     predict("predict: no run", checkpoint="/nonexistent", codes=(2, 3))
-    predict("predict: Hugging Face's folder", checkpoint=artifacts / "hf", codes=(2, 3))
+    predict("predict: Hugging Face's folder", checkpoint=artifacts / "hf", codes=(0,))
     predict("predict: a converted model", checkpoint=artifacts / "converted")
     predict("predict: an empty folder", checkpoint=found.file("void/x", "").parent, codes=(2, 3))
     predict("predict: into a folder that is missing", output=folder / "no/x.jsonl", codes=(0,))

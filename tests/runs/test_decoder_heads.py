@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxclf import opening
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
 from jaxclf.convert import hf_export
@@ -14,7 +15,6 @@ from jaxclf.data.tasks import Record
 from jaxclf.evaluate import run as evaluate
 from jaxclf.models import registry
 from jaxclf.models.t5 import T5Config
-from jaxclf.runs import opening
 from jaxclf.runs.training import train
 
 ROOT = Path(__file__).parents[2]

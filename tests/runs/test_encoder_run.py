@@ -181,7 +181,7 @@ def test_a_checkpoint_counts_whatever_the_name_of_the_model(finished, tmp_path, 
     [
         ("loss.task_weights=(1.0,)", "loss.task_weights has 1 numbers for 2 tasks"),
         ("loss.class_weights=(('alarm_st', 2.0),)", "no label of the data. Did you mean"),
-        ("prompt.shots=2", "prompt.shots is for decoders"),
+        ("prompt.shots=2", "prompt.shots is for models that write"),
     ],
 )
 def test_settings_that_do_not_fit_are_told(override, message, tmp_path):

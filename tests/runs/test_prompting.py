@@ -162,7 +162,7 @@ def test_training_and_prompting_keep_apart(tmp_path):
     with pytest.raises(InputError, match="tune is 'full'.*no_tuning"):
         prompting.run(tiny("tune=full"), tmp_path, prompting.decoder(find_model))
     config = tiny("model.name=encoder_smoke", "train.max_length=64")
-    with pytest.raises(InputError, match="encoder, whose heads know nothing without training"):
+    with pytest.raises(InputError, match="has heads, which know nothing without training"):
         prompting.run(config, tmp_path / "encoder", prompting.decoder(find_model))
     config = tiny("eval.split=heldout")
     with pytest.raises(InputError, match="has no split 'heldout'"):
