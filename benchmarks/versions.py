@@ -23,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("other", help="the checkout to compare with")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--only", default="", help="training, decoding or scoring alone")
     parser.add_argument("--work", default="", help="what a process of one checkout computes")
     options = parser.parse_args()
     if options.work:
@@ -31,6 +32,8 @@ def main() -> None:
     here = Path(__file__).parents[1]
     for name, kind in MODELS.items():
         for what in ("training", "decoding") if kind == "decoder" else ("training", "scoring"):
+            if options.only not in ("", what):
+                continue
             pair = [started(root, f"{name} {what}") for root in (Path(options.other), here)]
             times = [[once(each) for each in pair] for _ in range(options.rounds + 3)][3:]
             for each in pair:
