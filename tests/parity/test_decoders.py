@@ -406,3 +406,35 @@ def test_the_texts_decoder_of_a_model_that_sees_images(tmp_path):
     with torch.no_grad():
         expected = hf(input_ids=torch.tensor(tokens)).logits.numpy()
     assert off(found, expected) < TOLERANCE
+
+
+def test_adapters_with_a_head_go_both_ways(tmp_path):
+    peft = pytest.importorskip("peft")
+    options = COMMON | CASES["qwen3"][1] | {"num_labels": 4, "pad_token_id": 0}
+    made = transformers.Qwen3ForSequenceClassification(transformers.Qwen3Config(**options)).eval()
+    made.save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(task_type="SEQ_CLS", r=3, target_modules=["q_proj", "down_proj"])
+    adapted = peft.get_peft_model(made, settings).eval()
+    generator = torch.Generator().manual_seed(0)
+    tokens = np.maximum(texts(), 1)
+    with torch.no_grad():
+        for path, weight in adapted.named_parameters():
+            if "lora_B" in path or "modules_to_save" in path:
+                weight.normal_(0.0, 0.3, generator=generator)
+        expected = adapted(input_ids=torch.tensor(tokens)).logits
+    adapted.save_pretrained(tmp_path / "theirs")
+    hf_import.convert(tmp_path / "base", tmp_path / "ours", progress=lambda line: None)
+    peft_import.convert(tmp_path / "theirs", tmp_path / "adapters", str(tmp_path / "ours"))
+    dimensions, _ = read_model(tmp_path / "adapters/model.json")
+    model = registry.create(dimensions)
+    params = load_params(tmp_path / "ours", model.abstract)
+    module = model.bind(lora.bind(params, load_adapters(resolve(tmp_path / "adapters"), params)))
+    positions, ones = np.broadcast_to(np.arange(LENGTH), tokens.shape), np.ones_like(tokens)
+    last = np.full((len(tokens), 1), LENGTH - 1)
+    found = module.read("sequence", module.hidden(tokens, positions, ones), ones, last)
+    assert off(found[:, 0], expected.numpy()) < TOLERANCE
+    peft_export.export(tmp_path / "adapters", tmp_path / "back")
+    base = transformers.Qwen3ForSequenceClassification.from_pretrained(tmp_path / "base")
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "back").eval()
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=torch.tensor(tokens)).logits, expected)
