@@ -47,6 +47,7 @@ from jaxclf.distributed import sharding
 from jaxclf.ensemble import attens, features, fitting
 from jaxclf.ensemble.attens import Combiner, Pooling
 from jaxclf.ensemble.classifier import EnsembleClassifier
+from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.registry import Model, ModelConfig
 from jaxclf.training import optim
 from jaxclf.training.losses import Term
@@ -406,8 +407,8 @@ def _setup(
     tasks: Sequence[Any] = (),
     fields: dict[str, Any] | None = None,
 ) -> Setup:
-    if hasattr(dimensions, "heads"):
-        dimensions = with_heads(dimensions, tasks)  # pyright: ignore
+    if isinstance(dimensions, EncoderConfig):
+        dimensions = with_heads(dimensions, tasks)
     return Setup.of(dimensions, TUNINGS[tuned] | (fields or {}))
 
 
