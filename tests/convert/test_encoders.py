@@ -74,6 +74,22 @@ def manifest(directory):
     return model_dir.resolve(directory).manifest
 
 
+OLD_FIELDS = {
+    *("family", "vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads"),
+    *("embedding_size", "max_position", "position_offset", "type_vocab_size", "layer_norm_eps"),
+    *("activation", "dropout", "attention_dropout", "head_dropout", "initializer_std", "pooler"),
+    *("heads", "prefix"),
+}
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_model_from_before_the_attributes_is_read(family):
+    config = with_heads(family, "sequence")
+    fields = json.loads(model_dir.model_text(config, "float32"))
+    old = {name: fields[name] for name in (*OLD_FIELDS, "dtype", "quantised")}
+    assert model_dir.model_of(old, "model.json") == (config, "float32")
+
+
 # With transformers --------------------------------------------------------------------------------
 
 
