@@ -109,7 +109,7 @@ def _write_model(directory: Path, config: Any) -> None:
     from jaxclf.core import tree
     from jaxclf.models import registry
 
-    family = hf_import.FAMILIES[registry.family_of(config)]
+    family = hf_import.FAMILIES[config.family]
     leaves = tree.flatten(registry.create(config).abstract)
     tensors = mapping.expand(family.rows(config), {p: leaf.shape for p, leaf in leaves.items()})
     values = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def _write_model(directory: Path, config: Any) -> None:
             for tensor in tensors
             if tensor.name == name
         ],
-        20_000 if registry.family_of(config) == "llama" else 10**9,
+        20_000 if config.family == "llama" else 10**9,
     )
 
 
@@ -384,7 +384,6 @@ def _compare(name: str, source: Path, destination: Path, root: Path) -> str:
     """Whether what was converted is what stands in the files, read a second way."""
     from jaxclf.checkpoint import model_dir, tree_store
     from jaxclf.convert import hf_import, mapping
-    from jaxclf.models import registry
 
     found = model_dir.resolve(destination)
     tree_store.verify(found.params_dir, found.manifest, finite=True)
@@ -403,7 +402,7 @@ def _compare(name: str, source: Path, destination: Path, root: Path) -> str:
         theirs = {array.tobytes() for array in stored.values()}
         return "as the file says" if {a.tobytes() for a in ours} <= theirs else "silent"
     config, _ = model_dir.read_model(found.model_json)
-    family = hf_import.FAMILIES[registry.family_of(config)]
+    family = hf_import.FAMILIES[config.family]
     shapes = {path: leaf.shape for path, leaf in found.manifest.items()}
     for tensor in mapping.expand(family.rows(config), shapes):
         values = tree_store.read(found.params_dir, tensor.ours, tensor.layer)

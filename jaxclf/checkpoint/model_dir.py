@@ -21,7 +21,6 @@ from jaxclf.core.files import write_json
 from jaxclf.core.types import Params, Tree
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.distributed import sharding
-from jaxclf.models import registry
 from jaxclf.models.decoder import FAMILIES as DECODERS
 from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import FAMILIES as ENCODERS
@@ -151,7 +150,7 @@ def write_model(path: Path, config: ModelConfig, dtype: str, quantised: str = "n
 
 def model_text(config: ModelConfig, dtype: str, quantised: str = "none") -> str:
     """What model.json holds; `dtype`: of the stored parameters, `quantised`: kernels."""
-    fields = {"family": registry.family_of(config), **dataclasses.asdict(config)}
+    fields = {"family": config.family, **dataclasses.asdict(config)}
     return files.json_text(fields | {"dtype": dtype, "quantised": quantised})
 
 

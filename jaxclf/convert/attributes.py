@@ -132,6 +132,21 @@ def labels(theirs: Mapping[str, Any], source: object) -> tuple[str, ...]:
     return found
 
 
+def layer_types(
+    values: Mapping[str, Any], known: Collection[str], source: object
+) -> list[str] | None:
+    """The kinds of layers that a file gives, one of the known for each; None: it gives none."""
+    given, count = values.get("layer_types"), values["num_hidden_layers"]
+    if given is not None and (
+        not isinstance(given, list) or len(given) != count or not {*map(str, given)} <= {*known}
+    ):
+        raise ArtifactError(
+            f"{source}: layer_types must give each of {count:,} layers one of {', '.join(known)}: "
+            f"{shown(values, ['layer_types'])}"
+        )
+    return given
+
+
 ARCHITECTURES: dict[str, HeadKind] = {
     "ForSequenceClassification": "sequence",
     "ForTokenClassification": "token",

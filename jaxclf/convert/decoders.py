@@ -496,16 +496,8 @@ def _biases(values: Values, variant: Variant) -> dict[str, Any]:
 
 def _seen(values: Values, variant: Variant, source: object) -> dict[str, Any]:
     """Our layer_types and window."""
-    given, window = values.get("layer_types"), values.get("sliding_window")
-    if given is not None and (
-        not isinstance(given, list)
-        or len(given) != values["num_hidden_layers"]
-        or not {*map(str, given)} <= {*_LAYER_TYPES}
-    ):
-        raise ArtifactError(
-            f"{source}: layer_types must give each of {values['num_hidden_layers']:,} layers one "
-            f"of {', '.join(_LAYER_TYPES)}: {attributes.shown(values, ['layer_types'])}"
-        )
+    given = attributes.layer_types(values, _LAYER_TYPES, source)
+    window = values.get("sliding_window")
     if window is not None and not is_size(window):
         raise ArtifactError(f"{source}: impossible: sliding_window={window!r}")
     types = [_LAYER_TYPES[name] for name in given or variant.layer_types(values) or ()]

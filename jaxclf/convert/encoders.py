@@ -181,23 +181,13 @@ _LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window"}
 
 def _read_modernbert(values: Values, source: object) -> Values:
     count, period = values["num_hidden_layers"], values["global_attn_every_n_layers"]
-    types, reach = values.get("layer_types"), values["local_attention"]
+    reach = values["local_attention"]
     if not is_size(period) or not is_size(reach) or reach < 2:
         names = ["global_attn_every_n_layers", "local_attention"]
         raise ArtifactError(f"{source}: impossible: {attributes.shown(values, names)}")
-    if types is None:
-        types = [
-            "sliding_attention" if index % period else "full_attention" for index in range(count)
-        ]
-    if (
-        not isinstance(types, list)
-        or len(types) != count
-        or not {*map(str, types)} <= {*_LAYER_TYPES}
-    ):
-        raise ArtifactError(
-            f"{source}: layer_types must give each of {count:,} layers one of "
-            f"{', '.join(_LAYER_TYPES)}: {attributes.shown(values, ['layer_types'])}"
-        )
+    types = attributes.layer_types(values, _LAYER_TYPES, source) or [
+        "sliding_attention" if index % period else "full_attention" for index in range(count)
+    ]
     ours = tuple(_LAYER_TYPES[name] for name in types)
     old = {"rope_theta": "global_rope_theta", "rope_local_base_freq": "local_rope_theta"}
     renamed = {name: values[theirs] for name, theirs in old.items() if theirs in values}

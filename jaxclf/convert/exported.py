@@ -27,6 +27,7 @@ from jaxclf.decoding.label_decoder import Decoding
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.metrics import calibration
+from jaxclf.models import registry
 from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
@@ -103,7 +104,7 @@ def open_exported(source: str, overrides: Sequence[str] = (), *, scores: bool = 
     found = hf_import.resolve(source, config.model.quantize)
     tokenizer = Tokenizer.load(found.tokenizer_dir)
     dimensions, _ = read_model(found.model_json)
-    if isinstance(dimensions, EncoderConfig) or getattr(dimensions, "heads", ()):
+    if registry.has_heads("auto", dimensions):
         assert isinstance(dimensions, EncoderConfig | DecoderConfig)
         if not dimensions.heads:
             raise InputError(

@@ -105,7 +105,7 @@ def _export(
         raise InputError(f"{found.model_json.parent}: transformers has no place for a prefix")
     if (kind := model_dir.quantisation(found)) != "none" and found.run_dir is None:
         raise InputError(f"{found.model_json.parent}: {kind} kernels; export what it came from")
-    family = FAMILIES[registry.family_of(config)]
+    family = FAMILIES[config.family]
     abstract = registry.create(config).abstract
     tree_store.check_tree(found.params_dir, found.manifest, abstract, cast=True)
     tree_store.verify(found.params_dir, found.manifest, finite=True)
@@ -203,7 +203,7 @@ def _limit_tokens(directory: Path, config: ModelConfig, source: ModelSource) -> 
         return
     fields = read_json(path) if path.is_file() else {}
     limit = getattr(config, "max_position", None)
-    if getattr(config, "heads", ()) and source.run_dir is not None:
+    if config.heads and source.run_dir is not None:
         limit = Recipe.load(source.run_dir / "task.json").max_length
     elif (own := fields.get("model_max_length")) and attributes.is_size(own):
         return

@@ -251,7 +251,7 @@ def _tied_copies(
 
 
 def _has_head(config: ModelConfig) -> bool:
-    return bool(getattr(config, "heads", ()))
+    return bool(config.heads)
 
 
 def _one_dtype(weights: AnyWeights, parts: list[mapping.Tensor]) -> str:

@@ -60,7 +60,7 @@ def export(
     trained = model_dir.load_adapters(found, whole)
 
     config, head = hf_export.with_one_head(config, task)
-    family = FAMILIES[registry.family_of(config)]
+    family = FAMILIES[config.family]
     rows = family.rows(config)
     leaves = tree.flatten(registry.create(config).abstract)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}

@@ -42,7 +42,7 @@ def convert(
     if found.adapters is not None:
         raise InputError(f"{checkpoint} holds adapters itself; give the model below them")
     config, _ = model_dir.read_model(found.model_json)
-    family = hf_import.FAMILIES[registry.family_of(config)]
+    family = hf_import.FAMILIES[config.family]
     config = _with_head(config, family, settings, weights.shapes, source)
 
     abstract = registry.create(config).abstract

@@ -44,7 +44,6 @@ from jaxclf.ensemble.modules import (
     short,
 )
 from jaxclf.metrics import calibration, metrics
-from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.registry import ModelConfig
 from jaxclf.prompts.source import prompt_source
@@ -356,7 +355,7 @@ def _write(
     }
     model = {
         "name": modules.config.model.name,
-        "family": registry.family_of(modules.dimensions),
+        "family": modules.dimensions.family,
         "checkpoint": modules.config.model.checkpoint,
         "dimensions": dataclasses.asdict(modules.dimensions),
         "modules": [*map(short, modules.names)],

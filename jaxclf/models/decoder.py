@@ -16,12 +16,12 @@ from flax import nnx
 from jaxclf.core.types import AnyArray, Array, Float, Int, Key, Prefixes
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
-from jaxclf.models import layers
+from jaxclf.models import heads, layers
 from jaxclf.models.attention import attend
 from jaxclf.models.experts import Experts
-from jaxclf.models.heads import LAST, Head, HeadConfig, Headed, HeadStyle
+from jaxclf.models.heads import LAST, HeadConfig, Headed, HeadStyle
 from jaxclf.models.kv_cache import Before, Cache
-from jaxclf.models.layers import RopeScaling
+from jaxclf.models.layers import Rope, RopeScaling
 from jaxclf.models.masks import (
     EVERYTHING,
     Implementation,
@@ -152,8 +152,6 @@ class LayerKind(NamedTuple):
 
 
 ALIKE = LayerKind(EVERYTHING, "global")
-
-Rope = tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]  # cosine and sine
 
 
 class _Parts:
@@ -385,21 +383,7 @@ class Decoder(Headed):
         self.norm = parts.norm(config.hidden_size)
         if not config.tie_embeddings and not config.heads:
             self.unembed = parts.linear(config.hidden_size, config.vocab_size)
-        self.heads = nnx.Dict(
-            {
-                head.name: Head(
-                    config.head,
-                    head.kind,
-                    config.hidden_size,
-                    head.size,
-                    dropout=config.head_dropout,
-                    std=std,
-                    dtype=param_dtype,
-                    rngs=rngs,
-                )
-                for head in config.heads
-            }
-        )
+        self.heads = heads.of_model(config, dtype=param_dtype, rngs=rngs)
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
         self.attention: Implementation = attention
 
@@ -535,12 +519,11 @@ class Decoder(Headed):
         used = {kind.rope for kind in config.kinds or (ALIKE,)}
         ropes = {}
         if "global" in used:
-            frequencies = layers.rope_frequencies(rotated, config.rope_theta, scaling, positions)
-            factor = 1.0 if scaling is None else scaling.attention_factor
-            ropes["global"] = layers.rope_angles(positions, frequencies, self.dtype, factor)
+            given = config.rope_theta, scaling, self.dtype
+            ropes["global"] = layers.rope(positions, rotated, *given)
         if "local" in used:
-            frequencies = layers.rope_frequencies(rotated, config.local_rope_theta)
-            ropes["local"] = layers.rope_angles(positions, frequencies, self.dtype)
+            given = config.local_rope_theta, None, self.dtype
+            ropes["local"] = layers.rope(positions, rotated, *given)
         x = self.embed(tokens).astype(self.dtype)
         if config.embed_scale != 1:
             x *= jnp.asarray(config.embed_scale, self.dtype)

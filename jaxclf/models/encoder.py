@@ -20,8 +20,8 @@ from jaxclf.distributed.sharding import between, gathered
 from jaxclf.models import distances, heads, layers
 from jaxclf.models.attention import Bias, attend, filled_blocks
 from jaxclf.models.distances import Distances
-from jaxclf.models.heads import PLAIN, Head, HeadConfig, Headed, HeadStyle
-from jaxclf.models.layers import RopeScaling
+from jaxclf.models.heads import PLAIN, HeadConfig, Headed, HeadStyle
+from jaxclf.models.layers import Rope, RopeScaling
 from jaxclf.models.masks import Implementation, Visible, at_places, visible
 from jaxclf.models.soft_prefix import soft_prefix
 
@@ -150,8 +150,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         },
     }.items()
 }
-
-Rope = tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]  # cosine and sine
 
 
 class Surroundings(NamedTuple):
@@ -360,22 +358,7 @@ class Encoder(Headed):
         self.vectors = parts.embed(count, hidden) if count else None
         self.vectors_norm = parts.norm(hidden) if count else None
         self.pooler = parts.linear(hidden, hidden) if config.pooler else None
-        self.heads = nnx.Dict(
-            {
-                head.name: Head(
-                    config.head,
-                    head.kind,
-                    hidden,
-                    head.size,
-                    dropout=config.head_dropout,
-                    std=config.initializer_std,
-                    dtype=param_dtype,
-                    rngs=rngs,
-                    norm=parts.norm(hidden) if config.head.norm else None,
-                )
-                for head in config.heads
-            }
-        )
+        self.heads = heads.of_model(config, dtype=param_dtype, rngs=rngs, norm=parts.norm)
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
         self.attention: Implementation = "plain" if config.distance_vectors else attention
 
@@ -449,17 +432,9 @@ class Encoder(Headed):
             theta, scaling = config.rope_theta, config.rope_scaling
             if local:
                 theta, scaling = config.local_rope_theta, None
-            rope = self._rope(positions, theta, scaling) if theta else None
+            rope = layers.rope(positions, config.head_size, theta, scaling) if theta else None
             found[kind] = Surroundings(mask, rope, bias, vectors)
         return found
-
-    def _rope(
-        self, positions: Int[AnyArray, "B T"], theta: float, scaling: RopeScaling | None
-    ) -> Rope:
-        size = self.config.head_size
-        frequencies = layers.rope_frequencies(size, theta, scaling, positions)
-        factor = 1.0 if scaling is None else scaling.attention_factor
-        return layers.rope_angles(positions, frequencies, jnp.float32, factor)
 
     def _repeated(
         self, x: Float[Array, "B T D"], key: Key[Array, ""] | None, around: Surroundings

@@ -5,6 +5,7 @@ which converted heads agree.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -91,6 +92,29 @@ class Head(nnx.Module):
         if self.norm is not None:
             x = self.norm(x)
         return self.out(layers.dropout(x, self.dropout, last)).astype(jnp.float32)
+
+
+def of_model(
+    config: Any, *, dtype: Any, rngs: nnx.Rngs, norm: Callable[[int], Any] | None = None
+) -> nnx.Dict:
+    """The heads that a model's config names; `norm` makes those that their style has."""
+    size = config.hidden_size
+    return nnx.Dict(
+        {
+            head.name: Head(
+                config.head,
+                head.kind,
+                size,
+                head.size,
+                dropout=config.head_dropout,
+                std=config.initializer_std,
+                dtype=dtype,
+                rngs=rngs,
+                norm=norm(size) if norm is not None and config.head.norm else None,
+            )
+            for head in config.heads
+        }
+    )
 
 
 class Headed(nnx.Module):

@@ -249,6 +249,22 @@ def rope_angles(
     return (factor * jnp.cos(angles)).astype(dtype), (factor * jnp.sin(angles)).astype(dtype)
 
 
+Rope = tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]  # cosine and sine
+
+
+def rope(
+    positions: Int[AnyArray, "B T"],
+    rotated: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    dtype: Any = jnp.float32,
+) -> Rope:
+    """What `rotate` turns the `rotated` first elements of heads at these positions by."""
+    frequencies = rope_frequencies(rotated, theta, scaling, positions)
+    factor = 1.0 if scaling is None else scaling.attention_factor
+    return rope_angles(positions, frequencies, dtype, factor)
+
+
 def rotate(
     x: Float[Array, "B T heads H"],
     cos: Float[Array, "B T 1 R"],

@@ -34,7 +34,7 @@ class Model:
     @property
     def family(self) -> str:
         """What transformers calls the model's kind, such as `llama` or `bert`."""
-        return family_of(self.config)
+        return self.config.family
 
     @property
     def is_encoder(self) -> bool:
@@ -43,7 +43,7 @@ class Model:
     @property
     def has_heads(self) -> bool:
         """Whether it labels by scores of its heads; else it generates labels."""
-        return self.is_encoder or bool(getattr(self.config, "heads", ()))
+        return self.is_encoder or bool(self.config.heads)
 
     @property
     def is_causal(self) -> bool:
@@ -58,11 +58,6 @@ class Model:
     def bind(self, params: Params) -> Any:
         """The Decoder, T5 or Encoder over these parameters; call it inside a traced function."""
         return nnx.merge(self.graphdef, params)
-
-
-def family_of(config: ModelConfig) -> str:
-    """What transformers calls the model's kind."""
-    return config.family
 
 
 def has_heads(output: str, dimensions: ModelConfig) -> bool:

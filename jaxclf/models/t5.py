@@ -59,6 +59,11 @@ class T5Config:
     activation: str = ""
 
     @property
+    def heads(self) -> tuple[()]:
+        """None: it writes its labels."""
+        return ()
+
+    @property
     def max_position(self) -> int:
         """Distances have buckets however far: there is no last position."""
         return sys.maxsize

@@ -300,7 +300,7 @@ def with_vocabulary(
 def _say_other(found: ModelConfig, config: ConfigDict) -> None:
     """Say where a checkpoint is not the model that the config names: its own dimensions count."""
     named, name = registry.find(config.model.name), config.model.name
-    families = registry.family_of(found), registry.family_of(named)
+    families = found.family, named.family
     differences = [f"a model of kind {families[0]}, not {families[1]}"]
     if families[0] == families[1]:
         differences = [
