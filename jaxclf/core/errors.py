@@ -1,5 +1,6 @@
 """What can go wrong, and the exit code each kind ends a command with."""
 
+import atexit
 import contextlib
 import io
 import os
@@ -73,8 +74,10 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     Errors a user can act on end as one line on standard error; anything else is a defect of
     ours and keeps its traceback.
     """
-    if threading.current_thread() is threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
         stop_at_sigterm()
+        atexit.register(_ignore, signal.SIGINT)  # the first of ours, so the last that is called
     if isinstance(sys.stdout, io.TextIOWrapper):  # in a C locale "±" would end the command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -88,7 +91,15 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     except Exception as error:
         traceback.print_exc()
         _leave(code_of(error))
+    finally:
+        if in_main:
+            _ignore(signal.SIGTERM)
     sys.exit(0)
+
+
+def _ignore(number: int) -> None:
+    """The command has its code: a signal while the interpreter ends would take its place."""
+    signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(code: int) -> NoReturn:

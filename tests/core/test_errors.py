@@ -40,3 +40,18 @@ def test_sigterm_ends_any_command_with_its_code():
     found = end("signal.raise_signal(signal.SIGTERM)")
     assert found.returncode == 75
     assert found.stderr.startswith("error: stopped by SIGTERM")
+
+
+@pytest.mark.parametrize("body", ["pass", "sys.exit(1)", "raise errors.InputError('wrong')"])
+def test_a_signal_after_the_end_changes_no_code(body):
+    """In the last moments of the interpreter, which has dropped all handlers of Python's."""
+    finalizing = (
+        "Last = type('Last', (), {'__del__': lambda _, ask=signal.raise_signal, "
+        "numbers=(signal.SIGTERM, signal.SIGINT): [ask(number) for number in numbers]}); "
+        "sys.last_of_all = Last()"
+    )
+    threads = "threading.Timer(0.3, signal.raise_signal, [signal.SIGTERM]).start()"
+    expected = end(body)
+    for late in (finalizing, threads):
+        found = end(f"{late}; {body}")
+        assert (found.returncode, found.stderr) == (expected.returncode, expected.stderr)
