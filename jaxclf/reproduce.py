@@ -1,4 +1,4 @@
-"""Run the papers' tables and show our figures beside the published ones.
+"""Run the papers' tables, and one of our own, with our figures beside the published ones.
 
 jaxclf reproduce zhao3 --workdir runs/zhao3 --rows llama3-8b --columns 20class-dual
 jaxclf reproduce attens2 --workdir runs/smoke --scale smoke
@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> None:
         "--rows", default="", metavar="NAME,…", help="parts of names of rows; default: all"
     )
     parser.add_argument("--columns", default="", metavar="NAME,…", help="the same of columns")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each kind (1)")
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="runs of each kind (1; of laptop's quick rows 3)"
+    )
     parser.add_argument("--scale", choices=("full", "smoke"), default="full", help="or tiny models")
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes at once")
     parser.add_argument("--list", action="store_true", help="what would run, and what it takes")
@@ -50,7 +52,7 @@ def main(arguments: list[str]) -> None:
     options = loading.parse(parser, arguments)
     smoke = options.scale == "smoke"
     table = definitions.find(options.table, smoke).select(options.rows, options.columns)
-    if options.seeds < 1 or options.jobs < 0:
+    if (options.seeds is not None and options.seeds < 1) or options.jobs < 0:
         raise errors.InputError("--seeds and --jobs: expected 1 or more")
     if any(each.startswith("--config.seed=") for each in options.overrides):
         raise errors.InputError("--config.seed: the seeds are 0 to N - 1 of --seeds N")
@@ -72,7 +74,7 @@ def main(arguments: list[str]) -> None:
         jobs = [
             TableRun(run, seed, workdir, (*options.overrides, *address))
             for run in table.runs
-            for seed in range(options.seeds)
+            for seed in range(options.seeds or run.seeds)
         ]
         if options.list:
             print(costs.listed(costs.lines(table, jobs)))

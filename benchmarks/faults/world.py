@@ -137,7 +137,7 @@ def failed(command: Command, expected: tuple[int, ...] = (2, 3, 4, 5, 75)) -> st
 # What a run that was disturbed must not differ in -------------------------------------------------
 
 _MEASURED = {
-    "seconds",
+    *("seconds", "scoring_seconds", "texts_per_second", "peak_bytes", "steps_by_this_process"),
     "examples_per_second",
     "tokens_per_second",
     "examples_seen_by_this_process",

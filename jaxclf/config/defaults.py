@@ -31,17 +31,20 @@ def parse(
     prompts: bool = True,
     instructions: bool = False,
     lean: bool = False,
+    heads: bool = False,
 ) -> ConfigDict:
     """Read `five_shot,task=both,lora,smoke` into `shots`, `task`, `tune` and `smoke`.
 
     `tasks`: the values that `task=` may take, the default first; `ks`: those of `k=`; `shots`,
     `adapters`, `prompts`: whether examples, adapters, prompting without tuning are known.
     `lean`: whether full tuning in less memory is. `instructions`: the words `with` and `without`
-    choose `template`. Raises ValueError naming the word, what is possible and what is nearest, or
+    choose `template`. `heads`: whether a decoder may score labels (`head`), and only a prefix train
+    (`prefix`). Raises ValueError naming the word, what is possible and what is nearest, or
     the two words that exclude each other.
     """
     chosen = ConfigDict({"shots": 0, "task": tasks[0], "tune": "full", "k": "", "smoke": False})
     chosen.template = "listing"
+    chosen.output = "auto"
     words = {"smoke": ("smoke", True)}
     if adapters:
         words |= {"lora": ("tune", "lora"), "qlora": ("tune", "qlora")}
@@ -49,6 +52,8 @@ def parse(
         words |= {"no_tuning": ("tune", "none")}
     if lean:
         words |= {"lean": ("tune", "lean")}
+    if heads:
+        words |= {"head": ("output", "head"), "prefix": ("tune", "prefix")}
     if shots:
         words |= {"zero_shot": ("shots", 0), "five_shot": ("shots", 5)}
     words |= {f"task={task}": ("task", task) for task in tasks}
@@ -77,7 +82,7 @@ def finish(
     rank: int = 16,
     param_dtype: str = "float32",
 ) -> ConfigDict:
-    """Apply `lora`, `qlora`, `lean`, `no_tuning` and `smoke` to a run stated in full otherwise.
+    """Apply the words that say what is tuned, and `smoke`, to a run stated in full otherwise.
 
     `learning_rate` and `rank`: of adapters. A frozen base may be stored in `param_dtype`: no small
     update is lost in it.
@@ -87,6 +92,11 @@ def finish(
         prompted(config)
     elif chosen.tune == "lean":
         lean(config)
+    elif chosen.tune == "prefix":
+        config.tune = "prefix"
+        config.model.num_virtual_tokens = 16
+        config.model.param_dtype = param_dtype
+        config.train.learning_rate = 10 * learning_rate
     elif chosen.tune != "full":
         _adapt(config, chosen.tune, learning_rate, rank, param_dtype)
     if chosen.smoke:
@@ -145,6 +155,8 @@ def smoke(config: ConfigDict, encoder: bool = False) -> None:
     config.model.name = "encoder_smoke" if encoder else decoder
     config.model.unroll = 1
     config.model.checkpoint = ""
+    if config.prompt.wrapper == "checkpoint":
+        config.prompt.wrapper = "none"
     if not config.train.stochastic_rounding:
         config.model.param_dtype = "float32"
     config.train.steps = 4

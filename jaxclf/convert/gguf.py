@@ -214,6 +214,7 @@ def _arch(reader: Any) -> Any:
 
 
 def _value(reader: Any, name: str) -> Any:
-    """A field's content, None where there is none."""
+    """A field's content, None where there is none; 1e-05 and not what float32 makes of it."""
     field = reader.fields.get(name)
-    return None if field is None else field.contents()
+    value = None if field is None else field.contents()
+    return float(str(np.float32(value))) if isinstance(value, float) else value

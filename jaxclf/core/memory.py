@@ -1,5 +1,6 @@
-"""How much memory this process can still take."""
+"""How much memory this process can still take, and how much it took."""
 
+import sys
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -26,3 +27,13 @@ def free_bytes() -> int | None:
     except (OSError, ValueError):
         return free
     return min(free, max(0, limit - used + cached))
+
+
+def peak_bytes() -> int | None:
+    """The most resident bytes that this process ever had; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

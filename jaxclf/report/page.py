@@ -68,6 +68,10 @@ def _summary(report: Mapping[str, Any], count: int, split: str) -> str:
         facts.append(f"{steps:,} steps")
     if seconds := _get(report, "train", "seconds"):
         facts.append(f"{seconds / 60:,.1f} minutes of training")
+    if texts := _get(report, "cost", "texts_per_second"):
+        facts.append(f"{texts:,.0f} texts a second scored")
+    if peak := _get(report, "cost", "peak_bytes"):
+        facts.append(f"{peak / 2**30:,.1f} GiB at most")
     if device := _get(report, "train", "device"):
         facts.append(str(device))
     return text(" · ".join(facts))

@@ -1,9 +1,10 @@
-"""A table of a paper with our figures in it: for a terminal, as CSV, Markdown and HTML."""
+"""A table with our figures in it, a paper's or ours: for a terminal, as CSV, Markdown and HTML."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jaxclf.core.files import write_text
@@ -21,7 +22,8 @@ class Entry(NamedTuple):
     """A cell. Figures are shares or correlations; None where there is none.
 
     deviation: of several seeds. published is None where the paper's table has no figure. reason:
-    why a figure of ours is missing, or not of every seed. folders: of the runs.
+    why a figure of ours is missing, or not of every seed. folders: of the runs. best: not told
+    apart from the best of its column.
     """
 
     row: str
@@ -36,12 +38,14 @@ class Entry(NamedTuple):
     difference: float | None
     reason: str
     folders: tuple[str, ...]
+    best: bool = False
 
 
 class Filled(NamedTuple):
     """A table: rows and columns by slug with their titles, and an entry for each pair.
 
-    notes: sentences that stand below, on what the figures are.
+    notes: sentences that stand below, on what the figures are. costs: of a table of ours, further
+    columns, title → row → text.
     """
 
     name: str
@@ -52,6 +56,12 @@ class Filled(NamedTuple):
     percent: bool
     smoke: bool
     notes: Sequence[str]
+    costs: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is a paper's: only a table of ours says what its rows cost."""
+        return not self.costs
 
     def figure(self, value: float | None, signed: bool = False) -> str:
         """As the paper prints it; "-" for None."""
@@ -103,20 +113,23 @@ def terminal(table: Filled, width: int = 0) -> str:
     from rich.text import Text
 
     found = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, show_lines=True)
-    found.add_column("ours\n95 %\npublished, difference", no_wrap=True)
-    for title in table.columns.values():
+    published = "\npublished, difference" if table.is_published else ""
+    found.add_column(f"ours\n95 %{published}", no_wrap=True)
+    for title in (*table.columns.values(), *table.costs):
         found.add_column(Text(title), justify="right", no_wrap=True)
     for row, title in table.rows.items():
         cells = []
         for column in table.columns:
             entry = table.at(row, column)
             below = "n. p." if entry.published is None else table.figure(entry.published)
+            below = below if table.is_published else ""
             if entry.difference is not None:
                 below += f" {table.figure(entry.difference, signed=True)}"
             middle = table.interval(entry).replace(" to ", "-")
-            cells.append(Text("\n".join(filter(None, (table.ours(entry), middle, below)))))
-        found.add_row(Text(title), *cells)
-    width = width or 40 + 17 * len(table.columns)
+            ours = Text(table.ours(entry), "underline" if entry.best else "")
+            cells.append(Text("\n").join([ours, *map(Text, filter(None, (middle, below)))]))
+        found.add_row(Text(title), *cells, *(costs[row] for costs in table.costs.values()))
+    width = width or 40 + 17 * len(table.columns) + 13 * len(table.costs)
     console = Console(width=width, color_system=None, highlight=False)
     with console.capture() as capture:
         console.print(found)
@@ -127,7 +140,7 @@ def terminal(table: Filled, width: int = 0) -> str:
 
 def _below(table: Filled) -> list[str]:
     reasons = [f"[{number}] {reason}" for number, reason in enumerate(table.reasons, 1)]
-    unknown = any(each.published is None for each in table.entries)
+    unknown = table.is_published and any(each.published is None for each in table.entries)
     return [*reasons, *table.notes, *(["n. p.: not published here"] if unknown else [])]
 
 
@@ -163,20 +176,24 @@ def markdown(table: Filled) -> str:
     lines = [f"# {table.title}", ""]
     if table.smoke:
         lines += [f"**{SMOKE}.**", ""]
-    lines += ["Each cell: ours (95 % interval), then the published figure and the difference.", ""]
-    lines.append(f"| | {' | '.join(map(_plain, table.columns.values()))} |")
-    lines.append("|---|" + "---|" * len(table.columns))
+    theirs = ", then the published figure and the difference" if table.is_published else ""
+    lines += [f"Each cell: ours (95 % interval){theirs}.", ""]
+    titles = [*table.columns.values(), *table.costs]
+    lines.append(f"| | {' | '.join(map(_plain, titles))} |")
+    lines.append("|---|" + "---|" * len(titles))
     for row, title in table.rows.items():
         cells = []
         for column in table.columns:
             entry = table.at(row, column)
             ours = f"**{_plain(table.ours(entry))}**"
+            ours = f"<u>{ours}</u>" if entry.best else ours
             if interval := table.interval(entry):
                 ours += f" ({interval})"
-            theirs = table.published(entry)
+            theirs = f"; {table.published(entry)}" if table.is_published else ""
             if entry.difference is not None:
                 theirs += f", {table.figure(entry.difference, signed=True)}"
-            cells.append(f"{ours}; {theirs}")
+            cells.append(f"{ours}{theirs}")
+        cells += [_plain(costs[row]) for costs in table.costs.values()]
         lines.append(f"| {_plain(title)} | {' | '.join(cells)} |")
     below = [f"- {_plain(line)}" for line in _below(table)]
     return "\n".join([*lines, "", *below]) + "\n"
@@ -196,14 +213,17 @@ def page(table: Filled) -> str:
         [
             f"<b>{text(title)}</b>",
             *(_cell(table, table.at(row, column)) for column in table.columns),
+            *(f'<td class="number">{text(costs[row])}</td>' for costs in table.costs.values()),
         ]
         for row, title in table.rows.items()
     ]
-    body = html_table(["", *map(text, table.columns.values())], rows, "classes")
+    titles = [*table.columns.values(), *table.costs]
+    body = html_table(["", *map(text, titles)], rows, "classes")
+    published = ", the published figure and the difference" if table.is_published else ""
     done = sum(each.ours is not None for each in table.entries)
     header = (
         f"<p>{done:,} of {len(table.entries):,} cells have a figure of ours, in bold; below it its "
-        "95 % interval, the published figure and the difference.</p>"
+        f"95 % interval{published}.</p>"
     )
     if table.smoke:
         header += f"<p><mark>{text(SMOKE)}.</mark></p>"
@@ -213,12 +233,13 @@ def page(table: Filled) -> str:
 
 
 def _cell(table: Filled, entry: Entry) -> str:
-    parts = [f"<b>{text(table.ours(entry))}</b>"]
+    ours = f"<b>{text(table.ours(entry))}</b>"
+    parts = [f"<u>{ours}</u>" if entry.best else ours]
     if interval := table.interval(entry):
         parts.append(f"<small>{text(interval)}</small>")
-    theirs = f"{table.published(entry)}"
+    theirs = table.published(entry) if table.is_published else ""
     if entry.difference is not None:
         theirs += f", {table.figure(entry.difference, signed=True)}"
-    parts.append(text(theirs))
+    parts += [text(theirs)] if theirs else []
     name = metric_name(entry.metric)
     return f'<td class="number" title="{text(name)}">{"<br>".join(parts)}</td>'

@@ -1,5 +1,6 @@
 """Scoring a trained run again."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def evaluate(
         )
     records = dataset.splits[split]
     output.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
     with logs.count(f"{split} evaluation", len(records)) as advance:
         predictions = classifier.predict(
             records,
@@ -51,7 +53,8 @@ def evaluate(
             progress=advance,
             tempered=False,
         )
-    result = _run_report(opened) | report.decoding(classifier.facts())
+    cost = facts.cost(time.perf_counter() - start, len(records))
+    result = _run_report(opened) | report.decoding(classifier.facts()) | cost
     result |= facts.scores(config, recipe, predictions, split, temperatures)
     predictions = calibration.tempered(predictions, temperatures)
     result.pop("attens", None)  # of the run's own evaluation

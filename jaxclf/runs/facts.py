@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.classifiers import transfer
-from jaxclf.core import logs
+from jaxclf.core import logs, memory
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.loader import Examples
@@ -170,6 +170,21 @@ def model_facts(
 def device() -> str:
     """`8 x TPU v5p`."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def cost(seconds: float, count: int) -> dict[str, Any]:
+    """The part that says what scoring `count` texts took, and the most memory until now.
+
+    Memory is the device's where that tells (GPU, TPU), else the process's.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "cost": {
+            "scoring_seconds": round(seconds, 3),
+            "texts_per_second": count / seconds if seconds else None,
+            "peak_bytes": stats.get("peak_bytes_in_use", memory.peak_bytes()),
+        }
+    }
 
 
 def flat_metrics(values: dict[str, dict[str, float]]) -> dict[str, float]:

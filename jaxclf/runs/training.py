@@ -187,7 +187,7 @@ class _Run:
             self.state = sharding.born(
                 lambda t, k: init_state(t, self.optimizer, k), trained, of_dropout
             )
-            self.step = 0
+            self.step = self.resumed = 0
             self.compile()
             return
         stored = sharding.abstract(tuned.abstract(model.abstract))
@@ -206,7 +206,7 @@ class _Run:
             self.batches.set_state(restored.iterator_state)
         except ArtifactError as error:
             raise ArtifactError(f"{self.workdir}, step {latest:,}: {error}") from error
-        self.step = latest
+        self.step = self.resumed = latest
         self.compile()
 
     def compile(self) -> None:
@@ -459,7 +459,9 @@ class _Run:
             stored = self.checkpoints.restore_params(best, abstract)
             params = self.tuning.join(*self.tuning.resume(stored, self.tuning.base(self.frozen)))
         try:
+            start = time.perf_counter()
             predictions = self.predict(params, records, split, logger)
+            cost = facts.cost(time.perf_counter() - start, len(records))
             decoding = report.decoding(self.decoding)
             temperatures = self.temperatures(params, split, predictions, logger)
         except _Stopped:
@@ -470,7 +472,7 @@ class _Run:
         step = best if best is not None else self.step
         checkpoint = tree_store.fingerprint(self.manifest(best))
         tasks = self.setup.dataset.tasks
-        result = self.describe(step, split, predictions) | decoding
+        result = self.describe(step, split, predictions) | decoding | cost
         result |= facts.scores(self.config, self.setup.recipe, predictions, split, temperatures)
         if processes.is_first() and temperatures:
             text = calibration.to_text(temperatures, step, self.classifier.scoring or {})
@@ -514,6 +516,7 @@ class _Run:
             facts.model_facts(config, setup, self.plan, trained),
             {
                 "steps": self.step,
+                "steps_by_this_process": self.step - self.resumed,
                 "best_step": best,
                 "seconds": round(self.seconds, 3),
                 "examples_per_second": self.examples / self.seconds if self.seconds else None,

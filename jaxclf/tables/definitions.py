@@ -1,4 +1,4 @@
-"""The papers' tables: which rows and columns they have, and which run fills each cell.
+"""The papers' tables and ours: which rows and columns they have, and which run fills each cell.
 
     table = tables.find("zhao3", smoke=False).select(rows="llama3-8b", columns="20class-dual")
     table.cells[0].run      llama3-8b-zero-shot-tuned-20class, configs/llama3_8b_20ng.py:…
@@ -14,7 +14,7 @@ from jaxclf.core.errors import InputError
 from jaxclf.core.suggest import did_you_mean
 from jaxclf.tables import published
 
-NAMES = ("zhao3", "attens2", "attens3", "attens_k")
+NAMES = ("zhao3", "attens2", "attens3", "attens_k", "laptop")
 
 METHODS = ("Model", "FFN", "FT_LoRA", "AttEns")
 KS = (3, 5, 7, 9)
@@ -25,13 +25,15 @@ class Run:
     """A run that a table needs, for one seed or several.
 
     name: of its folder. config: `FILE.py:VARIANT`, the file in the folder of configs. group: runs
-    of an ensemble with the same base, which share their adapters; "" for other runs.
+    of an ensemble with the same base, which share their adapters; "" for other runs. seeds: how
+    many where nobody says it.
     """
 
     name: str
     config: str
     overrides: tuple[str, ...] = ()
     group: str = ""
+    seeds: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Cell:
 class Table:
     """Rows and columns by slug, with the titles that a reader sees; cells row by row.
 
-    percent: whether the paper prints per cent, else shares of four digits.
+    percent: whether the paper prints per cent, else shares of four digits. own: nothing of it is
+    published; it shows what a row costs, and which rows are as good as the best.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Table:
     cells: tuple[Cell, ...]
     percent: bool = False
     smoke: bool = False
+    own: bool = False
 
     @property
     def runs(self) -> list[Run]:
@@ -85,7 +89,13 @@ class Table:
 
 def find(name: str, smoke: bool = False) -> Table:
     """One of `NAMES`, of real runs or of their smoke variants; raises InputError for another."""
-    makers = {"zhao3": _zhao3, "attens2": _attens2, "attens3": _attens3, "attens_k": _attens_k}
+    makers = {
+        "zhao3": _zhao3,
+        "attens2": _attens2,
+        "attens3": _attens3,
+        "attens_k": _attens_k,
+        "laptop": _laptop,
+    }
     if name not in makers:
         raise InputError(
             f"table {name!r} is not known; possible: {', '.join(NAMES)}{did_you_mean(name, NAMES)}"
@@ -139,10 +149,8 @@ def _zhao3(smoke: bool) -> Table:
     cells = []
     for row, figures in published.ZHAO3.items():
         for column, figure in zip(published.ZHAO3_COLUMNS, figures, strict=True):
-            data, task, asked = _ZHAO3_COLUMNS[column]
-            metric = "slot_f1" if task == "slots" else "accuracy"
-            run = _zhao3_run(row, data, asked, smoke)
-            cells.append(Cell(row, column, run, ("eval", task), metric, figure / 100))
+            data, _, asked = _ZHAO3_COLUMNS[column]
+            cells.append(_cell(row, column, _zhao3_run(row, data, asked, smoke), figure / 100))
     return Table(
         name="zhao3",
         title="Zhao et al. 2025, Table 3: accuracy of classes and intent, F1 of slots, per cent",
@@ -152,6 +160,12 @@ def _zhao3(smoke: bool) -> Table:
         percent=True,
         smoke=smoke,
     )
+
+
+def _cell(row: str, column: str, run: Run, figure: float | None) -> Cell:
+    task = _ZHAO3_COLUMNS[column][1]
+    metric = "slot_f1" if task == "slots" else "accuracy"
+    return Cell(row, column, run, ("eval", task), metric, figure)
 
 
 def _parts(row: str) -> tuple[str, str]:
@@ -189,6 +203,45 @@ def _run(
     # A few steps: batches padded to one shape cost less than a program for each shape.
     overrides = ("train.max_shapes=1", *overrides)
     return Run(f"smoke-{name}", f"{file}:{','.join((*words, 'smoke'))}", overrides, group)
+
+
+# The same columns, with models that a laptop tunes ------------------------------------------------
+
+# Row → its title, the files' first part, the words of the variant, and seeds of each run.
+_LAPTOP = {
+    "zero-shot-no-tuning": ("SmolLM2 0-shot, no tuning", "smollm2", ("no_tuning",), 1),
+    "five-shot-no-tuning": ("SmolLM2 5-shot, no tuning", "smollm2", ("five_shot", "no_tuning"), 1),
+    "zero-shot-tuned": ("SmolLM2 0-shot, tuned", "smollm2", (), 1),
+    "five-shot-tuned": ("SmolLM2 5-shot, tuned", "smollm2", ("five_shot",), 1),
+    "text-alone-tuned": ("SmolLM2 text alone, tuned", "smollm2", ("without",), 1),
+    "zero-shot-lora": ("SmolLM2 0-shot, LoRA", "smollm2", ("lora",), 1),
+    "five-shot-lora": ("SmolLM2 5-shot, LoRA", "smollm2", ("five_shot", "lora"), 1),
+    "text-alone-lora": ("SmolLM2 text alone, LoRA", "smollm2", ("without", "lora"), 1),
+    "zero-shot-qlora": ("SmolLM2 0-shot, QLoRA", "smollm2", ("qlora",), 1),
+    "text-alone-prefix": ("SmolLM2 text alone, prefix", "smollm2", ("without", "prefix"), 1),
+    "head": ("SmolLM2 with heads", "smollm2", ("head",), 1),
+    "minilm": ("MiniLM-L6 with heads", "minilm", (), 3),
+}
+
+
+def _laptop(smoke: bool) -> Table:
+    cells = []
+    for row, (_, model, words, seeds) in _LAPTOP.items():
+        for column, (data, _, asked) in _ZHAO3_COLUMNS.items():
+            name = f"{row}-{data}-both" if asked == "both" else f"{row}-{asked}"
+            run = _run(name, f"{model}_{data}.py", (*words, f"task={asked}"), smoke)
+            run = dataclasses.replace(run, seeds=1 if smoke else seeds)
+            cells.append(_cell(row, column, run, None))
+    return Table(
+        name="laptop",
+        title="On two cores of a laptop: accuracy of classes and intent, F1 of slots, per cent",
+        rows={row: title for row, (title, *_) in _LAPTOP.items()},
+        columns={column: column.replace("-", " ") for column in _ZHAO3_COLUMNS},
+        cells=tuple(cells),
+        percent=True,
+        smoke=smoke,
+        own=True,
+    )
 
 
 # Beiranvand et al. 2025 ---------------------------------------------------------------------------

@@ -3,6 +3,9 @@
 The 95 % interval of one seed is of the test texts: Wilson's for an accuracy, Fisher's for a
 correlation, a bootstrap over texts for F1 of slots. Of several seeds it is Student's, of their
 mean. What has no run has a reason instead of a figure: nothing is filled in from the paper.
+
+A table of ours also says what each row costs, and marks what is as good as the best of its column:
+the paired bootstrap over the texts, of the runs with the first seed, does not tell them apart.
 """
 
 import math
@@ -14,6 +17,7 @@ from jaxclf import report
 from jaxclf.core.errors import ArtifactError, JaxclfError
 from jaxclf.metrics import significance
 from jaxclf.report.tables import Entry, Filled
+from jaxclf.runs import comparison
 from jaxclf.tables.definitions import Cell, Table
 from jaxclf.tables.runs import TableRun, finished
 
@@ -21,7 +25,16 @@ INTERVALS = (
     "95 % intervals of one seed are of the scored texts (accuracy: Wilson's; correlations: "
     "Fisher's; slot F1: bootstrap), of several seeds Student's, of their mean"
 )
+BEST = (
+    "Underlined: not told apart from the best of its column by a paired bootstrap over the texts "
+    "(95 %, first seed)"
+)
+COSTS = (
+    "Minutes: of training, all runs of a row in turn, of one seed each; texts/s: scored, the "
+    "median over runs; GiB: the most that a run took at any time"
+)
 _LEVEL, _Z = 0.95, 1.959964
+_RESAMPLES = 2_000
 
 
 def filled(
@@ -52,6 +65,11 @@ def filled(
         _entry(cell, [job for job in jobs if job.run == cell.run], reports, reasons)
         for cell in table.cells
     ]
+    costs: dict[str, dict[str, str]] = {}
+    if table.own:
+        entries = _marked(table, entries, jobs, reports)
+        costs = _costs(table, reports)
+        notes = [*notes, BEST, COSTS]
     return Filled(
         name=table.name,
         title=table.title,
@@ -61,7 +79,70 @@ def filled(
         percent=table.percent,
         smoke=table.smoke,
         notes=[INTERVALS, *notes],
+        costs=costs,
     )
+
+
+def _marked(
+    table: Table,
+    entries: Sequence[Entry],
+    jobs: Sequence[TableRun],
+    reports: Mapping[TableRun, Mapping[str, Any]],
+) -> list[Entry]:
+    """The entries, with those marked that are as good as the best of their column."""
+    firsts = {job.run: job for job in reversed(jobs) if job in reports}
+    read = {job: comparison.read(job.folder) for job in firsts.values()}
+    runs = {(cell.row, cell.column): cell for cell in table.cells}
+    best: dict[str, Entry] = {}
+    for each in sorted(entries, key=lambda entry: entry.ours or 0.0):
+        if each.ours is not None:
+            best[each.column] = each
+
+    def as_good(entry: Entry) -> bool:
+        if entry.ours is None or entry is best[entry.column]:
+            return entry.ours is not None
+        cells = [runs[each.row, each.column] for each in (entry, best[entry.column])]
+        a, b = (read[firsts[cell.run]] for cell in cells)
+        task = cells[0].path[-1]
+        found = comparison.compare(a, b, task, samples=_RESAMPLES)["tasks"][task]
+        return found["difference"]["low"] <= 0
+
+    return [each._replace(best=as_good(each)) for each in entries]
+
+
+def _costs(
+    table: Table, reports: Mapping[TableRun, Mapping[str, Any]]
+) -> dict[str, dict[str, str]]:
+    """Title → row → what it takes; "-" where no report tells."""
+    shown: dict[str, dict[str, str]] = {"trained": {}, "minutes": {}, "texts/s": {}, "GiB": {}}
+    for row in table.rows:
+        runs = list(dict.fromkeys(cell.run for cell in table.cells if cell.row == row))
+        found = {run: [each for job, each in reports.items() if job.run == run] for run in runs}
+        seconds = [
+            statistics.fmean(map(_training_seconds, each)) for each in found.values() if each
+        ]
+        shown["minutes"][row] = f"{sum(seconds) / 60:,.0f}" if len(seconds) == len(runs) else "-"
+        for title, path, of_all, form in (
+            ("trained", ("model", "trained_parameters"), max, "{:,.0f}"),
+            ("texts/s", ("cost", "texts_per_second"), statistics.median, "{:,.1f}"),
+            ("GiB", ("cost", "peak_bytes"), lambda values: max(values) / 2**30, "{:,.1f}"),
+        ):
+            values = [_get(each, *path) for of_run in found.values() for each in of_run]
+            values = [value for value in values if value is not None]
+            shown[title][row] = form.format(of_all(values)) if values else "-"
+    return shown
+
+
+def _training_seconds(found: Mapping[str, Any]) -> float:
+    """Of a run that was resumed, those of its last part for all its steps."""
+    steps, here = _get(found, "train", "steps"), _get(found, "train", "steps_by_this_process")
+    return _get(found, "train", "seconds") * steps / here if here else 0.0
+
+
+def _get(found: Any, *path: str) -> Any:
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def _entry(

@@ -72,6 +72,10 @@ def test_smoke_keeps_data_and_prompt(path):
     full, smoke = loading.load(str(path)), loading.load(f"{path}:smoke")
     with full.unlocked():
         full.data.limit = smoke.data.limit
+        if (
+            full.prompt.wrapper == "checkpoint"
+        ):  # which has a chat template; the tiny model has none
+            full.prompt.wrapper = "none"
     assert smoke.data == full.data
     assert smoke.prompt == full.prompt
 

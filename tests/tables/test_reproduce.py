@@ -1,4 +1,4 @@
-"""The papers' tables: what they hold, which runs fill them, and what becomes of those that fail."""
+"""The papers' tables and ours: what they hold, which runs fill them, what becomes of failures."""
 
 import csv
 import dataclasses
@@ -79,6 +79,12 @@ def test_every_run_has_a_config_that_asks_what_the_column_says(name, smoke, tmp_
         prompted = "no-tuning" in row or row.startswith("gpt")
         assert (config.tune == "none") == prompted
         assert bool(config.api.model) == row.startswith("gpt")
+        if name == "laptop":
+            assert (config.model.output == "head") == (row == "head")
+            assert (config.prompt.template == "plain") == ("text-alone" in row)
+            for tune in ("lora", "prefix"):
+                assert (config.tune == tune) == row.endswith(tune)
+            assert (config.model.quantize == "nf4") == row.endswith("qlora")
 
 
 def test_one_run_fills_all_that_it_measures():
@@ -88,6 +94,19 @@ def test_one_run_fills_all_that_it_measures():
     methods = [cell.run for cell in definitions.find("attens2").select("bert-base", "rte").cells]
     assert len(methods) == 4
     assert len(set(methods)) == 1
+
+
+def test_a_run_has_the_seeds_of_its_row_unless_told_otherwise(monkeypatch, tmp_path):
+    jobs = []
+    monkeypatch.setattr(reproduce, "_run", lambda table, found, *_: jobs.extend(found))
+    words = ["laptop", "--rows", "head,minilm", "--columns", "intent-dual", f"--workdir={tmp_path}"]
+    for seeds in ([], ["--seeds", "2"]):
+        reproduce.main([*words, *seeds])
+    found = [(job.run.name, job.seed) for job in jobs]
+    assert found == [
+        *[("head-intent", 0), *(("minilm-intent", seed) for seed in range(3))],
+        *[(f"{row}-intent", seed) for row in ("head", "minilm") for seed in range(2)],
+    ]
 
 
 def test_rows_and_columns_are_chosen_by_parts_of_their_names():
@@ -122,8 +141,11 @@ def test_what_cannot_be_meant_is_told(arguments, message):
 TASKS = (Task("7class", "class", ("comp", "rec")), Task("slots", "slots", ("time", "place")))
 
 
-def write_report(job, config, right=3):
-    """What a run leaves: 4 texts, of which `right` have their class, and all their slots."""
+def write_report(job, config, right=3, count=4, **parts):
+    """What a run leaves: `count` texts, of which the first `right` have their class and slots.
+
+    `parts`: of the report, beside or in place of those here.
+    """
     predictions = [
         Prediction(
             id=str(number),
@@ -135,9 +157,9 @@ def write_report(job, config, right=3):
             },
             raw="",
         )
-        for number in range(4)
+        for number in range(count)
     ]
-    accuracy = {"accuracy": right / 4, "support": 4}
+    accuracy = {"accuracy": right / count, "support": count}
     found = {
         "config": config.to_dict(),
         "data": {"tasks": report.describe_tasks(TASKS)},
@@ -149,6 +171,7 @@ def write_report(job, config, right=3):
             "slots": {"slot_f1": 2 * right / (right + 4), "support": 4},
         },
         "versions": {},
+        **parts,
     }
     tasks = TASKS
     if job.run.group:  # an ensemble's, with one of the methods
