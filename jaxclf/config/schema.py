@@ -373,6 +373,17 @@ _TRAIN = Group(
             "Round updated bfloat16 parameters up or down by chance, so that small steps are made "
             "in the mean.",
         ),
+        "average": Field(
+            "none",
+            one_of("none", "ema"),
+            "Average of the trained parameters over the steps, which is evaluated and kept in "
+            "their place; `ema`: exponential moving average.",
+        ),
+        "average_decay": Field(
+            0.999,
+            real(0, 1),
+            "`average=ema`: share of the average that a step leaves; less in the first steps.",
+        ),
         "max_grad_norm": Field(
             1.0, real(0), "Gradients are clipped to this global norm; 0: no clipping."
         ),

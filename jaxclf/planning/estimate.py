@@ -125,7 +125,11 @@ class PlannedRun:
         """Shapes of (the train state, what is frozen)."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         trained, frozen = jax.eval_shape(self.tuning.start, self.model.abstract, key)
-        return jax.eval_shape(lambda t, k: init_state(t, self.optimizer, k), trained, key), frozen
+        averages = self.config.train.average != "none"
+        state = jax.eval_shape(
+            lambda t, k: init_state(t, self.optimizer, k, averages=averages), trained, key
+        )
+        return state, frozen
 
     def rows(self, accumulate: int) -> Rows:
         """What each of so many micro-batches holds."""

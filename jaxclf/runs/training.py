@@ -149,7 +149,9 @@ class _Run:
             setup.objective,
             may_skip=config.train.max_skipped > 0,
             prng=config.train.prng,
+            average_decay=config.train.average_decay,
         )
+        self.averages = config.train.average != "none"
         self.batches = loader.train_batches(
             setup.examples,
             batch_size=config.train.batch_size,
@@ -185,7 +187,9 @@ class _Run:
             assert params is not None
             trained, self.frozen = sharding.put(tuned.start(params, of_adapters))
             self.state = sharding.born(
-                lambda t, k: init_state(t, self.optimizer, k), trained, of_dropout
+                lambda t, k: init_state(t, self.optimizer, k, averages=self.averages),
+                trained,
+                of_dropout,
             )
             self.step = 0
             self.compile()
@@ -193,15 +197,20 @@ class _Run:
         stored = sharding.abstract(tuned.abstract(model.abstract))
         abstract = jax.eval_shape(
             lambda stored, params: init_state(
-                tuned.resume(stored, params)[0], self.optimizer, of_dropout
+                tuned.resume(stored, params)[0],
+                self.optimizer,
+                of_dropout,
+                averages=self.averages,
             ),
             stored,
             params,
         )
-        state = sharding.abstract(abstract._replace(trained=None))
+        state = sharding.abstract(self.beside_the_kept(abstract))
         restored = self.checkpoints.restore(latest, stored, state)
         trained, self.frozen = sharding.put(tuned.resume(restored.params, params))
-        self.state: TrainState = restored.state._replace(trained=trained)
+        self.state: TrainState = restored.state
+        if not self.averages:
+            self.state = self.state._replace(trained=trained)
         try:
             self.batches.set_state(restored.iterator_state)
         except ArtifactError as error:
@@ -246,14 +255,18 @@ class _Run:
 
     def params(self) -> Params:
         """The parameters that label: the whole tree as it is now, adapters bound to it."""
-        return self.tuning.join(self.state.trained, self.frozen)
+        return self.tuning.join(self.state.evaluated, self.frozen)
+
+    def beside_the_kept(self, state: TrainState) -> TrainState:
+        """What a checkpoint has to hold beside the kept parameters: what these are not."""
+        return state if self.averages else state._replace(trained=None)
 
     def save(self, scores: dict[str, float], scheduled: bool) -> None:
         """Save the state after the current step; `scheduled`: see `Checkpoints.save`."""
         self.checkpoints.save(
             self.step,
-            self.tuning.stored(self.state.trained, self.frozen),
-            self.state._replace(trained=None),
+            self.tuning.stored(self.state.evaluated, self.frozen),
+            self.beside_the_kept(self.state),
             self.batches.get_state(),
             scores,
             scheduled,
@@ -490,7 +503,7 @@ class _Run:
         """That of the saved parameters, or of those at hand where no step was taken."""
         if step is not None:
             return self.checkpoints.manifest(step)
-        return tree_store.describe(self.tuning.stored(self.state.trained, self.frozen))
+        return tree_store.describe(self.tuning.stored(self.state.evaluated, self.frozen))
 
     def temperatures(
         self, params: Params, split: str, predictions: Sequence[Prediction], logger: Logger
