@@ -62,8 +62,9 @@ def test_the_average_is_what_is_evaluated_and_kept(tmp_path):
     start = flatten(averaged.model.init(streams.key(0, streams.INITIALIZATION)))
     moved = 0
     for path, leaf in found.items():
-        size = float(np.abs(plain[path]).max()) + 1e-9
-        np.testing.assert_allclose(leaf, 0.1 * start[path] + 0.9 * plain[path], atol=1e-6 * size)
+        # Adam's first step is 0.01 whatever the gradient; of one that is near 0 it is as it rounds.
+        expected = 0.1 * start[path] + 0.9 * plain[path]
+        np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-3 * 0.01)
         moved += not np.array_equal(leaf, plain[path])
     assert moved > 10
 
