@@ -207,6 +207,12 @@ _MODEL = Group(
             "A run or model of ours, a Hugging Face directory, a hub id, or `package:NAME/FILE`. "
             "Empty: a random start.",
         ),
+        "layers": Field(
+            0,
+            whole(0),
+            "Layers kept of the model or checkpoint, evenly spaced from the first to the last; 0: "
+            "all.",
+        ),
         "dtype": Field(
             "auto",
             one_of("auto", "float32", "bfloat16"),
@@ -444,6 +450,42 @@ _LOSS = Group(
     },
 )
 
+_DISTIL = Group(
+    "A teacher whose probabilities are learned beside the labels, by models with heads.",
+    {
+        "teacher": Field(
+            "",
+            rules.text,
+            "A trained classifier, or several with commas between, whose probabilities are "
+            "averaged; also a folder of `jaxclf.prompt` with an `api.model`. Empty: none.",
+        ),
+        "unlabelled": Field(
+            "",
+            rules.text,
+            "Further texts to learn from, labelled by the teacher alone: a file with the columns "
+            "`data.text`, `data.pair` and `data.id`, or `rest`, the training records that "
+            "`data.train_examples` and `data.train_limit` leave out.",
+        ),
+        "temperature": Field(
+            2.0,
+            real(0, above=True),
+            "Both sides' probabilities are softened by it; 1: as they are.",
+        ),
+        "weight": Field(
+            0.5,
+            rules.share,
+            "Weight of the teacher's word in the mean over texts; that of a label is 1 less this.",
+        ),
+        "folder": Field(
+            "",
+            rules.folder,
+            "Folder where the teacher's probabilities are kept, for several runs to share. Empty: "
+            "WORKDIR/teacher.",
+            affects="nothing",
+        ),
+    },
+)
+
 _ATTENS = Group(
     "The ensemble of adapters of Beiranvand et al. 2025.",
     {
@@ -531,6 +573,12 @@ _API = Group(
         ),
         "retries": Field(
             6, whole(0), "Retries of a request, after growing pauses.", affects="nothing"
+        ),
+        "top_logprobs": Field(
+            0,
+            whole(0, 20),
+            "Log-probabilities asked for of the likeliest tokens at each place of an answer, from "
+            "which labels get probabilities; 0: none.",
         ),
         "max_characters": Field(
             0,
@@ -641,6 +689,7 @@ SCHEMA: dict[str, Field | Group] = {
     "lora": _LORA,
     "train": _TRAIN,
     "loss": _LOSS,
+    "distil": _DISTIL,
     "attens": _ATTENS,
     "api": _API,
     "eval": _EVAL,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxclf.core.types import AnyArray, Bool, Int, Prefixes, Shaped
+from jaxclf.core.types import AnyArray, Bool, Float, Int, Prefixes, Shaped
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.examples import Tokens
 from jaxclf.data.prefixes import NONE, SharedPrefixes
@@ -34,12 +34,15 @@ class Targets(NamedTuple):
     """Where labels are predicted in each row, and which; places beyond the last are masked.
 
     `labels` [*micro B J] are ids of tokens or classes, or numbers (float32); or [*micro B J C]
-    flags, one a class.
+    flags, one a class. Of a model that has a teacher, `soft` are the teacher's probabilities,
+    flags or number, and `shares` how much the label and the teacher's word count in the loss.
     """
 
     positions: Int[AnyArray, "*micro B J"]
     labels: Shaped[AnyArray, "..."]
     mask: Bool[AnyArray, "*micro B J"]
+    soft: Float[AnyArray, "*micro B J C"] | None = None
+    shares: Float[AnyArray, "*micro B J 2"] | None = None
 
 
 class Batch(NamedTuple):
@@ -91,6 +94,8 @@ def row(example: Tokens | Encoded, shared: SharedPrefixes = NONE) -> ExampleRow:
         arrays = {"tokens": example.tokens, "types": example.types}
         for name, (positions, labels) in example.targets.items():
             arrays |= {f"{name}/positions": positions, f"{name}/labels": labels}
+        for name, (soft, shares) in example.soft.items():
+            arrays |= {f"{name}/soft": soft, f"{name}/shares": shares}
         return arrays
     if example.apart:
         return {
@@ -135,7 +140,11 @@ def padded(rows: Sequence[ExampleRow], shared: SharedPrefixes = NONE, groups: in
         positions[index, :count] = np.arange(count)
     targets = {
         name: Targets(
-            arrays[f"{name}/positions"], arrays[f"{name}/labels"], segments[f"{name}/labels"] > 0
+            arrays[f"{name}/positions"],
+            arrays[f"{name}/labels"],
+            segments[f"{name}/labels"] > 0,
+            arrays.get(f"{name}/soft"),
+            arrays.get(f"{name}/shares"),
         )
         for name in target_names(arrays)
     }
@@ -169,7 +178,13 @@ def packed(rows: Mapping[str, np.ndarray], shared: SharedPrefixes = NONE, groups
         )
         mask = of_labels > 0
         positions = np.where(mask, rows[f"{name}/positions"] + starts, 0)
-        targets[name] = Targets(positions.astype(np.int32), rows[f"{name}/labels"], mask)
+        targets[name] = Targets(
+            positions.astype(np.int32),
+            rows[f"{name}/labels"],
+            mask,
+            rows.get(f"{name}/soft"),
+            rows.get(f"{name}/shares"),
+        )
     batch = Batch(
         rows["tokens"].astype(np.int32),
         segment_ids.astype(np.int32),

@@ -53,7 +53,7 @@ def _widened(batch: Either, widths: Widths) -> Either:
     tokens, segment_ids, positions = (_filled(array, widths[0]) for array in batch[:3])
     types = None if batch.types is None else _filled(batch.types, widths[0])
     targets = {
-        name: Targets(*(_filled(array, width) for array in each))
+        name: Targets(*(None if array is None else _filled(array, width) for array in each))
         for (name, each), width in zip(batch.targets.items(), widths[1:], strict=True)
     }
     prefixes = batch.prefixes

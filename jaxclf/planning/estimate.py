@@ -18,6 +18,7 @@ from jaxclf.core.tree import flatten
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.distributed import sharding
 from jaxclf.models import attention, layers, registry
+from jaxclf.models.cutting import with_layers
 from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
@@ -73,7 +74,7 @@ class PlannedRun:
         self.config, self.topology, self.workload = config, topology, workload
         self.label_tokens = label_tokens
         self.compiles = topology.is_tpu or gpus.can_compile()
-        dimensions = registry.find(config.model.name)
+        dimensions = with_layers(registry.find(config.model.name), config.model.layers)
         if registry.has_heads(config.model.output, dimensions):
             assert isinstance(dimensions, EncoderConfig | DecoderConfig)
             if workload is not None:

@@ -41,16 +41,23 @@ from jaxclf.distributed import peers, processes, sharding
 from jaxclf.distributed.preemption import Interrupts
 from jaxclf.metrics import calibration, metrics
 from jaxclf.runs import claims, facts
+from jaxclf.runs.distillation import Lessons
 from jaxclf.runs.setup import Setup, prepare
+from jaxclf.runs.teacher import OpenTeacher
 from jaxclf.training import optim
 from jaxclf.training.train_step import Metrics, TrainState, init_state, make_train_step
 
 
-def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) -> dict[str, Any]:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None = None,
+    open_teacher: OpenTeacher | None = None,
+) -> dict[str, Any]:
     """Run or resume the experiment in `workdir`; returns the report.
 
     `base`: the converted checkpoint that `config.model.checkpoint` names, if it names one.
-    Raises InputError for a config or data that cannot be trained on, or a workdir of another run;
+    `open_teacher`: opens what `config.distil.teacher` names. Raises InputError for a config or data that cannot be trained on, or a workdir of another run;
     NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
     stays good in each case.
     """
@@ -60,14 +67,18 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             claims.check(workdir, config)
             _check_rows(config)
             setup = prepare(config, workdir, base)
+            lessons = _lessons(config, workdir, setup, open_teacher)
             best = _best_metric(config, setup.dataset.tasks)
             counted = with_steps(config, setup.examples, setup.shared)
             _tuning(config, setup)  # names modules and layers that must be there
             claims.claim_for(workdir, config, setup)
         peers.agree("data", setup.fingerprints(base))
-        config = counted
+        config, taught = counted, {}
+        if lessons is not None:
+            with processes.first_then_others("teacher"):
+                setup, taught = lessons.learned()
         with Checkpoints(workdir, config.train.keep, *best) as checkpoints:
-            run = _Run(config, workdir, setup, checkpoints, interrupts)
+            run = _Run(config, workdir, setup, checkpoints, interrupts, taught)
             run.start(base)
             interrupts.hold()
             with (
@@ -78,6 +89,20 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             ):
                 run.fit(log)
                 return run.finish(log)
+
+
+def _lessons(
+    config: ConfigDict, workdir: Path, setup: Setup, open_teacher: OpenTeacher | None
+) -> Lessons | None:
+    """What is learned from a teacher; None where there is none."""
+    if not config.distil.teacher:
+        return None
+    if open_teacher is None:
+        raise InputError(
+            f"distil.teacher is {config.distil.teacher!r}; here nothing is learned from a teacher. "
+            "Use python -m jaxclf.train"
+        )
+    return Lessons(config, workdir, setup, claims.is_begun(workdir), open_teacher)
 
 
 def _tuning(config: ConfigDict, setup: Setup) -> Whole | Adapted:
@@ -135,8 +160,10 @@ class _Run:
         setup: Setup,
         checkpoints: Checkpoints,
         interrupts: Interrupts,
+        taught: Mapping[str, Any],
     ):
         self.config, self.workdir, self.setup = config, workdir, setup
+        self.taught = taught  # what the report says of the teacher
         self.checkpoints, self.interrupts = checkpoints, interrupts
         self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe, config)
         self.tuning = _tuning(config, setup)
@@ -484,6 +511,8 @@ class _Run:
         checkpoint = tree_store.fingerprint(self.manifest(best))
         tasks = self.setup.dataset.tasks
         result = self.describe(step, split, predictions) | decoding
+        if self.taught:
+            result["distil"] = dict(self.taught)
         result |= facts.scores(self.config, self.setup.recipe, predictions, split, temperatures)
         if processes.is_first() and temperatures:
             text = calibration.to_text(temperatures, step, self.classifier.scoring or {})

@@ -96,8 +96,8 @@ def make_train_step(
     The batch has a leading micro-batch axis; losses and gradients are summed over it, each divided
     by the totals of the whole step, so that accumulation changes memory only. A step whose loss or
     gradient is not finite raises `skipped` by one; if it `may_skip` such steps it leaves parameters
-    and optimizer as they were, otherwise they are lost. `prng`: JAX's generator of dropout masks. `average_decay`: of the average,
-    where the state has one.
+    and optimizer as they were, otherwise they are lost. `prng`: JAX's generator of dropout masks.
+    `average_decay`: of the average, where the state has one.
     """
 
     def loss(changes: Tree, trained: Tree, frozen: Tree, masters: set[str], batch, totals, key):

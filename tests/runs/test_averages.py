@@ -1,4 +1,4 @@
-"""Runs that keep an average of their parameters: what it is, and that a resumed run has the same."""
+"""Runs that keep an average of their parameters: what it is, and that it survives a stop."""
 
 from pathlib import Path
 

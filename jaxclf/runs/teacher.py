@@ -1,0 +1,215 @@
+"""A teacher: what another model learns from, and its probabilities of all labels on disk.
+
+    FOLDER/3f2a….jsonl    one file for each teacher and set of texts: a header, then a row a text
+
+Rows are added a chunk of texts at a time, each line after a checksum. What was begun is gone on
+with in the same chunks, so that the probabilities are the same, bit for bit.
+"""
+
+import base64
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclf.classifiers.base import Classifier
+from jaxclf.core import files, locks, logs, sealed_rows
+from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.core.types import Float
+from jaxclf.data.predictions import Prediction
+from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels, words
+from jaxclf.runs import labelling
+
+_CHUNK_BATCHES = 8  # batches between two writes: what a kill can cost
+
+Answer = Mapping[str, Float[np.ndarray, "places C"] | None]
+"""Task → probabilities of its labels in their order (a number: itself), one row a text or, of
+slots, a word; None where the teacher has no answer. A word that it did not see has zeros."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Labeller:
+    """A teacher in memory. fingerprint: of all that its answers depend on beside the text.
+
+    batch_size: texts at once; 0: it knows best how many, and keeps its answers itself.
+    """
+
+    classifier: Classifier
+    fingerprint: str
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """What is known of a teacher before it is loaded. source: as the config names it."""
+
+    source: str
+    tasks: tuple[Task, ...]
+    slot_format: SlotFormat
+    load: Callable[[], Labeller]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """A teacher's answers to texts, in their order; `tasks` say what the columns stand for."""
+
+    source: str
+    fingerprint: str
+    tasks: tuple[Task, ...]
+    slot_format: SlotFormat
+    rows: Sequence[Answer]
+
+
+OpenTeacher = Callable[[str, Path], Teacher]
+"""Opens a teacher by its source; the folder is for what it has to keep itself."""
+
+
+def place(folder: Path, source: str, records: Sequence[Record]) -> Path:
+    """The file of a teacher's answers to these texts."""
+    name = files.digest_of(json.dumps([source, labelling.digest(records)]))[:16]
+    return folder / f"{name}.jsonl"
+
+
+def read(path: Path) -> Answers:
+    """What `label` wrote; raises ArtifactError where it is missing, not complete or altered."""
+    if not path.is_file():
+        raise ArtifactError(
+            f"{path}: missing; the run has learned from the answers of a teacher that were there. "
+            "Restore it from a copy, or begin anew in another --workdir"
+        )
+    header, *rows = sealed_rows.read(path, _REMEDY) or [""]
+    try:
+        known = json.loads(header)
+        tasks = tuple(Task(name, kind, tuple(labels)) for name, kind, labels in known["tasks"])
+        slot_format = known["slot_format"]
+        if len(rows) != known["count"]:
+            raise ArtifactError(
+                f"{path}: holds {len(rows):,} of {known['count']:,} answers. {_REMEDY}"
+            )
+        answers = [_read(json.loads(row), tasks, slot_format) for row in rows]
+        return Answers(known["teacher"], known["fingerprint"], tasks, slot_format, answers)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: no answers of ours ({error!r}). {_REMEDY}") from error
+
+
+_REMEDY = "Restore it from a copy, or remove the file to ask the teacher again"
+
+
+def label(teacher: Teacher, records: Sequence[Record], path: Path) -> Answers:
+    """The teacher's answers, from the file as far as they are there; the rest is added to it.
+
+    Raises InputError where the file has the answers of another teacher of this name, or where one
+    of several processes would have to ask.
+    """
+    if jax.process_count() > 1:
+        if not path.is_file():
+            raise InputError(
+                f"distil.teacher {teacher.source} has not labelled the texts yet, which one "
+                "process does alone. Run the same command on one host first, with distil.folder "
+                "on a disk that all of them see"
+            )
+        return read(path)
+    with locks.file(path):
+        _complete(teacher, records, path)
+    return read(path)
+
+
+def _complete(teacher: Teacher, records: Sequence[Record], path: Path) -> None:
+    loaded = teacher.load()
+    header = json.dumps(
+        {
+            "teacher": teacher.source,
+            "fingerprint": loaded.fingerprint,
+            "count": len(records),
+            "tasks": [[task.name, task.kind, [*task.labels]] for task in teacher.tasks],
+            "slot_format": teacher.slot_format,
+        }
+    )
+    lines = sealed_rows.read(path, _REMEDY) if path.is_file() else []
+    if lines and lines[0] != header:
+        raise InputError(
+            f"{path} has the answers of another teacher than {teacher.source} is now. Remove it, "
+            "or name another distil.folder"
+        )
+    chunk = loaded.batch_size * _CHUNK_BATCHES or len(records)
+    done = max(0, len(lines) - 1)
+    if done < len(records):
+        done -= done % chunk
+        _cut(path, lines[: 1 + done])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("a", encoding="utf-8", newline="\n") as file,
+        logs.count(f"labelling by {teacher.source}", len(records), done) as advance,
+    ):
+        if not path.stat().st_size:
+            file.write(sealed_rows.line(0, header))
+        for start in range(done, len(records), chunk):
+            texts = records[start : start + chunk]
+            predictions = loaded.classifier.predict(texts, loaded.batch_size or len(texts))
+            rows = [_row(each, teacher.tasks, teacher.slot_format) for each in predictions]
+            file.write("".join(map(sealed_rows.line, itertools.count(start + 1), rows)))
+            file.flush()
+            os.fsync(file.fileno())
+            advance(len(predictions))
+
+
+def _cut(path: Path, lines: Sequence[str]) -> None:
+    """Leave no more than these lines in the file: a chunk of which a part is lost is made again."""
+    size = sum(len(sealed_rows.line(number, text).encode()) for number, text in enumerate(lines))
+    if path.is_file() and path.stat().st_size > size:
+        with path.open("r+b") as file:
+            file.truncate(size)
+
+
+def _row(prediction: Prediction, tasks: Sequence[Task], slot_format: SlotFormat) -> str:
+    """One text's answers as float32 in base64; null where there is none."""
+    found = {task.name: answer(prediction, task, slot_format) for task in tasks}
+    return json.dumps(
+        {
+            name: None if p is None else base64.b64encode(p.astype("<f4").tobytes()).decode()
+            for name, p in found.items()
+        }
+    )
+
+
+def _read(row: Mapping[str, Any], tasks: Sequence[Task], slot_format: SlotFormat) -> Answer:
+    found = {}
+    for task in tasks:
+        text = row[task.name]
+        width = max(1, len(head_labels(task, slot_format)))
+        values = None if text is None else np.frombuffer(base64.b64decode(text), "<f4")
+        found[task.name] = None if values is None else values.reshape(-1, width)
+    return found
+
+
+def answer(
+    prediction: Prediction, task: Task, slot_format: SlotFormat
+) -> Float[np.ndarray, "places C"] | None:
+    """What a prediction says of a task: its probabilities, else its label with all of them.
+
+    None where the output was no label, whatever replaced it.
+    """
+    names, value = head_labels(task, slot_format), prediction.predicted.get(task.name)
+    if task.name in prediction.unparsed:
+        return None
+    if task.kind == "slots":
+        assert isinstance(value, tuple)
+        scores = (prediction.slot_scores or {}).get(task.name)
+        if scores is not None:
+            return scores
+        found = np.zeros((len(words(prediction.text)), len(names)), np.float32)
+        found[np.arange(len(value)), [names.index(name) for name in value]] = 1
+        return found
+    scores = (prediction.scores or {}).get(task.name)
+    if scores is not None:
+        return np.array([[scores[name] for name in names or ("value",)]], np.float32)
+    if task.kind == "regression":
+        return np.array([[value]], np.float32)
+    chosen = {value} if isinstance(value, str) else {*value} if isinstance(value, tuple) else ()
+    return np.array([[name in chosen for name in names]], np.float32)
