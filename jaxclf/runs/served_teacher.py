@@ -46,6 +46,6 @@ def own_prompts(source: str) -> InputError:
     """The error where examples of a prompt would be drawn anew for texts that may be among them."""
     return InputError(
         f"distil.teacher {source} was asked with other examples in each prompt "
-        "(prompt.fresh_shots or prompt.choose='similar'), which may be the very texts that it is to "
-        "label. Choose a teacher with fixed examples, or none"
+        "(prompt.fresh_shots or prompt.choose='similar'), which may be the very texts that it is "
+        "to label. Choose a teacher with fixed examples, or none"
     )

@@ -57,7 +57,8 @@ def train(
     """Run or resume the experiment in `workdir`; returns the report.
 
     `base`: the converted checkpoint that `config.model.checkpoint` names, if it names one.
-    `open_teacher`: opens what `config.distil.teacher` names. Raises InputError for a config or data that cannot be trained on, or a workdir of another run;
+    `open_teacher`: opens what `config.distil.teacher` names.
+    Raises InputError for a config or data that cannot be trained on, or a workdir of another run;
     NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
     stays good in each case.
     """
