@@ -34,15 +34,22 @@ class Targets(NamedTuple):
     """Where labels are predicted in each row, and which; places beyond the last are masked.
 
     `labels` [*micro B J] are ids of tokens or classes, or numbers (float32); or [*micro B J C]
-    flags, one a class. Of a model that has a teacher, `soft` are the teacher's probabilities,
-    flags or number, and `shares` how much the label and the teacher's word count in the loss.
+    flags, one a class.
     """
 
     positions: Int[AnyArray, "*micro B J"]
     labels: Shaped[AnyArray, "..."]
     mask: Bool[AnyArray, "*micro B J"]
-    soft: Float[AnyArray, "*micro B J C"] | None = None
-    shares: Float[AnyArray, "*micro B J 2"] | None = None
+
+
+class Soft(NamedTuple):
+    """What a teacher says at the places of a target: probabilities, or a number.
+
+    `shares`: how much the label and the teacher's word count in the loss of each place.
+    """
+
+    probabilities: Float[AnyArray, "*micro B J C"]
+    shares: Float[AnyArray, "*micro B J 2"]
 
 
 class Batch(NamedTuple):
@@ -51,7 +58,8 @@ class Batch(NamedTuple):
     `types`: 1 in the second text of a pair, else 0; None where a model has no such input.
     `prefixes`: those that examples share; positions of the examples then go on from their ends.
     `lengths`: tokens of each row, where every row holds one example alone; None where rows are
-    packed. Kernels have a form for such rows that needs no segments.
+    packed. Kernels have a form for such rows that needs no segments. `soft`: of each target, where
+    there is a teacher.
     """
 
     tokens: Int[AnyArray, "*micro B T"]
@@ -61,6 +69,7 @@ class Batch(NamedTuple):
     targets: dict[str, Targets]
     prefixes: Prefixes | None = None
     lengths: Int[AnyArray, "*micro B 1"] | None = None
+    soft: dict[str, Soft] | None = None
 
 
 class PromptBatch(NamedTuple):
@@ -143,8 +152,6 @@ def padded(rows: Sequence[ExampleRow], shared: SharedPrefixes = NONE, groups: in
             arrays[f"{name}/positions"],
             arrays[f"{name}/labels"],
             segments[f"{name}/labels"] > 0,
-            arrays.get(f"{name}/soft"),
-            arrays.get(f"{name}/shares"),
         )
         for name in target_names(arrays)
     }
@@ -156,6 +163,7 @@ def padded(rows: Sequence[ExampleRow], shared: SharedPrefixes = NONE, groups: in
         arrays.get("types"),
         targets,
         lengths=lengths,
+        soft=_soft(arrays),
     )
     return _with_prefixes(batch, arrays.get("seen"), shared, groups)
 
@@ -182,8 +190,6 @@ def packed(rows: Mapping[str, np.ndarray], shared: SharedPrefixes = NONE, groups
             positions.astype(np.int32),
             rows[f"{name}/labels"],
             mask,
-            rows.get(f"{name}/soft"),
-            rows.get(f"{name}/shares"),
         )
     batch = Batch(
         rows["tokens"].astype(np.int32),
@@ -191,6 +197,7 @@ def packed(rows: Mapping[str, np.ndarray], shared: SharedPrefixes = NONE, groups
         rows["tokens_positions"].astype(np.int32),
         rows.get("types"),
         targets,
+        soft=_soft(rows),
     )
     return _with_prefixes(batch, rows.get("seen"), shared, groups)
 
@@ -212,6 +219,16 @@ def _with_prefixes(
 def target_names(row: Mapping[str, np.ndarray]) -> list[str]:
     """The heads that a row has labels for."""
     return [name.removesuffix("/labels") for name in row if name.endswith("/labels")]
+
+
+def _soft(rows: Mapping[str, np.ndarray]) -> dict[str, Soft] | None:
+    """What a teacher says of each target; None where there is none."""
+    found = {
+        name: Soft(rows[f"{name}/soft"], rows[f"{name}/shares"])
+        for name in target_names(rows)
+        if f"{name}/soft" in rows
+    }
+    return found or None
 
 
 def _filled(segments: np.ndarray) -> np.ndarray:

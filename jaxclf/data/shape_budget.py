@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from jaxclf.core.types import AnyArray
-from jaxclf.data.batching import Batch, PromptBatch, Targets
+from jaxclf.data.batching import Batch, PromptBatch, Soft, Targets
 
 Either = TypeVar("Either", Batch, PromptBatch)
 Widths = tuple[int, ...]
@@ -53,13 +53,17 @@ def _widened(batch: Either, widths: Widths) -> Either:
     tokens, segment_ids, positions = (_filled(array, widths[0]) for array in batch[:3])
     types = None if batch.types is None else _filled(batch.types, widths[0])
     targets = {
-        name: Targets(*(None if array is None else _filled(array, width) for array in each))
+        name: Targets(*(_filled(array, width) for array in each))
         for (name, each), width in zip(batch.targets.items(), widths[1:], strict=True)
     }
     prefixes = batch.prefixes
     if prefixes is not None:
         prefixes = prefixes._replace(seen=_filled(prefixes.seen, widths[0]))
-    return Batch(tokens, segment_ids, positions, types, targets, prefixes, batch.lengths)
+    soft = batch.soft and {
+        name: Soft(*(_filled(array, targets[name].positions.shape[1]) for array in each))
+        for name, each in batch.soft.items()
+    }
+    return Batch(tokens, segment_ids, positions, types, targets, prefixes, batch.lengths, soft)
 
 
 def _filled(array: AnyArray, width: int, before: bool = False) -> np.ndarray:

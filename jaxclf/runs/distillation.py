@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from jaxclf.core import logs
 from jaxclf.core.errors import InputError
-from jaxclf.core.types import Float
 from jaxclf.data.encoder_inputs import Encoded, Soft, Target
+from jaxclf.data.label_probabilities import Probabilities, mean
 from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
 from jaxclf.runs import teacher
 from jaxclf.runs.setup import Setup
@@ -154,7 +154,7 @@ def soften(
 def _target(
     task: Task,
     example: Encoded,
-    p: Float[np.ndarray, "places C"] | None,
+    p: Probabilities | None,
     width: int,
     known: bool,
     config: ConfigDict,
@@ -179,21 +179,7 @@ def _target(
     return (positions[kept], labels[kept]), (softened[kept], shares[kept])
 
 
-def mean(
-    task: Task, answers: Sequence[Float[np.ndarray, "places C"]]
-) -> Float[np.ndarray, "places C"] | None:
-    """The mean of teachers, in float64; of a word over those that saw it. None of none."""
-    if not answers:
-        return None
-    total = np.sum([each.astype(np.float64) for each in answers], axis=0)
-    if task.kind != "slots":
-        return total / len(answers)
-    return total / np.maximum(1, np.sum([each.any(axis=1, keepdims=True) for each in answers], 0))
-
-
-def soft_probabilities(
-    task: Task, p: Float[np.ndarray, "places C"], temperature: float
-) -> Float[np.ndarray, "places C"]:
+def soft_probabilities(task: Task, p: Probabilities, temperature: float) -> Probabilities:
     """Probabilities at a temperature: those of the logits divided by it. Numbers stay."""
     if task.kind == "regression":
         return p

@@ -21,16 +21,15 @@ import numpy as np
 from jaxclf.classifiers.base import Classifier
 from jaxclf.core import files, locks, logs, sealed_rows
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.core.types import Float
+from jaxclf.data.label_probabilities import Probabilities, of_prediction
 from jaxclf.data.predictions import Prediction
-from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels, words
+from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
 from jaxclf.runs import labelling
 
 _CHUNK_BATCHES = 8  # batches between two writes: what a kill can cost
 
-Answer = Mapping[str, Float[np.ndarray, "places C"] | None]
-"""Task → probabilities of its labels in their order (a number: itself), one row a text or, of
-slots, a word; None where the teacher has no answer. A word that it did not see has zeros."""
+Answer = Mapping[str, Probabilities | None]
+"""Task → probabilities of its labels (see `label_probabilities`); None where there is no answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +168,7 @@ def _cut(path: Path, lines: Sequence[str]) -> None:
 
 def _row(prediction: Prediction, tasks: Sequence[Task], slot_format: SlotFormat) -> str:
     """One text's answers as float32 in base64; null where there is none."""
-    found = {task.name: answer(prediction, task, slot_format) for task in tasks}
+    found = {task.name: of_prediction(prediction, task, slot_format) for task in tasks}
     return json.dumps(
         {
             name: None if p is None else base64.b64encode(p.astype("<f4").tobytes()).decode()
@@ -186,30 +185,3 @@ def _read(row: Mapping[str, Any], tasks: Sequence[Task], slot_format: SlotFormat
         values = None if text is None else np.frombuffer(base64.b64decode(text), "<f4")
         found[task.name] = None if values is None else values.reshape(-1, width)
     return found
-
-
-def answer(
-    prediction: Prediction, task: Task, slot_format: SlotFormat
-) -> Float[np.ndarray, "places C"] | None:
-    """What a prediction says of a task: its probabilities, else its label with all of them.
-
-    None where the output was no label, whatever replaced it.
-    """
-    names, value = head_labels(task, slot_format), prediction.predicted.get(task.name)
-    if task.name in prediction.unparsed:
-        return None
-    if task.kind == "slots":
-        assert isinstance(value, tuple)
-        scores = (prediction.slot_scores or {}).get(task.name)
-        if scores is not None:
-            return scores
-        found = np.zeros((len(words(prediction.text)), len(names)), np.float32)
-        found[np.arange(len(value)), [names.index(name) for name in value]] = 1
-        return found
-    scores = (prediction.scores or {}).get(task.name)
-    if scores is not None:
-        return np.array([[scores[name] for name in names or ("value",)]], np.float32)
-    if task.kind == "regression":
-        return np.array([[value]], np.float32)
-    chosen = {value} if isinstance(value, str) else {*value} if isinstance(value, tuple) else ()
-    return np.array([[name in chosen for name in names]], np.float32)

@@ -30,16 +30,15 @@ from jaxclf.config.rules import LARGEST
 from jaxclf.core import streams
 from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted
 from jaxclf.core.logs import Logger, read_metrics
-from jaxclf.core.suggest import did_you_mean
 from jaxclf.core.types import Params
 from jaxclf.data import batching, datasets, loader
 from jaxclf.data.loader import Examples
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.prefixes import NONE, SharedPrefixes
-from jaxclf.data.tasks import Record, Task
+from jaxclf.data.tasks import Record
 from jaxclf.distributed import peers, processes, sharding
 from jaxclf.distributed.preemption import Interrupts
-from jaxclf.metrics import calibration, metrics
+from jaxclf.metrics import calibration
 from jaxclf.runs import claims, facts
 from jaxclf.runs.distillation import Lessons
 from jaxclf.runs.setup import Setup, prepare
@@ -69,7 +68,7 @@ def train(
             _check_rows(config)
             setup = prepare(config, workdir, base)
             lessons = _lessons(config, workdir, setup, open_teacher)
-            best = _best_metric(config, setup.dataset.tasks)
+            best = facts.best_metric(config, setup.dataset.tasks)
             counted = with_steps(config, setup.examples, setup.shared)
             _tuning(config, setup)  # names modules and layers that must be there
             claims.claim_for(workdir, config, setup)
@@ -194,6 +193,7 @@ class _Run:
         )
         # Of steps, since this process started.
         self.seconds = self.examples = self.tokens = self.saved_tokens = 0.0
+        self.evaluation_seconds = 0.0  # of the split that is reported, compiling included
         self.loss: float | None = None  # the last one read
         self.decoding: dict[str, Any] = {}  # how the labels of the last predictions came out
 
@@ -448,18 +448,7 @@ class _Run:
             predictions = self.predict(self.params(), records, "dev", logger)
         except _Stopped:
             return {}
-        values = facts.flat_metrics(
-            metrics.compute(predictions, self.setup.dataset.tasks, self.config.prompt.slots)
-        )
-        values["score"] = float(
-            np.mean(
-                [
-                    values.get(f"{task.name}.{metrics.main_metric(task)}", math.nan)
-                    for task in self.setup.dataset.tasks
-                ]
-            )
-        )
-        return values
+        return facts.dev_metrics(predictions, self.setup.dataset.tasks, self.config.prompt.slots)
 
     def log_dev(self, values: Mapping[str, float], logger: Logger) -> None:
         logger.metrics(self.step, {f"dev/{name}": value for name, value in values.items()})
@@ -500,7 +489,9 @@ class _Run:
             stored = self.checkpoints.restore_params(best, abstract)
             params = self.tuning.join(*self.tuning.resume(stored, self.tuning.base(self.frozen)))
         try:
+            start = time.perf_counter()
             predictions = self.predict(params, records, split, logger)
+            self.evaluation_seconds = time.perf_counter() - start
             decoding = report.decoding(self.decoding)
             temperatures = self.temperatures(params, split, predictions, logger)
         except _Stopped:
@@ -559,6 +550,7 @@ class _Run:
                 "steps": self.step,
                 "best_step": best,
                 "seconds": round(self.seconds, 3),
+                "evaluation_seconds": round(self.evaluation_seconds, 3),
                 "examples_per_second": self.examples / self.seconds if self.seconds else None,
                 "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
                 "examples_seen_by_this_process": self.examples,
@@ -568,20 +560,6 @@ class _Run:
                 "device": facts.device(),
             },
         )
-
-
-def _best_metric(config: ConfigDict, tasks: Sequence[Task]) -> tuple[str, bool]:
-    """What chooses the best checkpoint, and whether greater is better.
-
-    Raises InputError where an evaluation does not measure train.metric_for_best_model.
-    """
-    wanted, measured = config.train.metric_for_best_model, metrics.qualities(tasks)
-    if wanted and wanted not in measured:
-        raise InputError(
-            f"train.metric_for_best_model is {wanted!r}; expected one of {', '.join(measured)}"
-            f"{did_you_mean(wanted, measured)}"
-        )
-    return (wanted, measured[wanted]) if wanted else ("score", True)
 
 
 class _Stopped(Exception):  # noqa: N818 - a request, not an error

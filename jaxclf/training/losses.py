@@ -11,7 +11,7 @@ import optax
 from jax.scipy.special import xlogy
 
 from jaxclf.core.types import AnyArray, Array, Float, Key, Shaped
-from jaxclf.data.batching import ANSWER, Batch, Targets
+from jaxclf.data.batching import ANSWER, Batch, Soft, Targets
 from jaxclf.data.tasks import TaskKind
 from jaxclf.models import layers
 from jaxclf.models.decoder import Decoder
@@ -61,7 +61,8 @@ class Objective:
     def totals(self, batch: Batch) -> Totals:
         """What each target's summed loss is divided by, over all micro-batches of a step."""
         return {
-            name: jnp.sum(_weights(term, batch.targets[name])) for name, term in self.terms.items()
+            name: jnp.sum(_weights(term, batch.targets[name], (batch.soft or {}).get(name)))
+            for name, term in self.terms.items()
         }
 
     def sums(
@@ -74,9 +75,10 @@ class Objective:
             targets = batch.targets[name]
             mask = jnp.asarray(targets.mask)
             losses = place_losses(term, scores[name], targets.labels)
-            if targets.soft is not None and targets.shares is not None:
-                of_label, of_teacher = jnp.moveaxis(jnp.asarray(targets.shares), -1, 0)
-                taught = soft_losses(term, scores[name], targets.soft)
+            if batch.soft is not None:
+                soft = batch.soft[name]
+                of_label, of_teacher = jnp.moveaxis(jnp.asarray(soft.shares), -1, 0)
+                taught = soft_losses(term, scores[name], soft.probabilities)
                 losses = of_label * losses + of_teacher * taught
             losses = jnp.where(mask, losses, 0.0)
             # A step may hold no label of a target at all.
@@ -188,7 +190,7 @@ def soft_losses(
     return term.temperature**2 * apart
 
 
-def _weights(term: Term, targets: Targets) -> Float[Array, "..."]:
+def _weights(term: Term, targets: Targets, soft: Soft | None) -> Float[Array, "..."]:
     """What each place counts in the mean: its class's weight, as PyTorch has it.
 
     With a teacher, that is the label's part of it; the teacher's share is added.
@@ -197,8 +199,8 @@ def _weights(term: Term, targets: Targets) -> Float[Array, "..."]:
     weights = jnp.ones_like(mask)
     if term.class_weights and term.kind != "multilabel":
         weights = jnp.asarray(term.class_weights, jnp.float32)[targets.labels]
-    if targets.shares is not None:
-        weights = targets.shares[..., 0] * weights + targets.shares[..., 1]
+    if soft is not None:
+        weights = soft.shares[..., 0] * weights + soft.shares[..., 1]
     return mask * weights
 
 
