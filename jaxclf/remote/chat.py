@@ -320,12 +320,12 @@ class ChatClassifier:
 
         None where it has none, or says something else first: thoughts, or several tasks' labels.
         """
-        tasks, prompt = self.recipe.tasks, self.recipe.prompt
-        if not answer.top or prompt is None or len(tasks) > 1 or tasks[0].kind != "class":
+        task, *others = self.recipe.tasks
+        prompt = self.recipe.prompt
+        if not answer.top or prompt is None or others or task.kind != "class":
             return None
-        (task,) = tasks
         texts = {
-            label: answer_to(Record("", "", {task.name: label}), tasks, lettered=prompt.lettered)
+            label: answer_to(Record("", "", {task.name: label}), [task], lettered=prompt.lettered)
             for label in task.labels
         }
         found = label_probabilities(answer.top, texts)

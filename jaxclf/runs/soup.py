@@ -43,8 +43,8 @@ def cook(runs: Sequence[str], output: Path, overrides: Sequence[str] = ()) -> di
     other dev records, or there are none; where there are adapters, of which a mean is no mean of
     models; or where `output` holds something.
     """
-    if len(runs) < 2:
-        raise InputError(f"a soup of {len(runs)} run; expected 2 or more")
+    if len({*runs}) < max(2, len(runs)):
+        raise InputError(f"{', '.join(runs)}: expected 2 runs or more, each once")
     if any(entry.name != locks.FOLDER_LOCK for entry in output.iterdir()):
         raise InputError(f"{output} is not empty; name another --output")
     sources = [resolve(run) for run in runs]
@@ -65,8 +65,8 @@ def cook(runs: Sequence[str], output: Path, overrides: Sequence[str] = ()) -> di
         "metric": chosen.metric,
         "dev": chosen.best.value,
         "runs": [
-            {"path": run, "dev": value, "chosen": run in chosen.runs}
-            for run, value in chosen.alone.items()
+            {"path": run, "dev": found.value, "chosen": run in chosen.runs}
+            for run, found in chosen.alone.items()
         ],
     }
     checkpoint = tree_store.fingerprint(opened.source.manifest)
@@ -84,13 +84,13 @@ class Tasted(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What the soup is made of. alone: the value of `metric` on dev by run."""
+    """What the soup is made of. alone: how good each run is by itself."""
 
     metric: str
     runs: list[str]
     params: Params
     best: Tasted
-    alone: dict[str, float]
+    alone: dict[str, Tasted]
 
 
 def _choose(first: Opened, dataset: datasets.Dataset, sources: Mapping[str, ModelSource]) -> Chosen:
@@ -108,11 +108,10 @@ def _choose(first: Opened, dataset: datasets.Dataset, sources: Mapping[str, Mode
 
     alone = {}
     for run, source in sources.items():
-        alone[run] = tasted(load_params(source, abstract)).value
-        logs.say(f"soup: {run} has {metric} {alone[run]:.4f} on dev")
-    best_run, *others = sorted(sources, key=lambda run: -quality(alone[run]))
-    runs, params = [best_run], load_params(sources[best_run], abstract)
-    best = tasted(params)
+        alone[run] = tasted(load_params(source, abstract))
+        logs.say(f"soup: {run} has {metric} {alone[run].value:.4f} on dev")
+    best_run, *others = sorted(sources, key=lambda run: -quality(alone[run].value))
+    runs, params, best = [best_run], load_params(sources[best_run], abstract), alone[best_run]
     for run in others:
         mixed = mixture(params, load_params(sources[run], abstract), len(runs))
         found = tasted(_cast(mixed, abstract))
@@ -154,9 +153,9 @@ def check_same(first: str, one: ModelSource, name: str, other: ModelSource) -> N
             raise InputError(f"{run} is not finished; run the command of its training again")
     mine, its = _facts(one), _facts(other)
     unlike = [
-        f"{what}: {_shown(its[what])} there, {_shown(mine[what])} in {first}"
-        for what in mine
-        if mine[what] != its[what]
+        f"{what}: {_shown(its.get(what))} there, {_shown(mine.get(what))} in {first}"
+        for what in dict.fromkeys([*mine, *its])
+        if mine.get(what) != its.get(what)
     ]
     if unlike:
         raise InputError(
