@@ -18,7 +18,9 @@ from jaxclf.core import logs
 from jaxclf.core.errors import InputError
 from jaxclf.data.encoder_inputs import Encoded, Soft, Target
 from jaxclf.data.label_probabilities import Probabilities, mean
+from jaxclf.data.loader import Examples
 from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
+from jaxclf.decoding.recipe import Recipe
 from jaxclf.runs import teacher
 from jaxclf.runs.setup import Setup
 from jaxclf.runs.teacher import Answers, OpenTeacher, Teacher
@@ -57,9 +59,11 @@ class Lessons:
                 teacher.label(each, records, path)
                 for each, path in zip(self.teachers, places, strict=True)
             ]
+            self.teachers = []  # their parameters would lie beside the student's
         else:
             found = [teacher.read(path) for path in places]
-        examples, silent = soften(self.setup, records, found, self.config)
+        recipe, examples = self.setup.recipe, self.setup.examples
+        examples, silent = soften(recipe, records, examples, found, self.config)
         facts = {
             "teachers": [
                 {"source": each.source, "fingerprint": each.fingerprint} for each in found
@@ -120,20 +124,23 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def soften(
-    setup: Setup, records: Sequence[Record], taught: Sequence[Answers], config: ConfigDict
+    recipe: Recipe,
+    records: Sequence[Record],
+    examples: Examples,
+    taught: Sequence[Answers],
+    config: ConfigDict,
 ) -> tuple[list[Encoded], Counter[str]]:
     """The examples with soft targets, and how many texts have none by task.
 
     `config`: the group `distil`. A place where neither a label nor a teacher's word counts is none.
     """
-    recipe = setup.recipe
     read = {
         task.name: [columns(task, recipe.slot_format, each) for each in taught]
         for task in recipe.tasks
     }
-    examples: list[Encoded] = []
+    found: list[Encoded] = []
     silent: Counter[str] = Counter()
-    for index, (record, example) in enumerate(zip(records, setup.examples, strict=True)):
+    for index, (record, example) in enumerate(zip(records, examples, strict=True)):
         assert isinstance(example, Encoded)
         targets, soft = {}, {}
         for task in recipe.tasks:
@@ -145,10 +152,9 @@ def soften(
             silent[task.name] += p is None
             known = record.labels.get(task.name) is not None
             width = max(1, len(head_labels(task, recipe.slot_format)))
-            found = _target(task, example, p, width, known, config)
-            targets[task.name], soft[task.name] = found
-        examples.append(dataclasses.replace(example, targets=targets, soft=soft))
-    return examples, +silent
+            targets[task.name], soft[task.name] = _target(task, example, p, width, known, config)
+        found.append(dataclasses.replace(example, targets=targets, soft=soft))
+    return found, +silent
 
 
 def _target(

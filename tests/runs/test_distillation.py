@@ -23,7 +23,6 @@ from jaxclf.decoding.recipe import Recipe
 from jaxclf.remote import stand_in
 from jaxclf.runs import teacher
 from jaxclf.runs.distillation import columns, soft_probabilities, soften
-from jaxclf.runs.setup import Setup
 from jaxclf.runs.teacher import Answers
 from jaxclf.runs.training import train
 
@@ -116,15 +115,10 @@ def answers_of(tasks, *rows, source="t") -> Answers:
     return Answers(source, "", tasks, "names", arrays)
 
 
-def softened(tasks, records, examples, *taught, weight=0.5, temperature=1.0):
+def softened(tasks, records, examples, *taught, weight=0.5):
     recipe = Recipe(tasks, None, "names", 16, 0)
-    setup = dataclasses.replace(
-        Setup(*[None] * 7),
-        recipe=recipe,
-        examples=examples,  # type: ignore[arg-type]
-    )
-    config = ConfigDict({"weight": weight, "temperature": temperature})
-    return soften(setup, records, taught, config)
+    config = ConfigDict({"weight": weight, "temperature": 1.0})
+    return soften(recipe, records, examples, taught, config)
 
 
 def example(words, **targets) -> Encoded:
@@ -189,17 +183,13 @@ def test_where_nobody_says_anything_there_is_no_target_and_that_is_counted():
 def test_other_labels_and_tasks_are_refused_by_name():
     given = answers_of((INTENT, SLOTS), source="runs/big")
     fewer = Task("intent", "class", ("a", "b", "d"))
-    with pytest.raises(
-        InputError, match="runs/big has other labels of task intent: c in the teach"
-    ):
+    with pytest.raises(InputError, match="runs/big has other labels of task intent: c in the t"):
         columns(fewer, "names", given)
-    with pytest.raises(InputError, match="'d|d in this run alone"):
+    with pytest.raises(InputError, match="; d in this run alone"):
         columns(fewer, "names", given)
-    with pytest.raises(InputError, match="B-time, I-time and|B-time, I-time, O in this run alone"):
+    with pytest.raises(InputError, match="B-time, I-time, O in this run alone"):
         columns(SLOTS, "bio", given)
-    with pytest.raises(
-        InputError, match="answers intent .class., slots .slots.; this run learns s"
-    ):
+    with pytest.raises(InputError, match="answers intent .class., slots .slots.; this run lea"):
         columns(SIZE, "names", given)
     alone = answers_of((dataclasses.replace(INTENT, name="label"),))
     assert columns(INTENT, "names", alone) == ("label", [0, 1, 2])  # the only ones of both
