@@ -107,11 +107,11 @@ def open_teacher(source: str, folder: Path) -> Teacher:
         config = run_dir / "config.json"
         if config.is_file() and has_own_prompts(loading.read(config)):
             raise own_prompts(source)
-        return Teacher(source, recipe.tasks, recipe.slot_format, load)
+        return Teacher(source, recipe, load)
     opened = open_source(source, overrides=_EXACT)
     recipe = opened.classifier.recipe
     found = Labeller(opened.classifier, opened.fingerprint, opened.config.eval.batch_size)
-    return Teacher(source, recipe.tasks, recipe.slot_format, lambda: found)
+    return Teacher(source, recipe, lambda: found)
 
 
 _EXACT = ("eval.decoding=score", "eval.score_bound=0.0", "eval.temperature=none")

@@ -43,6 +43,7 @@ class Lessons:
         self.sources = [source.strip() for source in config.distil.teacher.split(",")]
         self.teachers = [] if begun else [open_(source, self.folder) for source in self.sources]
         for each in self.teachers:
+            each.check(self.records)
             for task in setup.recipe.tasks:
                 columns(task, setup.recipe.slot_format, each)
 

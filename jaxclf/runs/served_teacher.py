@@ -39,7 +39,7 @@ def served_teacher(path: Path, source: str, folder: Path) -> Teacher:
         name = files.digest_of(json.dumps(asked))
         return Labeller(ChatClassifier(recipe, account), name, batch_size=0)
 
-    return Teacher(source, recipe.tasks, recipe.slot_format, load)
+    return Teacher(source, recipe, load)
 
 
 def own_prompts(source: str) -> InputError:

@@ -24,6 +24,7 @@ from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data.label_probabilities import Probabilities, of_prediction
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record, SlotFormat, Task, head_labels
+from jaxclf.decoding.recipe import Recipe
 from jaxclf.runs import labelling
 
 _CHUNK_BATCHES = 8  # batches between two writes: what a kill can cost
@@ -49,9 +50,24 @@ class Teacher:
     """What is known of a teacher before it is loaded. source: as the config names it."""
 
     source: str
-    tasks: tuple[Task, ...]
-    slot_format: SlotFormat
+    recipe: Recipe
     load: Callable[[], Labeller]
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        return self.recipe.tasks
+
+    @property
+    def slot_format(self) -> SlotFormat:
+        return self.recipe.slot_format
+
+    def check(self, records: Sequence[Record]) -> None:
+        """Raise InputError for texts that it cannot read."""
+        if self.recipe.prompt is not None and any(record.pair for record in records):
+            raise InputError(
+                f"the texts come in pairs, which the prompts of distil.teacher {self.source} have "
+                "no place for. Choose a teacher with heads, or put both texts into one column"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

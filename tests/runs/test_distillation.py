@@ -20,10 +20,11 @@ from jaxclf.data import datasets
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.tasks import Record, Task, head_labels, words
 from jaxclf.decoding.recipe import Recipe
+from jaxclf.prompts import builder
 from jaxclf.remote import stand_in
 from jaxclf.runs import teacher
 from jaxclf.runs.distillation import columns, soft_probabilities, soften
-from jaxclf.runs.teacher import Answers
+from jaxclf.runs.teacher import Answers, Teacher
 from jaxclf.runs.training import train
 
 ROOT = Path(__file__).parents[2]
@@ -299,7 +300,7 @@ def test_a_decoder_teaches_by_the_probability_of_each_label(tmp_path):
 def test_a_server_teaches_by_its_answers_and_their_log_probabilities(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     pytest.importorskip("openai")
-    with stand_in.serving() as url:
+    with stand_in.started(0) as url:
         for count in (0, 20):
             folder, workdir = tmp_path / f"prompt-{count}", tmp_path / f"student-{count}"
             words_ = ["--config", str(ROOT / "configs/gpt4_massive.py:task=intent,smoke")]
@@ -340,7 +341,8 @@ def test_what_has_no_place_for_a_teacher_is_refused(taught, tmp_path):
     texts = tmp_path / "texts.csv"
     refused(student(taught, f"distil.unlabelled={texts}"), "texts.csv")
     refused(student(taught, "prompt.slots=bio"), "other labels of task slots: Other, artist_name")
-    refused(student(tmp_path / "none"), "none")
+    with pytest.raises(ArtifactError, match="none: no checkpoint here"):
+        learn(student(tmp_path / "none"), tmp_path / "run")
     with pytest.raises(InputError, match="distil.teacher is empty"):
         tiny("distil.unlabelled=rest")
     with pytest.raises(InputError, match="single commas between"):
@@ -356,3 +358,14 @@ def test_texts_of_a_file_are_learned_from(taught, tmp_path):
     config = tiny(f"distil.teacher={taught}", f"distil.unlabelled={file}", "train.steps=4")
     with pytest.raises(InputError, match="on other records: those of unlabelled/train"):
         learn(config, tmp_path / "run")
+
+
+def test_pairs_of_texts_are_no_questions_for_prompts():
+    asked = builder.build(
+        loading.load(str(ROOT / "configs/quickstart.py")).prompt, "Text", [INTENT]
+    )
+    recipe = Recipe((INTENT,), asked, "names", 64, 8)
+    given = Teacher("runs/big", recipe, lambda: pytest.fail("loaded"))
+    given.check([Record("1", "text", {})])
+    with pytest.raises(InputError, match="pairs, which the prompts of distil.teacher runs/big"):
+        given.check([Record("1", "text", {}, pair="another")])
