@@ -21,6 +21,7 @@ COMMANDS = {
     "prompt": "jaxclf.prompt",
     "compare": "jaxclf.compare",
     "curve": "jaxclf.curve",
+    "soup": "jaxclf.soup",
     "plan": "jaxclf.plan",
     "reproduce": "jaxclf.reproduce",
     "convert from-hf": "jaxclf.convert.from_hf",

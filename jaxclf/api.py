@@ -39,7 +39,8 @@ def load(
 
     source: the folder of a run (of an ensemble, too), a step of one, a classifier in Hugging Face's
     format (a folder such as `jaxclf.convert.to_hf` writes, or a hub id), or what
-    `TextClassifier.save` wrote. step: "best", "last" or a number, of a run that kept several.
+    `TextClassifier.save` wrote; several with commas between: the mean of their probabilities. step:
+    "best", "last" or a number, of a run that kept several.
     overrides: fields of the run's config to change, such as `{"eval.decoding": "score"}`.
 
     Raises InputError where there is no classifier, ArtifactError where a part is missing or

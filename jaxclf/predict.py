@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> None:
         "--checkpoint",
         required=True,
         metavar="SOURCE",
-        help="a run, a step of one, or a Hugging Face classifier: a directory or a hub id",
+        help="a run, a step of one, or a Hugging Face classifier: a directory or a hub id; several "
+        "with commas between: the mean of their probabilities",
     )
     parser.add_argument("--input", required=True, metavar="FILE")
     parser.add_argument("--output", required=True, metavar="FILE.jsonl")

@@ -71,6 +71,7 @@ def run(
     24
     """
     config, workdir = loading.changed(config, overrides), Path(workdir)
+    from jaxclf import opening
     from jaxclf.core import compiler
     from jaxclf.distributed import processes
     from jaxclf.report.result import Report
@@ -89,7 +90,7 @@ def run(
 
         result = train_ensemble(config, workdir, base, peft_import.convert)
     else:
-        result = train(config, workdir, base)
+        result = train(config, workdir, base, opening.open_teacher)
     return Report(result, workdir)
 
 

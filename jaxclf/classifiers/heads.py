@@ -87,7 +87,7 @@ class HeadClassifier(LocalClassifier):
     def read(self, record: Record, example: Encoded, scores: dict[str, np.ndarray]) -> Prediction:
         """The labels of one text by its scores, `[J, C]` a task."""
         predicted: dict[str, Label] = {}
-        shown = {}
+        shown, of_words = {}, {}
         for task in self.recipe.tasks:
             names = head_labels(task, self.recipe.slot_format)
             values = scores[task.name]
@@ -96,9 +96,11 @@ class HeadClassifier(LocalClassifier):
                 check_scores(values, f"task {task.name} for record {record.id!r}")
                 best = np.argmax(values, axis=-1)
                 found = [names[0]] * len(words(record.text))
+                each = np.zeros((len(found), len(names)), np.float32)
+                each[np.array(example.words, int)] = values
                 for word, item in zip(example.words, best, strict=True):
                     found[word] = names[item]
-                predicted[task.name] = tuple(found)
+                predicted[task.name], of_words[task.name] = tuple(found), each
                 continue
             predicted[task.name] = label_of(task, names, values[0], record)
             shown[task.name] = dict(zip(names or ("value",), map(float, values[0]), strict=True))
@@ -109,6 +111,7 @@ class HeadClassifier(LocalClassifier):
             predicted,
             scores=shown or None,
             cut=example.cut,
+            slot_scores=of_words or None,
         )
 
 

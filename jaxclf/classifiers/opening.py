@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -55,7 +56,8 @@ class Opened:
     """A trained run, ready to label.
 
     prompt: what texts are asked with where each has a prompt of its own; None: the recipe's.
-    parts: fingerprints of parameters that are not in the source's manifest.
+    parts: fingerprints of parameters that are not in the source's manifest. facts: what a report
+    says of model and training, where no run of its own does.
     """
 
     classifier: LocalClassifier
@@ -63,6 +65,7 @@ class Opened:
     source: ModelSource
     prompt: PromptSource | None = None
     parts: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> str:

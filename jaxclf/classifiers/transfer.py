@@ -3,6 +3,7 @@
 The body of a model has to fit leaf by leaf. Heads (and BERT's pooler) are taken where the
 checkpoint has them: by the task's name from a run of ours, by their kind from a converted model,
 whose only head has no task's name. The others start at random and are named in log and report.
+Of a base with more layers than the run's model, evenly spaced ones are taken (`model.layers`).
 
 The rows of a head that is taken are brought into the order of the run's labels by their names. Of a
 head without names (LABEL_0, LABEL_1 …) row i is that of label i, numbers in numeric order.
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from jaxclf.adapters.partition import is_stacked
 from jaxclf.checkpoint.model_dir import ModelSource, load_params, read_model
 from jaxclf.core import files, tree
 from jaxclf.core.errors import InputError
@@ -24,6 +26,7 @@ from jaxclf.core.types import Array, Key, Params
 from jaxclf.data.tasks import Task, head_labels
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
+from jaxclf.models.cutting import evenly_spaced
 from jaxclf.models.registry import Model, ModelConfig
 from jaxclf.models.t5 import T5Config
 
@@ -39,7 +42,8 @@ class Transfer(NamedTuple):
 
     `unused`: tensors of the checkpoint that are left behind. `rows`: leaf of a head of the run →
     where its rows, the last axis, lie in the checkpoint's; only where that is another order.
-    `notes`: what had to be assumed, a sentence each.
+    `layers`: which of the checkpoint's are taken; (): all. `notes`: what had to be assumed, a
+    sentence each.
     """
 
     taken: Mapping[str, str]
@@ -47,6 +51,11 @@ class Transfer(NamedTuple):
     unused: tuple[str, ...]
     rows: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     notes: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+
+    def is_cut(self, path: str) -> bool:
+        """Whether the checkpoint's leaf holds layers that the run's model has not."""
+        return bool(self.layers) and is_stacked(path)
 
     def ordered(self, path: str, leaf: Leaf) -> Leaf:
         """The checkpoint's leaf for `path` with its rows in the order of the run's labels."""
@@ -83,6 +92,7 @@ def plan(
     new = tuple(path for path in wanted if _REPLACEABLE.fullmatch(path) and path not in taken)
     left = tuple(path for path in base.manifest if path not in taken.values())
     found = Transfer(taken, new, (*_unused_at_conversion(base), *left))
+    found = _cut(found, base, model.config)
     if heads == "keep" and recipe is not None:
         found = _with_rows(found, base, names, recipe)
     return found
@@ -97,7 +107,9 @@ def load(model: Model, base: ModelSource | None, plan: Transfer, key: Key[Array,
         base, manifest={path: base.manifest[path] for path in plan.taken.values()}
     )
     abstract = {
-        plan.taken.get(path, path): leaf for path, leaf in wanted.items() if path not in plan.new
+        plan.taken.get(path, path): _uncut(plan, path, leaf, base)
+        for path, leaf in wanted.items()
+        if path not in plan.new
     }
     loaded = tree.flatten(load_params(part, tree.nest(abstract)))
     # The compiler leaves out what the other parameters would have started from.
@@ -134,7 +146,8 @@ def _check_sizes(base: ModelSource, wanted: Mapping[str, Any], taken: Mapping[st
     wrong = [
         f"{path} {base.manifest[path].shape}, the run needs {wanted[ours].shape}"
         for ours, path in taken.items()
-        if _REPLACEABLE.fullmatch(ours) and base.manifest[path].shape != wanted[ours].shape
+        if _REPLACEABLE.fullmatch(ours)
+        and _of_a_layer(ours, base.manifest[path].shape) != _of_a_layer(ours, wanted[ours].shape)
     ]
     if wrong:
         raise InputError(
@@ -143,11 +156,43 @@ def _check_sizes(base: ModelSource, wanted: Mapping[str, Any], taken: Mapping[st
         )
 
 
+def _of_a_layer(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A leaf's shape without the number of layers, which is the body's affair."""
+    return shape[1:] if is_stacked(path) else shape
+
+
 def _ordered(plan: Transfer, path: str, leaf: jax.Array) -> jax.Array:
-    """`plan.ordered`, computed where the leaf lies."""
+    """`plan.ordered` of the layers that are taken, computed where the leaf lies."""
+    if plan.is_cut(path):
+        places = np.array(plan.layers)
+        return jax.jit(lambda leaf: leaf[places], out_shardings=leaf.sharding)(leaf)
     if path not in plan.rows:
         return leaf
     return jax.jit(lambda leaf: plan.ordered(path, leaf), out_shardings=leaf.sharding)(leaf)
+
+
+def _cut(found: Transfer, base: ModelSource, config: ModelConfig) -> Transfer:
+    """The transfer with the layers that a model of fewer takes."""
+    theirs, _ = read_model(base.model_json)
+    if isinstance(theirs, T5Config) or isinstance(config, T5Config):
+        return found
+    one = getattr(theirs, "same_layer", False)  # which is run through as often as wanted
+    if one or theirs.num_layers <= config.num_layers:
+        return found
+    layers = evenly_spaced(theirs.num_layers, config.num_layers)
+    note = (
+        f"of the checkpoint's {theirs.num_layers} layers, counted from 0, these are taken: "
+        f"{', '.join(map(str, layers))}"
+    )
+    return found._replace(layers=layers, notes=(*found.notes, note))
+
+
+def _uncut(plan: Transfer, path: str, leaf: Any, base: ModelSource) -> Any:
+    """The shape of the checkpoint's leaf for one of the run."""
+    stored = base.manifest.get(plan.taken.get(path, path))
+    if stored is None or not plan.is_cut(path):
+        return leaf
+    return jax.ShapeDtypeStruct((stored.shape[0], *leaf.shape[1:]), leaf.dtype)
 
 
 def _with_rows(
@@ -181,7 +226,7 @@ def _with_rows(
         if order != tuple(range(len(order))):
             leaves = (f"heads/{ours}/out/{name}" for name in ("kernel", "bias"))
             rows |= {path: order for path in leaves if path in found.taken}
-    return found._replace(rows=rows, notes=tuple(notes))
+    return found._replace(rows=rows, notes=(*found.notes, *notes))
 
 
 def _fault(known: Sequence[str], wanted: Sequence[str], task: str) -> str:

@@ -92,6 +92,7 @@ def is_pattern(text: str) -> bool:
     return True
 
 
+share = Rule("a number from 0 to 1", lambda value: type(value) in (int, float) and 0 <= value <= 1)
 boolean = Rule("true or false", lambda value: type(value) is bool)
 text = Rule("text", lambda value: type(value) is str)
 nonempty = Rule("text that is not empty", lambda value: type(value) is str and value != "")

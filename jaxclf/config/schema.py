@@ -207,6 +207,12 @@ _MODEL = Group(
             "A run or model of ours, a Hugging Face directory, a hub id, or `package:NAME/FILE`. "
             "Empty: a random start.",
         ),
+        "layers": Field(
+            0,
+            whole(0),
+            "Layers kept of the model or checkpoint, evenly spaced from the first to the last; 0: "
+            "all.",
+        ),
         "dtype": Field(
             "auto",
             one_of("auto", "float32", "bfloat16"),
@@ -373,6 +379,17 @@ _TRAIN = Group(
             "Round updated bfloat16 parameters up or down by chance, so that small steps are made "
             "in the mean.",
         ),
+        "average": Field(
+            "none",
+            one_of("none", "ema"),
+            "Average of the trained parameters over the steps, which is evaluated and kept in "
+            "their place; `ema`: exponential moving average.",
+        ),
+        "average_decay": Field(
+            0.999,
+            real(0, 1),
+            "`average=ema`: share of the average that a step leaves; less in the first steps.",
+        ),
         "max_grad_norm": Field(
             1.0, real(0), "Gradients are clipped to this global norm; 0: no clipping."
         ),
@@ -429,6 +446,42 @@ _LOSS = Group(
             (),
             tuple_of("positive numbers, one a task", real(0, above=True).holds),
             "Weights of the tasks' losses. Empty: all the same.",
+        ),
+    },
+)
+
+_DISTIL = Group(
+    "A teacher whose probabilities are learned beside the labels, by models with heads.",
+    {
+        "teacher": Field(
+            "",
+            rules.text,
+            "A trained classifier, or several with commas between, whose probabilities are "
+            "averaged; also a folder of `jaxclf.prompt` with an `api.model`. Empty: none.",
+        ),
+        "unlabelled": Field(
+            "",
+            rules.text,
+            "Further texts to learn from, labelled by the teacher alone: a file with the columns "
+            "`data.text`, `data.pair` and `data.id`, or `rest`, the training records that "
+            "`data.train_examples` and `data.train_limit` leave out.",
+        ),
+        "temperature": Field(
+            2.0,
+            real(0, above=True),
+            "Both sides' probabilities are softened by it; 1: as they are.",
+        ),
+        "weight": Field(
+            0.5,
+            rules.share,
+            "Weight of the teacher's word in the mean over texts; that of a label is 1 less this.",
+        ),
+        "folder": Field(
+            "",
+            rules.folder,
+            "Folder where the teacher's probabilities are kept, for several runs to share. Empty: "
+            "WORKDIR/teacher.",
+            affects="nothing",
         ),
     },
 )
@@ -520,6 +573,12 @@ _API = Group(
         ),
         "retries": Field(
             6, whole(0), "Retries of a request, after growing pauses.", affects="nothing"
+        ),
+        "top_logprobs": Field(
+            0,
+            whole(0, 20),
+            "Log-probabilities asked for of the likeliest tokens at each place of an answer, from "
+            "which labels get probabilities; 0: none.",
         ),
         "max_characters": Field(
             0,
@@ -630,6 +689,7 @@ SCHEMA: dict[str, Field | Group] = {
     "lora": _LORA,
     "train": _TRAIN,
     "loss": _LOSS,
+    "distil": _DISTIL,
     "attens": _ATTENS,
     "api": _API,
     "eval": _EVAL,

@@ -33,6 +33,7 @@ def validate(config: ConfigDict) -> None:
     _check_prompt(config.prompt, config.eval.decoding)
     _check_batches(config.train)
     _check_api(config)
+    _check_distil(config)
 
 
 def check(name: str, value: Any) -> None:
@@ -72,6 +73,11 @@ def _check_tuning(config: ConfigDict) -> None:
             f"model.quantize is {config.model.quantize!r}: a quantised model is frozen. Set tune "
             "to 'lora' or another that trains adapters"
         )
+    if config.model.layers and config.attens.modules:
+        raise InputError(
+            f"model.layers is {config.model.layers}, which an ensemble's base does not know: its "
+            "adapters belong to all layers. Set it to 0"
+        )
     if (config.tune == "prefix") != (config.model.num_virtual_tokens > 0):
         raise InputError(
             f"model.num_virtual_tokens is {config.model.num_virtual_tokens} and tune is "
@@ -93,6 +99,25 @@ def _check_batches(train: ConfigDict) -> None:
         raise InputError(
             f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "
             f"which is {train.max_length:,}"
+        )
+
+
+def _check_distil(config: ConfigDict) -> None:
+    distil = config.distil
+    if distil.unlabelled and not distil.teacher:
+        raise InputError(
+            f"distil.unlabelled is {distil.unlabelled!r}, but nobody says what these texts are: "
+            "distil.teacher is empty. Name a trained run, or leave both empty"
+        )
+    if distil.teacher and config.attens.modules:
+        raise InputError(
+            "distil.teacher is for models with heads; an ensemble of adapters (attens.modules) "
+            "learns from labels alone. Leave one of them empty"
+        )
+    if distil.teacher and not all(map(str.strip, distil.teacher.split(","))):
+        raise InputError(
+            f"distil.teacher is {distil.teacher!r}; expected one run, or several with single "
+            "commas between them"
         )
 
 

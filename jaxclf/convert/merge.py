@@ -110,7 +110,10 @@ class _Leaves:
                     f"{name} was started at random and not trained, so that nothing keeps it; "
                     "name it in lora.modules_to_save"
                 )
-            leaf = tree_store.read(self.base.params_dir, self.plan.taken[name], layer)
+            place = layer
+            if layer is not None and self.plan.is_cut(name):
+                place = self.plan.layers[layer]
+            leaf = tree_store.read(self.base.params_dir, self.plan.taken[name], place)
             return self.plan.ordered(name, leaf)
 
         if f"{path}/values" not in self.plan.taken:

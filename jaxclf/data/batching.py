@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxclf.core.types import AnyArray, Bool, Int, Prefixes, Shaped
+from jaxclf.core.types import AnyArray, Bool, Float, Int, Prefixes, Shaped
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.examples import Tokens
 from jaxclf.data.prefixes import NONE, SharedPrefixes
@@ -42,13 +42,24 @@ class Targets(NamedTuple):
     mask: Bool[AnyArray, "*micro B J"]
 
 
+class Soft(NamedTuple):
+    """What a teacher says at the places of a target: probabilities, or a number.
+
+    `shares`: how much the label and the teacher's word count in the loss of each place.
+    """
+
+    probabilities: Float[AnyArray, "*micro B J C"]
+    shares: Float[AnyArray, "*micro B J 2"]
+
+
 class Batch(NamedTuple):
     """What one train step reads. Padding has segment 0; positions start at 0 in each segment.
 
     `types`: 1 in the second text of a pair, else 0; None where a model has no such input.
     `prefixes`: those that examples share; positions of the examples then go on from their ends.
     `lengths`: tokens of each row, where every row holds one example alone; None where rows are
-    packed. Kernels have a form for such rows that needs no segments.
+    packed. Kernels have a form for such rows that needs no segments. `soft`: of each target, where
+    there is a teacher.
     """
 
     tokens: Int[AnyArray, "*micro B T"]
@@ -58,6 +69,7 @@ class Batch(NamedTuple):
     targets: dict[str, Targets]
     prefixes: Prefixes | None = None
     lengths: Int[AnyArray, "*micro B 1"] | None = None
+    soft: dict[str, Soft] | None = None
 
 
 class PromptBatch(NamedTuple):
@@ -91,6 +103,8 @@ def row(example: Tokens | Encoded, shared: SharedPrefixes = NONE) -> ExampleRow:
         arrays = {"tokens": example.tokens, "types": example.types}
         for name, (positions, labels) in example.targets.items():
             arrays |= {f"{name}/positions": positions, f"{name}/labels": labels}
+        for name, (soft, shares) in example.soft.items():
+            arrays |= {f"{name}/soft": soft, f"{name}/shares": shares}
         return arrays
     if example.apart:
         return {
@@ -135,7 +149,9 @@ def padded(rows: Sequence[ExampleRow], shared: SharedPrefixes = NONE, groups: in
         positions[index, :count] = np.arange(count)
     targets = {
         name: Targets(
-            arrays[f"{name}/positions"], arrays[f"{name}/labels"], segments[f"{name}/labels"] > 0
+            arrays[f"{name}/positions"],
+            arrays[f"{name}/labels"],
+            segments[f"{name}/labels"] > 0,
         )
         for name in target_names(arrays)
     }
@@ -147,6 +163,7 @@ def padded(rows: Sequence[ExampleRow], shared: SharedPrefixes = NONE, groups: in
         arrays.get("types"),
         targets,
         lengths=lengths,
+        soft=_soft(arrays),
     )
     return _with_prefixes(batch, arrays.get("seen"), shared, groups)
 
@@ -169,13 +186,18 @@ def packed(rows: Mapping[str, np.ndarray], shared: SharedPrefixes = NONE, groups
         )
         mask = of_labels > 0
         positions = np.where(mask, rows[f"{name}/positions"] + starts, 0)
-        targets[name] = Targets(positions.astype(np.int32), rows[f"{name}/labels"], mask)
+        targets[name] = Targets(
+            positions.astype(np.int32),
+            rows[f"{name}/labels"],
+            mask,
+        )
     batch = Batch(
         rows["tokens"].astype(np.int32),
         segment_ids.astype(np.int32),
         rows["tokens_positions"].astype(np.int32),
         rows.get("types"),
         targets,
+        soft=_soft(rows),
     )
     return _with_prefixes(batch, rows.get("seen"), shared, groups)
 
@@ -197,6 +219,16 @@ def _with_prefixes(
 def target_names(row: Mapping[str, np.ndarray]) -> list[str]:
     """The heads that a row has labels for."""
     return [name.removesuffix("/labels") for name in row if name.endswith("/labels")]
+
+
+def _soft(rows: Mapping[str, np.ndarray]) -> dict[str, Soft] | None:
+    """What a teacher says of each target; None where there is none."""
+    found = {
+        name: Soft(rows[f"{name}/soft"], rows[f"{name}/shares"])
+        for name in target_names(rows)
+        if f"{name}/soft" in rows
+    }
+    return found or None
 
 
 def _filled(segments: np.ndarray) -> np.ndarray:

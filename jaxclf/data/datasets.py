@@ -70,7 +70,8 @@ class Dataset:
     """A data set as a run sees it: the selected tasks and the records of each split.
 
     `skipped`: records left out for a defect, by split; `defects`: the first of these, located.
-    `fingerprint`: SHA-256 over splits, ids, texts and labels.
+    `fingerprint`: SHA-256 over splits, ids, texts and labels. `left_out`: training records that
+    `data.train_limit` and `data.train_examples` keep from learning.
 
     The labels of a record need not be among its task's: those of a test split that train lacks are
     kept, and count as wrong whatever is answered.
@@ -83,6 +84,7 @@ class Dataset:
     skipped: dict[str, int]
     fingerprint: str
     defects: tuple[str, ...] = ()
+    left_out: tuple[Record, ...] = ()
 
     @functools.cached_property
     def fingerprints(self) -> dict[str, str]:
@@ -120,13 +122,23 @@ def load(config: Any, seed: int = 0) -> Dataset:
         splits = splits | _hold_out(splits["train"], config.dev_fraction, tasks)
     if config.limit:
         splits = {split: spread(found, config.limit) for split, found in splits.items()}
+    whole = splits["train"]
     if config.train_limit:
         splits["train"] = spread(splits["train"], config.train_limit)
     if count := config.get("train_examples", 0):  # which older runs do not have
         splits["train"] = _few(splits["train"], count, tasks, seed)
     splits = {split: splits[split] for split in SPLITS if split in splits}
-    counts, shown = dict(defects.counts), tuple(defects.shown)
-    return Dataset(config.name, domain, tasks, splits, counts, _fingerprint(splits), shown)
+    kept = {*map(id, splits["train"])}
+    return Dataset(
+        config.name,
+        domain,
+        tasks,
+        splits,
+        dict(defects.counts),
+        _fingerprint(splits),
+        tuple(defects.shown),
+        tuple(record for record in whole if id(record) not in kept),
+    )
 
 
 def scored_split(dataset: Dataset, wanted: str) -> str:
@@ -420,6 +432,11 @@ def _few(train: Sequence[Record], count: int, tasks: Sequence[Task], seed: int) 
             share = (turn + 0.5) / len(places)
             due[place] = (turn > 0, share, str(label), digests[place])
     return [train[place] for place in sorted(sorted(due, key=due.__getitem__)[:count])]
+
+
+def fingerprint(found: Sequence[Record]) -> str:
+    """SHA-256 over the ids, texts and labels of records in their order."""
+    return _fingerprint({"": [*found]})
 
 
 def _fingerprint(splits: Splits) -> str:

@@ -9,8 +9,8 @@
 
 import bisect
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxclf.data.tasks import Label, Record, SlotFormat, Task, head_labels, plai
 from jaxclf.data.tokenizer import Tokenizer
 
 Target = tuple[np.ndarray, np.ndarray]  # positions [J] and labels [J] or [J, C]
+Soft = tuple[np.ndarray, np.ndarray]  # a teacher's probabilities [J, C], and shares [J, 2]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Encoded:
 
     `types`: 1 in the second text of a pair, else 0. `targets`: for each task where it is predicted
     and what (zeros where gold is not wanted). `words`: for each predicted slot the word it is for.
-    `cut`: tokens cut from the end of the text.
+    `cut`: tokens cut from the end of the text. `soft`: where the example has a teacher, for each
+    task what it says of each position, and how much the label and its word count there.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Encoded:
     targets: dict[str, Target]
     words: tuple[int, ...]
     cut: int
+    soft: Mapping[str, Soft] = field(default_factory=dict)
 
 
 def encode(
@@ -49,16 +52,19 @@ def encode(
     *,
     truncate: bool = True,
     gold: bool = True,
+    hidden: bool = False,
     causal: bool = False,
 ) -> list[Encoded]:
     """Encode `records` into at most `max_length` tokens each, with the labels if `gold`.
+
+    `hidden`: a task whose gold is not known has its positions all the same, with zeros as labels.
 
     `causal`: later tokens have seen earlier ones alone. A text is then labelled at its last token,
     and a word at its last, else each at its first.
 
     The longer text of a pair is cut first. A word that is cut, or that the tokenizer leaves
-    nothing of, has no place. A task whose gold is hidden has none either. Raises InputError where
-    a text is too long and `truncate` is off.
+    nothing of, has no place. A task whose gold is not known has none either. Raises InputError
+    where a text is too long and `truncate` is off.
     """
     encodings = tokenizer.encode_inputs(
         [record.text for record in records], [record.pair for record in records], max_length
@@ -83,7 +89,7 @@ def encode(
             whole = len(ids) - 1 if causal else 0
             places = list(word_places.values()) if task.kind == "slots" else [whole]
             label = record.labels.get(task.name) if gold else None
-            if gold and label is None:
+            if gold and label is None and not hidden:
                 places = []
             labels = readers[task.name](label, list(word_places), len(places))
             targets[task.name] = (np.array(places, np.int32), labels)

@@ -167,7 +167,7 @@ def _batches(
     lengths = dict.fromkeys(first, row_length)
     for name in batching.target_names(first):
         budget = label_budget(examples, name, row_length, shared)
-        lengths |= {f"{name}/positions": budget, f"{name}/labels": budget}
+        lengths |= {each: budget for each in first if each.startswith(f"{name}/")}
     filled = grain.experimental.FirstFitPackIterDataset(
         rows,
         length_struct=lengths,

@@ -1,8 +1,11 @@
 """What a classifier says of a record: labels, scores, and what could not be read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from jaxclf.core.types import Float
 from jaxclf.data.tasks import Label
 
 UNPARSED = None  # the prediction for an output outside the label set
@@ -14,7 +17,8 @@ class Prediction:
 
     raw: the generated text. scores: task name → label → score, where labels were scored.
     unknown_slots, guessed: as in `Parsed`. cut: tokens (of a server: characters) that were cut from
-    the end of the text before it was read.
+    the end of the text before it was read. slot_scores: task name → the probability of each of
+    `head_labels` `[words C]` for each word, zeros where it was cut, where heads scored slots.
     """
 
     id: str
@@ -26,6 +30,9 @@ class Prediction:
     unknown_slots: int = 0
     guessed: tuple[str, ...] = ()
     cut: int = 0
+    slot_scores: Mapping[str, Float[np.ndarray, "words C"]] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     @property
     def unparsed(self) -> list[str]:

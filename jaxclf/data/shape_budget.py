@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from jaxclf.core.types import AnyArray
-from jaxclf.data.batching import Batch, PromptBatch, Targets
+from jaxclf.data.batching import Batch, PromptBatch, Soft, Targets
 
 Either = TypeVar("Either", Batch, PromptBatch)
 Widths = tuple[int, ...]
@@ -59,7 +59,11 @@ def _widened(batch: Either, widths: Widths) -> Either:
     prefixes = batch.prefixes
     if prefixes is not None:
         prefixes = prefixes._replace(seen=_filled(prefixes.seen, widths[0]))
-    return Batch(tokens, segment_ids, positions, types, targets, prefixes, batch.lengths)
+    soft = batch.soft and {
+        name: Soft(*(_filled(array, targets[name].positions.shape[1]) for array in each))
+        for name, each in batch.soft.items()
+    }
+    return Batch(tokens, segment_ids, positions, types, targets, prefixes, batch.lengths, soft)
 
 
 def _filled(array: AnyArray, width: int, before: bool = False) -> np.ndarray:

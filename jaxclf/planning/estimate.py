@@ -18,6 +18,7 @@ from jaxclf.core.tree import flatten
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.distributed import sharding
 from jaxclf.models import attention, layers, registry
+from jaxclf.models.cutting import with_layers
 from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
@@ -73,7 +74,7 @@ class PlannedRun:
         self.config, self.topology, self.workload = config, topology, workload
         self.label_tokens = label_tokens
         self.compiles = topology.is_tpu or gpus.can_compile()
-        dimensions = registry.find(config.model.name)
+        dimensions = with_layers(registry.find(config.model.name), config.model.layers)
         if registry.has_heads(config.model.output, dimensions):
             assert isinstance(dimensions, EncoderConfig | DecoderConfig)
             if workload is not None:
@@ -125,7 +126,11 @@ class PlannedRun:
         """Shapes of (the train state, what is frozen)."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         trained, frozen = jax.eval_shape(self.tuning.start, self.model.abstract, key)
-        return jax.eval_shape(lambda t, k: init_state(t, self.optimizer, k), trained, key), frozen
+        averages = self.config.train.average != "none"
+        state = jax.eval_shape(
+            lambda t, k: init_state(t, self.optimizer, k, averages=averages), trained, key
+        )
+        return state, frozen
 
     def rows(self, accumulate: int) -> Rows:
         """What each of so many micro-batches holds."""

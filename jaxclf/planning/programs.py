@@ -101,6 +101,7 @@ def train_step(job: PlannedRun, sizes: Sizes, accumulate: int) -> Program:
         job.objective(),
         may_skip=train.max_skipped > 0,
         prng=train.prng,
+        average_decay=train.average_decay,
     )
     with jax.set_mesh(mesh(job.topology, sizes)):
         state, frozen = (sharding.abstract(tree) for tree in job.state)

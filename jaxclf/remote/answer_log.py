@@ -20,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from jaxclf.core import locks, logs
+from jaxclf.core import files, locks, logs
 from jaxclf.core.errors import ArtifactError, InputError
+from jaxclf.remote.label_logprobs import Place
 
 MOST_TOKENS = 2**53  # of one answer, above all there is
 
@@ -31,7 +32,8 @@ class Answer:
     """What a server said.
 
     finish: why it ended there ("stop", "length", …). The tokens are counted by the server, 0 where
-    it says nothing. model: the version that answered, by its own word.
+    it says nothing. model: the version that answered, by its own word. top: the likeliest tokens at
+    each place, where they were asked for and it gives them.
     """
 
     text: str
@@ -39,6 +41,7 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     model: str = ""
+    top: tuple[Place, ...] = ()
 
     def check(self) -> None:
         """Raise ValueError where a field is of another type than it should be."""
@@ -49,6 +52,10 @@ class Answer:
             count = getattr(self, name)
             if type(count) is not int or not 0 <= count <= MOST_TOKENS:
                 raise ValueError(f"{name} is {count!r:.80}; expected a number of tokens")
+        for place in self.top:
+            for token, log_p in place:
+                if type(token) is not str or type(log_p) not in (int, float) or not log_p <= 0:
+                    raise ValueError(f"top holds {token!r:.80}, {log_p!r:.80}; expected log p")
 
 
 def fingerprint(**asked: Any) -> str:
@@ -127,6 +134,8 @@ class Ledger:
     def add(self, key: str, answer: Answer) -> None:
         """Return when the answer is on disk."""
         row = {"key": key} | dataclasses.asdict(answer)
+        if not answer.top:  # as in files from before there were any
+            del row["top"]
         line = json.dumps(row | {"checksum": _checksum(row)}).encode() + b"\n"
         with self._lock:
             try:
@@ -147,7 +156,7 @@ def _parse(line: bytes) -> tuple[str, Answer]:
     if fields.pop("checksum") != _checksum(fields):
         raise ValueError("its checksum differs")
     key = fields.pop("key")
-    answer = Answer(**fields)
+    answer = Answer(**files.tuples(fields))
     answer.check()
     return key, answer
 

@@ -22,9 +22,11 @@ from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Record
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.prompts.builder import PromptSource
+from jaxclf.prompts.builder import answer as answer_to
 from jaxclf.remote import answer_log
 from jaxclf.remote.answer_log import Answer, Ledger
 from jaxclf.remote.endpoint import Endpoint
+from jaxclf.remote.label_logprobs import label_probabilities
 
 FILE = "answers.jsonl"
 CHARACTERS_PER_TOKEN = 4  # of English, for estimates: these need no tokenizer then
@@ -277,6 +279,8 @@ class ChatClassifier:
                 "seed": self.recipe.seed,
                 "max_tokens": self.recipe.max_new_tokens,
             }
+            if api.top_logprobs:
+                asked |= {"logprobs": True, "top_logprobs": api.top_logprobs}
             # A model of this name elsewhere may be another one.
             key = answer_log.fingerprint(base_url=self.account.endpoint.url, **asked)
             found.append((key, asked))
@@ -303,9 +307,29 @@ class ChatClassifier:
         counts = Counter(key for key, _ in questions)
         answers = self.account.answers(dict(questions), lambda key: progress(counts[key]))
         return [
-            dataclasses.replace(self.recipe.read(record, answers[key].text), cut=self.cut(record))
+            dataclasses.replace(
+                self.recipe.read(record, answers[key].text),
+                cut=self.cut(record),
+                scores=self.scores(answers[key]),
+            )
             for record, (key, _) in zip(records, questions, strict=True)
         ]
+
+    def scores(self, answer: Answer) -> dict[str, dict[str, float]] | None:
+        """Task → label → probability by the log-probabilities of an answer to one class task.
+
+        None where it has none, or says something else first: thoughts, or several tasks' labels.
+        """
+        task, *others = self.recipe.tasks
+        prompt = self.recipe.prompt
+        if not answer.top or prompt is None or others or task.kind != "class":
+            return None
+        texts = {
+            label: answer_to(Record("", "", {task.name: label}), [task], lettered=prompt.lettered)
+            for label in task.labels
+        }
+        found = label_probabilities(answer.top, texts)
+        return None if found is None else {task.name: found}
 
     def facts(self) -> dict[str, Any]:
         """None of its own: what the answers took is in the account's."""

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from jaxclf.core.errors import InputError, StorageError
 from jaxclf.remote.answer_log import MOST_TOKENS, Answer
+from jaxclf.remote.label_logprobs import Place
 
 OPENAI_URL = "https://api.openai.com/v1"
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between attempts, doubled each time
@@ -205,12 +206,27 @@ def _read(body: bytes) -> Answer:
             prompt_tokens=_tokens(usage.get("prompt_tokens")),
             completion_tokens=_tokens(usage.get("completion_tokens")),
             model=str(completion.get("model") or ""),
+            top=_top(choice.get("logprobs")),
         )
         answer.check()
         return answer
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         shown = body[:80].decode("utf-8", "backslashreplace")
         raise _LaterError(f"no completion ({shown!r})") from error
+
+
+def _top(found: Any) -> tuple[Place, ...]:
+    """The likeliest tokens at each place; none where the server gives none that can be read."""
+    try:
+        return tuple(
+            tuple(
+                (str(each["token"]), min(0.0, float(each["logprob"])))
+                for each in (place, *(place.get("top_logprobs") or ()))
+            )
+            for place in (found or {}).get("content") or ()
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return ()
 
 
 def _tokens(count: Any) -> int:

@@ -7,7 +7,9 @@ that surrounds a closed model can be tried without a key, a network or a bill.
 import ast
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -91,6 +93,7 @@ def completion(asked: dict[str, Any], text: str) -> dict[str, Any]:
                 "message": {"role": "assistant", "content": text},
                 "finish_reason": "stop",
             }
+            | ({"logprobs": log_probabilities(asked, text)} if asked.get("logprobs") else {})
         ],
         "usage": {
             "prompt_tokens": words,
@@ -98,3 +101,21 @@ def completion(asked: dict[str, Any], text: str) -> dict[str, Any]:
             "total_tokens": words + len(text.split()),
         },
     }
+
+
+def log_probabilities(asked: dict[str, Any], text: str) -> dict[str, Any]:
+    """Three quarters for each part of the answer, the rest for parts of other labels there."""
+    prompt = "\n".join(part["content"] for part in asked["messages"])
+    lists = [ast.literal_eval(found) for found in re.findall(r"\['.*?'\]", prompt)]
+    places, before = [], ""
+    for token in re.findall(r"_?[^_]+", text):
+        others = {
+            re.findall(r"_?[^_]+", name.removeprefix(before))[0]
+            for name in itertools.chain.from_iterable(lists)
+            if name.startswith(before) and name != before
+        } - {token}
+        shown = {token: 0.75} | dict.fromkeys(sorted(others), 0.25 / max(1, len(others)))
+        top = [{"token": name, "logprob": math.log(p)} for name, p in shown.items()]
+        places.append(top[0] | {"top_logprobs": top[: asked["top_logprobs"]]})
+        before += token
+    return {"content": places}

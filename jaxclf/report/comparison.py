@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxclf.report.markup import document, number, table, text
-from jaxclf.report.names import metric_name, show, show_difference
+from jaxclf.report.names import cost_rows, metric_name, show, show_difference
 
 _EXAMPLES = 200  # shown of each list; comparison.json has all
 _NOTE = (
@@ -23,6 +23,9 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
         for run, facts in runs.items()
     )
     sections = [("Results", _results(comparison))]
+    if costs := cost_rows(comparison):
+        rows = [[text(name), *map(number, values)] for name, *values in costs]
+        sections.append(("Costs", table(["", "A", "B", "B / A"], rows, "classes")))
     for name, facts in tasks.items():
         if "classes" in facts:
             thing = "slot" if facts["kind"] == "slots" else "class"
@@ -33,7 +36,8 @@ def comparison_page(comparison: Mapping[str, Any]) -> str:
 
 
 def _origin(facts: Mapping[str, Any]) -> str:
-    run = {name: value for name, value in facts.items() if name not in ("path", "provenance")}
+    elsewhere = ("path", "provenance", "costs")
+    run = {name: value for name, value in facts.items() if name not in elsewhere}
     origin = facts["provenance"].items()
     digests = {"records" if name == "data" else name: str(value)[:16] for name, value in origin}
     shown = {**run, **digests}

@@ -55,3 +55,18 @@ def spread(name: str, point: Mapping[str, Any]) -> str:
     if point["deviation"] is None:
         return show(name, point["mean"])
     return f"{show(name, point['mean'])} ± {show_difference(name, point['deviation'])[1:]}"
+
+
+def cost_rows(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """What each of two compared runs takes, and how many times B takes it: a row for each cost that
+    both reports know."""
+    a, b = (comparison["runs"][run].get("costs", {}) for run in "ab")
+    return [
+        [
+            name,
+            *(f"{value:,.{0 if isinstance(value, int) else 1}f}" for value in (a[name], b[name])),
+            f"{b[name] / a[name]:.2f}" if a[name] else "-",
+        ]
+        for name in a
+        if name in b
+    ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxclf.data.tasks import Task
 from jaxclf.metrics.metrics import main_metric
-from jaxclf.report.names import COUNTS, metric_name, show, show_difference, spread
+from jaxclf.report.names import COUNTS, cost_rows, metric_name, show, show_difference, spread
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -74,7 +74,16 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         if test := facts.get("mcnemar"):
             row += [f"{test['won']:,}/{test['lost']:,}", f"{test['p']:.3g}"]
         found.add_row(Text(name), metric_name(metric), *row)
-    return _plain(found)
+    costs = cost_rows(comparison)
+    if not costs:
+        return _plain(found)
+    beside = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    beside.add_column("cost")
+    for name in ("A", "B", "B / A"):
+        beside.add_column(name, justify="right")
+    for row in costs:
+        beside.add_row(*row)
+    return f"{_plain(found)}\n{_plain(beside)}"
 
 
 def curve_table(curve: Mapping[str, Any]) -> str:

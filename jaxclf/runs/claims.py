@@ -93,7 +93,7 @@ def claim_for(workdir: Path, config: ConfigDict, setup: Setup) -> None:
     """Make `workdir` that of a run which was set up so; raises InputError as `claim` does."""
     fields = config.model
     model = model_text(setup.model.config, fields.param_dtype, fields.quantize)
-    fingerprints = setup.dataset.fingerprints
+    fingerprints = setup.data_fingerprints
     claim(workdir, config, fingerprints, setup.recipe, model, setup.tokenizer)
 
 

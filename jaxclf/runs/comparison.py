@@ -270,7 +270,21 @@ def _facts(result: Result) -> dict[str, Any]:
         "model": found.get("model", {}).get("name"),
         "split": found.get("eval_split", "test"),
         "provenance": {name: value for name, value in provenance.items() if name != "seal"},
+        "costs": _costs(found),
     }
+
+
+def _costs(found: Mapping[str, Any]) -> dict[str, float]:
+    """What a run takes, as far as its report knows: numbers of parameters, and seconds."""
+    model, train = found.get("model", {}), found.get("train", {})
+    known = {
+        "parameters": model.get("parameters"),
+        "trained parameters": model.get("trained_parameters"),
+        "seconds of training": train.get("seconds"),
+        "seconds of scoring": found.get("cost", {}).get("scoring_seconds"),
+        "bytes at most": found.get("cost", {}).get("peak_bytes"),
+    }
+    return {name: value for name, value in known.items() if type(value) in (int, float)}
 
 
 @locks.holds_folder("output")

@@ -1,6 +1,7 @@
 """Scoring a trained run again."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxclf.classifiers.opening import Opened
 from jaxclf.core import locks, logs
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets
+from jaxclf.data.predictions import Prediction
 from jaxclf.metrics import calibration
 from jaxclf.runs import facts
 
@@ -29,6 +31,20 @@ def evaluate(
     run_dir = opened.source.run_dir
     if run_dir is not None and output.resolve() == run_dir.resolve():
         raise InputError(f"{output} is the run itself, whose report would be lost; name another")
+    result, predictions = score(opened, split, lambda: output.mkdir(parents=True, exist_ok=True))
+    checkpoint = tree_store.fingerprint(opened.source.manifest)
+    tasks = opened.classifier.recipe.tasks
+    facts.publish(output, result, predictions, tasks, checkpoint=checkpoint, keeps=keeps)
+    return result
+
+
+def score(
+    opened: Opened, split: str = "", ready: Callable[[], object] = lambda: None
+) -> tuple[dict[str, Any], list[Prediction]]:
+    """The report of a split (default: the run's), and the tempered predictions that it is of.
+
+    `ready` is called when the data were found good. Raises InputError as `evaluate` does.
+    """
     config, classifier = opened.config, opened.classifier
     recipe, temperatures = classifier.recipe, classifier.temperatures
     dataset = datasets.load(config.data, config.seed)
@@ -43,7 +59,7 @@ def evaluate(
             f"data set {dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}"
         )
     records = dataset.splits[split]
-    output.mkdir(parents=True, exist_ok=True)
+    ready()
     start = time.perf_counter()
     with logs.count(f"{split} evaluation", len(records)) as advance:
         predictions = classifier.predict(
@@ -61,9 +77,7 @@ def evaluate(
     of_run = result["data"]
     result["data"] = {**of_run, **facts.data_facts(dataset, (), split, predictions)}
     result["data"] |= {name: of_run[name] for name in ("cut_texts", "cut_tokens") if name in of_run}
-    checkpoint = tree_store.fingerprint(opened.source.manifest)
-    facts.publish(output, result, predictions, recipe.tasks, checkpoint=checkpoint, keeps=keeps)
-    return result
+    return result, predictions
 
 
 def _run_report(opened: Opened) -> dict[str, Any]:
@@ -76,5 +90,6 @@ def _run_report(opened: Opened) -> dict[str, Any]:
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{source.run_dir}: no report of ours: {error!r}") from error
     else:
-        result = {"data": {}, "model": {}, "train": {"evaluated_step": source.step}}
+        train = {**opened.facts.get("train", {}), "evaluated_step": source.step}
+        result = {"data": {}, "model": dict(opened.facts.get("model", {})), "train": train}
     return result | {"config": opened.config.to_dict(), "versions": report.versions()}

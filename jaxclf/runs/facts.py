@@ -8,17 +8,20 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxclf import report
 from jaxclf.classifiers import transfer
 from jaxclf.core import logs, memory
+from jaxclf.core.errors import InputError
+from jaxclf.core.suggest import did_you_mean
 from jaxclf.data import datasets
 from jaxclf.data.datasets import Dataset
 from jaxclf.data.loader import Examples
 from jaxclf.data.notes import notes, unseen
 from jaxclf.data.predictions import Prediction
-from jaxclf.data.tasks import Task
+from jaxclf.data.tasks import SlotFormat, Task
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import processes
 from jaxclf.metrics import calibration, metrics
@@ -192,6 +195,29 @@ def flat_metrics(values: dict[str, dict[str, float]]) -> dict[str, float]:
     return {
         f"{task}.{name}": value for task, group in values.items() for name, value in group.items()
     }
+
+
+def dev_metrics(
+    predictions: Sequence[Prediction], tasks: Sequence[Task], slot_format: SlotFormat
+) -> dict[str, float]:
+    """Flat metrics, and as `score` the mean of the tasks' main metrics."""
+    values = flat_metrics(metrics.compute(predictions, tasks, slot_format))
+    main = [values.get(f"{task.name}.{metrics.main_metric(task)}", math.nan) for task in tasks]
+    return values | {"score": float(np.mean(main))}
+
+
+def best_metric(config: ConfigDict, tasks: Sequence[Task]) -> tuple[str, bool]:
+    """What of `dev_metrics` chooses the best parameters, and whether greater is better.
+
+    Raises InputError where an evaluation does not measure train.metric_for_best_model.
+    """
+    wanted, measured = config.train.metric_for_best_model, metrics.qualities(tasks)
+    if wanted and wanted not in measured:
+        raise InputError(
+            f"train.metric_for_best_model is {wanted!r}; expected one of {', '.join(measured)}"
+            f"{did_you_mean(wanted, measured)}"
+        )
+    return (wanted, measured[wanted]) if wanted else ("score", True)
 
 
 def _size(tree: Any) -> int:

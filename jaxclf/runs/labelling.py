@@ -6,6 +6,7 @@ takes the place of OUTPUT in one step.
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -13,16 +14,13 @@ from pathlib import Path
 
 from jaxclf import report
 from jaxclf.classifiers.opening import Opened
-from jaxclf.core import logs
-from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.core.files import digest_of
+from jaxclf.core import logs, sealed_rows
+from jaxclf.core.errors import InputError
 from jaxclf.data import records as data_records
-from jaxclf.data.predictions import Prediction
 from jaxclf.data.records import Defects, Schema
 from jaxclf.data.tasks import Record
 from jaxclf.prompts.builder import PromptSource
 
-_DIGITS = 16  # of a line's checksum
 _CHUNK_BATCHES = 8  # batches between two writes: what a kill can cost
 
 
@@ -69,7 +67,7 @@ def label_file(
         logs.count("labelling", len(records), done) as advance,
     ):
         if not partial.stat().st_size:
-            file.write(_sealed(0, header))
+            file.write(sealed_rows.line(0, header))
         for start in range(done, len(records), chunk):
             predictions = opened.classifier.predict(
                 records[start : start + chunk], batch_size, prompt=_from(opened.prompt, start)
@@ -77,15 +75,11 @@ def label_file(
             rows = (
                 json.dumps(report.prediction_row(each), ensure_ascii=False) for each in predictions
             )
-            file.writelines(_sealed(number, row) for number, row in enumerate(rows, start + 1))
+            file.writelines(map(sealed_rows.line, itertools.count(start + 1), rows))
             file.flush()
             os.fsync(file.fileno())
             advance(len(predictions))
     _finish(partial, output)
-
-
-def _row(prediction: Prediction) -> str:
-    return json.dumps(report.prediction_row(prediction), ensure_ascii=False)
 
 
 def _from(prompt: PromptSource | None, start: int) -> PromptSource | None:
@@ -96,38 +90,27 @@ def _from(prompt: PromptSource | None, start: int) -> PromptSource | None:
 
 
 def _header(opened: Opened, records: Sequence[Record]) -> str:
+    return json.dumps({"classifier": opened.fingerprint, "texts": digest(records)})
+
+
+def digest(records: Sequence[Record]) -> str:
+    """SHA-256 over the ids and texts of records in their order."""
     texts = hashlib.sha256()
     for record in records:
         texts.update(json.dumps([record.id, record.text, record.pair]).encode())
-    return json.dumps({"classifier": opened.fingerprint, "texts": texts.hexdigest()})
-
-
-def _sealed(number: int, text: str) -> str:
-    """A line of the partial file: the checksum of its number and text, then the text."""
-    return f"{digest_of(f'{number} {text}')[:_DIGITS]} {text}\n"
+    return texts.hexdigest()
 
 
 def _resume(partial: Path, header: str) -> int:
     """How many whole rows the partial file has; what a kill left of a row is cut off."""
     if not partial.exists():
         return 0
-    content = partial.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.decode("utf-8", "surrogateescape").split("\n")[:-1]
-    for number, line in enumerate(lines):
-        text = line[_DIGITS + 1 :]
-        if line + "\n" != _sealed(number, text):
-            raise ArtifactError(
-                f"{partial}:{number + 1}: altered since it was written; remove the file to label "
-                "all texts again"
-            )
-    if lines and lines[0][_DIGITS + 1 :] != header:
+    lines = sealed_rows.read(partial, "remove the file to label all texts again")
+    if lines and lines[0] != header:
         raise InputError(
             f"{partial} was begun with another classifier or other texts; remove it or give "
             "another --output"
         )
-    with partial.open("r+b") as file:
-        file.truncate(len(whole))
     return max(0, len(lines) - 1)
 
 
@@ -136,7 +119,7 @@ def _finish(partial: Path, output: Path) -> None:
     complete = partial.with_name(partial.name + ".complete")
     with partial.open("rb") as rows, complete.open("wb") as file:
         rows.readline()
-        file.writelines(line[_DIGITS + 1 :] for line in rows)
+        file.writelines(map(sealed_rows.text_of, rows))
         file.flush()
         os.fsync(file.fileno())
     os.replace(complete, output)

@@ -1,6 +1,7 @@
 """What a run fixes before its first step: data, tokenizer, examples, model and objective."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxclf.checkpoint import tree_store
 from jaxclf.checkpoint.model_dir import ModelSource, read_model
-from jaxclf.core import logs
+from jaxclf.core import files, logs
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets, prefixes
 from jaxclf.data.batching import ANSWER
@@ -19,10 +20,11 @@ from jaxclf.data.encoder_inputs import encode
 from jaxclf.data.examples import Tokens
 from jaxclf.data.loader import Examples
 from jaxclf.data.prefixes import NONE, SharedPrefixes
-from jaxclf.data.tasks import SlotFormat, Task, has_gold, head_labels
+from jaxclf.data.tasks import Record, SlotFormat, Task, has_gold, head_labels
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
+from jaxclf.models.cutting import with_layers
 from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
@@ -33,6 +35,7 @@ from jaxclf.prompts import answer_length, builder
 from jaxclf.prompts.builder import Prompt, PromptSource
 from jaxclf.prompts.examples import tokenize
 from jaxclf.prompts.source import prompt_source
+from jaxclf.runs.unlabelled import unlabelled
 from jaxclf.training import losses
 from jaxclf.training.losses import Objective, Term
 from jaxclf.training.objectives import head_objective
@@ -52,11 +55,20 @@ class Setup:
     shared: SharedPrefixes = dataclasses.field(
         default_factory=SharedPrefixes
     )  # prompt prefixes that these have in common
+    unlabelled: Sequence[Record] = ()  # those that the last of the examples are of
+
+    @property
+    def data_fingerprints(self) -> dict[str, str]:
+        """Of the records by split, and of those that a teacher alone labels."""
+        found = self.dataset.fingerprints
+        if self.unlabelled:  # what is learned from, as the split train is
+            found = found | {"unlabelled/train": datasets.fingerprint(self.unlabelled)}
+        return found
 
     def fingerprints(self, base: ModelSource | None) -> dict[str, str]:
         """Of what has to be the same in all processes of a run."""
         return {
-            "data": self.dataset.fingerprint,
+            "data": files.digest_of(json.dumps([self.dataset.fingerprint, self.data_fingerprints])),
             "tokenizer": self.tokenizer.fingerprint,
             "checkpoint": tree_store.fingerprint(base.manifest) if base is not None else "",
         }
@@ -82,11 +94,11 @@ def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setu
 def _dimensions(config: ConfigDict, base: ModelSource | None) -> ModelConfig:
     """The checkpoint's dimensions; of a model that starts at random, those that its name has."""
     if base is None:
-        return registry.find(config.model.name)
+        return with_layers(registry.find(config.model.name), config.model.layers)
     dimensions, _ = read_model(base.model_json)
     if config.model.name:
         _say_other(dimensions, config)
-    return dimensions
+    return with_layers(dimensions, config.model.layers)
 
 
 def _generative(
@@ -98,6 +110,11 @@ def _generative(
 ) -> Setup:
     """Classification as generation."""
     _refuse_for_decoders(config, dataset)
+    if config.distil.teacher:
+        raise InputError(
+            f"distil.teacher is for models with heads; {config.model.name or 'the model'} writes "
+            "its labels. Set model.output='head', or choose an encoder"
+        )
     train_records = dataset.splits["train"]
     tokenizer = _named_tokenizer(config, workdir, base)
     prompt, source = prompt_source(config, dataset, tokenizer)
@@ -188,13 +205,15 @@ def _headed(
         )
     tokenizer = _named_tokenizer(config, workdir, base)
     tokenizer = tokenizer or _trained_tokenizer(config, dataset, [], [])
+    beside = unlabelled(config, dataset)
     examples = encode(
-        dataset.splits["train"],
+        [*dataset.splits["train"], *beside],
         dataset.tasks,
         tokenizer,
         config.prompt.slots,
         config.train.max_length,
         truncate=config.data.truncate,
+        hidden=bool(config.distil.teacher),
         causal=isinstance(dimensions, DecoderConfig),
     )
     dimensions = with_vocabulary(dimensions, tokenizer, base)
@@ -207,9 +226,16 @@ def _headed(
         max_new_tokens=0,
         seed=config.seed,
     )
-    objective = head_objective(config.loss, dataset.tasks, examples, config.prompt.slots)
+    labelled = [
+        example
+        for record, example in zip(dataset.splits["train"], examples, strict=False)
+        if has_gold(record, dataset.tasks)
+    ]
+    objective = head_objective(
+        config.loss, dataset.tasks, labelled, config.prompt.slots, config.distil.temperature
+    )
     model = create_model(config, dimensions)
-    return Setup(dataset, tokenizer, model, recipe, None, examples, objective)
+    return Setup(dataset, tokenizer, model, recipe, None, examples, objective, unlabelled=beside)
 
 
 HeadedConfig = EncoderConfig | DecoderConfig

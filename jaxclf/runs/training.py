@@ -30,26 +30,33 @@ from jaxclf.config.rules import LARGEST
 from jaxclf.core import streams
 from jaxclf.core.errors import ArtifactError, InputError, NonFiniteError, Preempted
 from jaxclf.core.logs import Logger, read_metrics
-from jaxclf.core.suggest import did_you_mean
 from jaxclf.core.types import Params
 from jaxclf.data import batching, datasets, loader
 from jaxclf.data.loader import Examples
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.prefixes import NONE, SharedPrefixes
-from jaxclf.data.tasks import Record, Task
+from jaxclf.data.tasks import Record
 from jaxclf.distributed import peers, processes, sharding
 from jaxclf.distributed.preemption import Interrupts
-from jaxclf.metrics import calibration, metrics
+from jaxclf.metrics import calibration
 from jaxclf.runs import claims, facts
+from jaxclf.runs.distillation import Lessons
 from jaxclf.runs.setup import Setup, prepare
+from jaxclf.runs.teacher import OpenTeacher
 from jaxclf.training import optim
 from jaxclf.training.train_step import Metrics, TrainState, init_state, make_train_step
 
 
-def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) -> dict[str, Any]:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    base: ModelSource | None = None,
+    open_teacher: OpenTeacher | None = None,
+) -> dict[str, Any]:
     """Run or resume the experiment in `workdir`; returns the report.
 
     `base`: the converted checkpoint that `config.model.checkpoint` names, if it names one.
+    `open_teacher`: opens what `config.distil.teacher` names.
     Raises InputError for a config or data that cannot be trained on, or a workdir of another run;
     NonFiniteError, Preempted, ArtifactError and OSError as their names say. What was saved before
     stays good in each case.
@@ -60,14 +67,18 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             claims.check(workdir, config)
             _check_rows(config)
             setup = prepare(config, workdir, base)
-            best = _best_metric(config, setup.dataset.tasks)
+            lessons = _lessons(config, workdir, setup, open_teacher)
+            best = facts.best_metric(config, setup.dataset.tasks)
             counted = with_steps(config, setup.examples, setup.shared)
             _tuning(config, setup)  # names modules and layers that must be there
             claims.claim_for(workdir, config, setup)
         peers.agree("data", setup.fingerprints(base))
-        config = counted
+        config, taught = counted, {}
+        if lessons is not None:
+            with processes.first_then_others("teacher"):
+                setup, taught = lessons.learned()
         with Checkpoints(workdir, config.train.keep, *best) as checkpoints:
-            run = _Run(config, workdir, setup, checkpoints, interrupts)
+            run = _Run(config, workdir, setup, checkpoints, interrupts, taught)
             run.start(base)
             interrupts.hold()
             with (
@@ -78,6 +89,20 @@ def train(config: ConfigDict, workdir: Path, base: ModelSource | None = None) ->
             ):
                 run.fit(log)
                 return run.finish(log)
+
+
+def _lessons(
+    config: ConfigDict, workdir: Path, setup: Setup, open_teacher: OpenTeacher | None
+) -> Lessons | None:
+    """What is learned from a teacher; None where there is none."""
+    if not config.distil.teacher:
+        return None
+    if open_teacher is None:
+        raise InputError(
+            f"distil.teacher is {config.distil.teacher!r}; here nothing is learned from a teacher. "
+            "Use python -m jaxclf.train"
+        )
+    return Lessons(config, workdir, setup, claims.is_begun(workdir), open_teacher)
 
 
 def _tuning(config: ConfigDict, setup: Setup) -> Whole | Adapted:
@@ -135,8 +160,10 @@ class _Run:
         setup: Setup,
         checkpoints: Checkpoints,
         interrupts: Interrupts,
+        taught: Mapping[str, Any],
     ):
         self.config, self.workdir, self.setup = config, workdir, setup
+        self.taught = taught  # what the report says of the teacher
         self.checkpoints, self.interrupts = checkpoints, interrupts
         self.classifier = make_classifier(setup.model, setup.tokenizer, setup.recipe, config)
         self.tuning = _tuning(config, setup)
@@ -149,7 +176,9 @@ class _Run:
             setup.objective,
             may_skip=config.train.max_skipped > 0,
             prng=config.train.prng,
+            average_decay=config.train.average_decay,
         )
+        self.averages = config.train.average != "none"
         self.batches = loader.train_batches(
             setup.examples,
             batch_size=config.train.batch_size,
@@ -185,7 +214,9 @@ class _Run:
             assert params is not None
             trained, self.frozen = sharding.put(tuned.start(params, of_adapters))
             self.state = sharding.born(
-                lambda t, k: init_state(t, self.optimizer, k), trained, of_dropout
+                lambda t, k: init_state(t, self.optimizer, k, averages=self.averages),
+                trained,
+                of_dropout,
             )
             self.step = self.resumed = 0
             self.compile()
@@ -193,15 +224,20 @@ class _Run:
         stored = sharding.abstract(tuned.abstract(model.abstract))
         abstract = jax.eval_shape(
             lambda stored, params: init_state(
-                tuned.resume(stored, params)[0], self.optimizer, of_dropout
+                tuned.resume(stored, params)[0],
+                self.optimizer,
+                of_dropout,
+                averages=self.averages,
             ),
             stored,
             params,
         )
-        state = sharding.abstract(abstract._replace(trained=None))
+        state = sharding.abstract(self.beside_the_kept(abstract))
         restored = self.checkpoints.restore(latest, stored, state)
         trained, self.frozen = sharding.put(tuned.resume(restored.params, params))
-        self.state: TrainState = restored.state._replace(trained=trained)
+        self.state: TrainState = restored.state
+        if not self.averages:
+            self.state = self.state._replace(trained=trained)
         try:
             self.batches.set_state(restored.iterator_state)
         except ArtifactError as error:
@@ -246,14 +282,18 @@ class _Run:
 
     def params(self) -> Params:
         """The parameters that label: the whole tree as it is now, adapters bound to it."""
-        return self.tuning.join(self.state.trained, self.frozen)
+        return self.tuning.join(self.state.evaluated, self.frozen)
+
+    def beside_the_kept(self, state: TrainState) -> TrainState:
+        """What a checkpoint has to hold beside the kept parameters: what these are not."""
+        return state if self.averages else state._replace(trained=None)
 
     def save(self, scores: dict[str, float], scheduled: bool) -> None:
         """Save the state after the current step; `scheduled`: see `Checkpoints.save`."""
         self.checkpoints.save(
             self.step,
-            self.tuning.stored(self.state.trained, self.frozen),
-            self.state._replace(trained=None),
+            self.tuning.stored(self.state.evaluated, self.frozen),
+            self.beside_the_kept(self.state),
             self.batches.get_state(),
             scores,
             scheduled,
@@ -407,18 +447,7 @@ class _Run:
             predictions = self.predict(self.params(), records, "dev", logger)
         except _Stopped:
             return {}
-        values = facts.flat_metrics(
-            metrics.compute(predictions, self.setup.dataset.tasks, self.config.prompt.slots)
-        )
-        values["score"] = float(
-            np.mean(
-                [
-                    values.get(f"{task.name}.{metrics.main_metric(task)}", math.nan)
-                    for task in self.setup.dataset.tasks
-                ]
-            )
-        )
-        return values
+        return facts.dev_metrics(predictions, self.setup.dataset.tasks, self.config.prompt.slots)
 
     def log_dev(self, values: Mapping[str, float], logger: Logger) -> None:
         logger.metrics(self.step, {f"dev/{name}": value for name, value in values.items()})
@@ -473,6 +502,8 @@ class _Run:
         checkpoint = tree_store.fingerprint(self.manifest(best))
         tasks = self.setup.dataset.tasks
         result = self.describe(step, split, predictions) | decoding | cost
+        if self.taught:
+            result["distil"] = dict(self.taught)
         result |= facts.scores(self.config, self.setup.recipe, predictions, split, temperatures)
         if processes.is_first() and temperatures:
             text = calibration.to_text(temperatures, step, self.classifier.scoring or {})
@@ -492,7 +523,7 @@ class _Run:
         """That of the saved parameters, or of those at hand where no step was taken."""
         if step is not None:
             return self.checkpoints.manifest(step)
-        return tree_store.describe(self.tuning.stored(self.state.trained, self.frozen))
+        return tree_store.describe(self.tuning.stored(self.state.evaluated, self.frozen))
 
     def temperatures(
         self, params: Params, split: str, predictions: Sequence[Prediction], logger: Logger
@@ -528,20 +559,6 @@ class _Run:
                 "device": facts.device(),
             },
         )
-
-
-def _best_metric(config: ConfigDict, tasks: Sequence[Task]) -> tuple[str, bool]:
-    """What chooses the best checkpoint, and whether greater is better.
-
-    Raises InputError where an evaluation does not measure train.metric_for_best_model.
-    """
-    wanted, measured = config.train.metric_for_best_model, metrics.qualities(tasks)
-    if wanted and wanted not in measured:
-        raise InputError(
-            f"train.metric_for_best_model is {wanted!r}; expected one of {', '.join(measured)}"
-            f"{did_you_mean(wanted, measured)}"
-        )
-    return (wanted, measured[wanted]) if wanted else ("score", True)
 
 
 class _Stopped(Exception):  # noqa: N818 - a request, not an error

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.scipy.special import xlogy
 
 from jaxclf.core.types import AnyArray, Array, Float, Key, Shaped
-from jaxclf.data.batching import ANSWER, Batch, Targets
+from jaxclf.data.batching import ANSWER, Batch, Soft, Targets
 from jaxclf.data.tasks import TaskKind
 from jaxclf.models import layers
 from jaxclf.models.decoder import Decoder
@@ -35,12 +36,16 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Term:
-    """One target's loss. `weight`: its share beside other targets; `class_weights`: one a class."""
+    """One target's loss. `weight`: its share beside other targets; `class_weights`: one a class.
+
+    `temperature`: that both sides are softened by where a teacher's probabilities are learned.
+    """
 
     kind: TaskKind = "class"
     weight: float = 1.0
     class_weights: tuple[float, ...] = ()
     label_smoothing: float = 0.0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class Objective:
     def totals(self, batch: Batch) -> Totals:
         """What each target's summed loss is divided by, over all micro-batches of a step."""
         return {
-            name: jnp.sum(_weights(term, batch.targets[name])) for name, term in self.terms.items()
+            name: jnp.sum(_weights(term, batch.targets[name], (batch.soft or {}).get(name)))
+            for name, term in self.terms.items()
         }
 
     def sums(
@@ -68,7 +74,13 @@ class Objective:
         for name, term in self.terms.items():
             targets = batch.targets[name]
             mask = jnp.asarray(targets.mask)
-            losses = jnp.where(mask, place_losses(term, scores[name], targets.labels), 0.0)
+            losses = place_losses(term, scores[name], targets.labels)
+            if batch.soft is not None:
+                soft = batch.soft[name]
+                of_label, of_teacher = jnp.moveaxis(jnp.asarray(soft.shares), -1, 0)
+                taught = soft_losses(term, scores[name], soft.probabilities)
+                losses = of_label * losses + of_teacher * taught
+            losses = jnp.where(mask, losses, 0.0)
             # A step may hold no label of a target at all.
             total = jnp.where(totals[name] > 0, totals[name], 1.0)
             loss += term.weight * jnp.sum(losses) / total
@@ -155,12 +167,41 @@ def place_losses(
     return losses
 
 
-def _weights(term: Term, targets: Targets) -> Float[Array, "..."]:
-    """What each place counts in the mean: its class's weight, as PyTorch has it."""
+def soft_losses(
+    term: Term, scores: Float[Array, "B J C"], soft: Float[AnyArray, "B J C"]
+) -> Float[Array, "B J"]:
+    """How far every place is from what a teacher says there, before any mask; no class weights.
+
+    `soft` are probabilities at the temperature T. Classes: T² times the divergence of the scores'
+    softmax at T from them. Flags: the mean over classes of the same for each flag by itself.
+    Numbers: the squared error. T² keeps gradients of one size whatever T is. Source: Hinton et al.
+    2015, section 2.
+    """
+    soft = jnp.asarray(soft)
+    if term.kind == "regression":
+        return jnp.square(scores[..., 0] - soft[..., 0])
+    softened = scores / term.temperature
+    entropy = xlogy(soft, soft)
+    if term.kind == "multilabel":
+        crossed = optax.sigmoid_binary_cross_entropy(softened, soft)
+        apart = jnp.mean(crossed + entropy + xlogy(1 - soft, 1 - soft), axis=-1)
+    else:
+        apart = jnp.sum(entropy - soft * jax.nn.log_softmax(softened), axis=-1)
+    return term.temperature**2 * apart
+
+
+def _weights(term: Term, targets: Targets, soft: Soft | None) -> Float[Array, "..."]:
+    """What each place counts in the mean: its class's weight, as PyTorch has it.
+
+    With a teacher, that is the label's part of it; the teacher's share is added.
+    """
     mask = jnp.asarray(targets.mask, jnp.float32)
+    weights = jnp.ones_like(mask)
     if term.class_weights and term.kind != "multilabel":
-        mask *= jnp.asarray(term.class_weights, jnp.float32)[targets.labels]
-    return mask
+        weights = jnp.asarray(term.class_weights, jnp.float32)[targets.labels]
+    if soft is not None:
+        weights = soft.shares[..., 0] * weights + soft.shares[..., 1]
+    return mask * weights
 
 
 def _is_right(term: Term, scores: Array, labels: AnyArray):

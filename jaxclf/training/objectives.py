@@ -14,9 +14,16 @@ from jaxclf.training.losses import Objective, Term
 
 
 def head_objective(
-    config: ConfigDict, tasks: Sequence[Task], examples: Sequence[Encoded], slot_format: SlotFormat
+    config: ConfigDict,
+    tasks: Sequence[Task],
+    examples: Sequence[Encoded],
+    slot_format: SlotFormat,
+    temperature: float = 1.0,
 ) -> Objective:
-    """One term a task; raises InputError where a weight is for no task or no label."""
+    """One term a task; raises InputError where a weight is for no task or no label.
+
+    `examples`: those with gold labels, whose classes are counted. `temperature`: see `Term`.
+    """
     weights = config.task_weights or (1.0,) * len(tasks)
     if len(weights) != len(tasks):
         raise InputError(
@@ -36,6 +43,7 @@ def head_objective(
             float(weight),
             _class_weights(config, task, examples, slot_format),
             config.label_smoothing if task.kind in ("class", "slots") else 0.0,
+            temperature,
         )
         for task, weight in zip(tasks, weights, strict=True)
     }

@@ -37,6 +37,14 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: Key[Array, ""]
     skipped: Int[Array, ""]  # non-finite steps in a row
+    average: Tree = None  # of `trained` over the steps, in float32; None: there is none
+
+    @property
+    def evaluated(self) -> Tree:
+        """The trained parameters that label and are kept: their average where there is one."""
+        if self.average is None:
+            return self.trained
+        return jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), self.average, self.trained)
 
 
 class Metrics(NamedTuple):
@@ -56,12 +64,20 @@ class Metrics(NamedTuple):
 _ROUNDING, _ADDING = 2**31 - 1, 2**31 - 2
 
 
-def init_state(trained: Tree, optimizer: Optimizer, key: Key[Array, ""]) -> TrainState:
-    """The state before the first step; moments are float32. `key`: of dropout alone."""
+def init_state(
+    trained: Tree, optimizer: Optimizer, key: Key[Array, ""], *, averages: bool = False
+) -> TrainState:
+    """The state before the first step; moments are float32. `key`: of dropout alone.
+
+    `averages`: whether an average of the parameters is kept.
+    """
     moments = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
     # Two arrays: a buffer that is donated must not stand in the state twice.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(step, trained, optimizer.init(moments), key, skipped)
+    average = None
+    if averages:  # a copy, for the same reason
+        average = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trained)
+    return TrainState(step, trained, optimizer.init(moments), key, skipped, average)
 
 
 def make_train_step(
@@ -73,6 +89,7 @@ def make_train_step(
     *,
     may_skip: bool = True,
     prng: str = "threefry2x32",
+    average_decay: float = 0.0,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
     """A function (state, frozen parameters, batch) → (state, metrics), to be jitted.
 
@@ -80,6 +97,7 @@ def make_train_step(
     by the totals of the whole step, so that accumulation changes memory only. A step whose loss or
     gradient is not finite raises `skipped` by one; if it `may_skip` such steps it leaves parameters
     and optimizer as they were, otherwise they are lost. `prng`: JAX's generator of dropout masks.
+    `average_decay`: of the average, where the state has one.
     """
 
     def loss(changes: Tree, trained: Tree, frozen: Tree, masters: set[str], batch, totals, key):
@@ -154,13 +172,29 @@ def make_train_step(
                     (trained, opt_state),
                     (state.trained, state.opt_state),
                 )
+        average = _averaged(state.average, trained, state.step, average_decay)
         skipped = jnp.where(finite, 0, state.skipped + 1)
         metrics = Metrics(
             sums.loss, sums.correct / sums.count, norm, jnp.asarray(schedule(state.step)), skipped
         )
-        return TrainState(state.step + 1, trained, opt_state, state.key, skipped), metrics
+        after = TrainState(state.step + 1, trained, opt_state, state.key, skipped, average)
+        return after, metrics
 
     return train_step
+
+
+def _averaged(average: Tree, trained: Tree, step: Int[Array, ""], decay: float) -> Tree:
+    """The exponential moving average after one more step; None where there is none.
+
+    The first steps have a smaller decay, so that the start is soon forgotten. Source: Polyak &
+    Juditsky 1992; the warm-up (1 + t) / (10 + t) of TensorFlow's ExponentialMovingAverage.
+    """
+    if average is None:
+        return None
+    kept = jnp.minimum(decay, (1 + step) / (10 + step)).astype(jnp.float32)
+    return jax.tree.map(
+        lambda mean, leaf: mean + (1 - kept) * (leaf.astype(jnp.float32) - mean), average, trained
+    )
 
 
 def _masters(tuning: Tuning, trained: Tree, frozen: Tree, dtype: Any) -> set[str]:

@@ -140,3 +140,24 @@ def test_tags_of_which_some_have_other_names_are_refused(tmp_path):
     base = checkpoint(tmp_path / "base", [tag.replace("-time", "-date") for tag in BIO], "token")
     with pytest.raises(InputError, match=r"'B-time' of task tags is outside"):
         rows(base, Task("tags", "slots", ("place", "time")), "bio")
+
+
+def test_a_model_of_fewer_layers_takes_evenly_spaced_ones(tmp_path):
+    leaves = flatten(registry.create(config_of(HeadConfig("topic", "sequence", 2))).abstract)
+    whole = {
+        path: jnp.broadcast_to(
+            jnp.arange(leaf.shape[0], dtype=float).reshape(-1, *[1] * (leaf.ndim - 1)), leaf.shape
+        )
+        for path, leaf in leaves.items()
+    }
+    named = {path.replace("heads/topic", "heads/sequence"): leaf for path, leaf in whole.items()}
+    write_model(tmp_path, config_of(HeadConfig("sequence", "sequence", 2)), nest(named))
+    base = model_dir.resolve(tmp_path)  # of 3 layers
+    config = dataclasses.replace(config_of(HeadConfig("topic", "sequence", 2)), num_layers=2)
+    model = registry.create(config)
+    plan = transfer.plan(model, base, "keep")
+    assert plan.layers == (0, 2)
+    assert any("0, 2" in note for note in plan.notes)
+    for path, leaf in flatten(transfer.load(model, base, plan, jax.random.key(0))).items():
+        expected = whole[path][np.array([0, 2])] if path.startswith("layers/") else whole[path]
+        np.testing.assert_array_equal(leaf, expected)

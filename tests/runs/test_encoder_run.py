@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from jaxclf.adapters import lora
 from jaxclf.checkpoint.model_dir import load_params, resolve
 from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.classifiers import transfer
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
+from jaxclf.convert.merge import merge
 from jaxclf.core.errors import InputError
 from jaxclf.core.logs import read_metrics
 from jaxclf.core.tree import flatten
@@ -233,3 +235,22 @@ def test_other_kinds_of_labels_and_pairs(kind, labels, metric, tmp_path):
     decoder = tiny(*own, "model.name=llama_smoke")
     with pytest.raises(InputError, match=f"of kind {kind}.*choose an encoder"):
         train(decoder, tmp_path / "decoder")
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_run_cut_from_a_run_is_opened_and_merged_as_it_was_trained(
+    finished, tune, tmp_path, monkeypatch
+):
+    """Adapters find their base whole, and cut it again."""
+    monkeypatch.setattr(transfer, "evenly_spaced", lambda count, kept: (count - 1,))
+    config = tiny("model.name=", f"model.checkpoint={finished}", "model.layers=1", f"tune={tune}")
+    result = train(config, tmp_path / "cut", resolve(finished))
+    assert result["model"]["dimensions"]["num_layers"] == 1
+    opened = open_run(tmp_path / "cut")
+    assert evaluate(opened, tmp_path / "again")["eval"] == result["eval"]
+    if tune == "lora":
+        merged = merge(opened.source, tmp_path / "merged")
+        expected = flatten(lora.multiply_out(opened.classifier.params))
+        for path, leaf in flatten(load_params(merged, opened.classifier.model.abstract)).items():
+            size = float(np.abs(expected[path]).max())
+            np.testing.assert_allclose(leaf, expected[path], rtol=0, atol=1e-6 * size)

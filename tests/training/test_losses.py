@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxclf.data.batching import Batch, Targets
-from jaxclf.training.losses import Objective, Term, place_losses
+from jaxclf.data.batching import Batch, Soft, Targets
+from jaxclf.training.losses import Objective, Term, place_losses, soft_losses
 
 CLASSES = 5
 WEIGHTS = (0.5, 1.0, 2.0, 0.25, 3.0)
@@ -99,3 +99,68 @@ def test_tasks_are_weighted_and_an_absent_one_adds_nothing():
     mean = np.mean(place_losses(Term(), jnp.asarray(scores), labels)[mask])
     np.testing.assert_allclose(sums.loss, 3 * mean, rtol=1e-6)
     assert sums.count == mask.sum()
+
+
+def taught(soft, shares, labels, mask) -> Batch:
+    return batch_of(labels, mask)._replace(soft={"task": Soft(soft, shares)})
+
+
+@pytest.mark.parametrize("kind", ["class", "multilabel", "regression"])
+def test_the_loss_of_soft_targets_is_pytorchs_divergence(kind):
+    """T² times the divergence of both sides at temperature T, as in Hinton et al. 2015."""
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    temperature = 3.0
+    term = Term(kind, temperature=temperature)
+    scores, labels, mask = draw(term, 6)
+    soft = np.random.default_rng(1).uniform(0.05, 1, scores.shape).astype(np.float32)
+    if kind == "class":
+        soft /= soft.sum(axis=-1, keepdims=True)
+    shares = np.broadcast_to(np.array([0, 1], np.float32), (*mask.shape, 2))
+    objective = Objective(lambda module, batch, key: {"task": module}, {"task": term})
+    batch = taught(soft, shares, labels, mask)
+
+    def loss(scores):
+        return objective.sums(scores, batch, objective.totals(batch)).loss
+
+    theirs_scores = torch.tensor(scores, requires_grad=True)
+    given, wanted = theirs_scores[mask] / temperature, torch.tensor(soft[mask])
+    if kind == "class":
+        own = functional.log_softmax(given, -1)
+        expected = functional.kl_div(own, wanted, reduction="batchmean") * temperature**2
+    elif kind == "multilabel":
+        own = functional.binary_cross_entropy_with_logits(given, wanted, reduction="none")
+        least = -torch.xlogy(wanted, wanted) - torch.xlogy(1 - wanted, 1 - wanted)
+        expected = (own - least).mean() * temperature**2
+    else:
+        expected = functional.mse_loss(theirs_scores[mask], wanted)
+    expected.backward()
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(scores))
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    size = float(theirs_scores.grad.abs().max())
+    np.testing.assert_allclose(gradient, theirs_scores.grad, rtol=0, atol=1e-5 * size)
+
+
+def test_labels_and_teacher_are_mixed_by_their_shares():
+    """A place that has no label weighs less in the mean; one without a teacher's word too."""
+    term = Term(class_weights=WEIGHTS)
+    scores, labels, _ = draw(term, 3)
+    soft = jax.nn.softmax(np.random.default_rng(2).normal(size=scores.shape))
+    mask = np.array([[True] * 3, [True, True, False], [True] * 3])
+    shares = np.array([[0.7, 0.3], [0, 0.3], [0.7, 0]], np.float32)
+    shares = np.broadcast_to(shares[:, None], (3, 3, 2))
+    objective = Objective(lambda module, batch, key: {"task": module}, {"task": term})
+    batch = taught(soft, shares, labels, mask)
+    sums = objective.sums(jnp.asarray(scores), batch, objective.totals(batch))
+    hard = np.asarray(place_losses(term, jnp.asarray(scores), labels))
+    away = np.asarray(soft_losses(term, jnp.asarray(scores), soft))
+    weights = np.asarray(WEIGHTS)[labels]
+    total = (shares[..., 0] * weights + shares[..., 1])[mask].sum()
+    expected = (shares[..., 0] * hard + shares[..., 1] * away)[mask].sum() / total
+    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
+    plain = np.broadcast_to(np.array([1, 0], np.float32), (3, 3, 2))
+    batch = taught(soft, plain, labels, mask)
+    found = objective.sums(jnp.asarray(scores), batch, objective.totals(batch))
+    bare = batch._replace(soft=None)
+    same = objective.sums(jnp.asarray(scores), bare, objective.totals(bare))
+    np.testing.assert_allclose(found.loss, same.loss, rtol=1e-6)
