@@ -1,24 +1,21 @@
 """Decoders of one kind with Llama: tensors and configuration of transformers' causal models.
 
-A family is a row in `VARIANTS`: which attributes follow from its name, which it has of its own, and
-under which names its tensors lie.
+Each by its row in `decoder_families`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxclf.convert import attributes, rope
 from jaxclf.convert.attributes import is_number, is_size, refuse
+from jaxclf.convert.decoder_families import CAPS, VARIANTS, Experts, Values, Variant, rotating
 from jaxclf.convert.mapping import Family, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.decoder import DecoderConfig
-from jaxclf.models.heads import HeadKind
 
 _LAYER = "model.layers.{layer}."
-
-Values = dict[str, Any]  # the content of a config.json, with defaults
 
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -81,258 +78,6 @@ _LAYER_TYPES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Experts:
-    """Attributes and tensors of a family's experts.
-
-    router, names: its name in a layer, and of gate, up and down in an expert. size: the attribute
-    of an expert's. normalised: the attribute that says whether weights sum to 1; empty: they do.
-    """
-
-    place: str
-    names: tuple[str, str, str]
-    count: str
-    size: str
-    normalised: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """How a family differs from Llama in its files.
-
-    title: of transformers' class. headed: of its classes with a head, and the kinds of head that
-    there are. defaults: its values for attributes that a file may leave out.
-    implied: our attributes that its name stands for. numbers: attributes of its own, and ours.
-    activation: the attribute that names it. layer_types: of a file without them, from its other
-    attributes, of which `windows` speak of windows. biases: which attributes it has for them.
-    experts: how the files have them, if there are any. norms: names of the norms around attention
-    and feed-forward, and ours. fused: whether q, k, v and gate, up lie in one tensor each. by_hand:
-    other attributes of its own, see `_by_hand`.
-    """
-
-    title: str
-    defaults: Values = dataclasses.field(default_factory=dict)
-    implied: Values = dataclasses.field(default_factory=dict)
-    numbers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    activation: str = "hidden_act"
-    layer_types: Callable[[Values], Sequence[str] | None] = lambda values: None
-    windows: tuple[str, ...] = ()
-    biases: tuple[str, ...] = ()
-    norms: tuple[tuple[str, str], ...] = (
-        ("input_layernorm", "attention_norm"),
-        ("post_attention_layernorm", "mlp_norm"),
-    )
-    fused: bool = False
-    by_hand: tuple[str, ...] = ()
-    experts: Experts | None = None
-    headed: str = ""
-    kinds: tuple[HeadKind, ...] = ("sequence", "token")
-
-    @property
-    def class_name(self) -> str:
-        return self.headed or self.title.removesuffix("ForCausalLM")
-
-
-_AROUND = (
-    ("input_layernorm", "attention_norm"),
-    ("post_attention_layernorm", "after_attention_norm"),
-    ("pre_feedforward_layernorm", "mlp_norm"),
-    ("post_feedforward_layernorm", "after_mlp_norm"),
-)
-_BEHIND = (_AROUND[1], _AROUND[3])
-
-
-def _all_windows(values: Values) -> Sequence[str] | None:
-    """Of families whose window is that of every layer."""
-    count = values["num_hidden_layers"]
-    return ("sliding_attention",) * count if values.get("sliding_window") else None
-
-
-def _late_windows(values: Values) -> Sequence[str] | None:
-    """Of Qwen, where windows begin at a layer and only if they are used at all."""
-    if not values.get("use_sliding_window") or not values.get("sliding_window"):
-        return None
-    first = values.get("max_window_layers", 28)
-    first = first if is_number(first) else 0
-    return [
-        "sliding_attention" if index >= first else "full_attention"
-        for index in range(values["num_hidden_layers"])
-    ]
-
-
-def _windows_without_rope(values: Values) -> Sequence[str] | None:
-    """Of SmolLM3, where layers that do not rotate have the window, if it is used."""
-    if not values.get("use_sliding_window") or not values.get("sliding_window"):
-        return None
-    return ["full_attention" if turns else "sliding_attention" for turns in _rotating(values)]
-
-
-def _every(period: int, attribute: str = "") -> Callable[[Values], Sequence[str]]:
-    """Windows but for every so many-th layer."""
-
-    def found(values: Values) -> Sequence[str]:
-        each = values.get(attribute) or values.get(f"_{attribute}") or period
-        return [
-            "sliding_attention" if (index + 1) % each else "full_attention"
-            for index in range(values["num_hidden_layers"])
-        ]
-
-    return found
-
-
-def _rotating(values: Values) -> list[int]:
-    """Whether each layer of SmolLM3 rotates."""
-    if (given := values.get("no_rope_layers")) is not None:
-        return given if isinstance(given, list) else []
-    each = values.get("no_rope_layer_interval", 4)
-    return [int((index + 1) % each != 0) for index in range(values["num_hidden_layers"])]
-
-
-_QWEN = ("use_sliding_window", "max_window_layers", "sliding_window")
-_GEMMA = {"head_dim": 256, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}
-_GEMMA |= {"max_position_embeddings": 8192, "hidden_activation": "gelu_pytorch_tanh"}
-_CAPS = {
-    "final_logit_softcapping": "logit_cap",
-    "attn_logit_softcapping": "attention_cap",
-}
-_BOTH = {"norms": "both", "norm_offset": True}
-
-VARIANTS: dict[str, Variant] = {
-    "llama": Variant("LlamaForCausalLM", biases=("attention_bias", "mlp_bias")),
-    "mistral": Variant(
-        "MistralForCausalLM",
-        {"max_position_embeddings": 131_072, "sliding_window": 4096, "num_key_value_heads": 8},
-        layer_types=_all_windows,
-        windows=("sliding_window",),
-    ),
-    "qwen2": Variant(
-        "Qwen2ForCausalLM",
-        {"max_position_embeddings": 32_768, "use_sliding_window": False, "sliding_window": 4096},
-        {"qkv_bias": True},
-        layer_types=_late_windows,
-        windows=_QWEN,
-    ),
-    "qwen3": Variant(
-        "Qwen3ForCausalLM",
-        {"max_position_embeddings": 32_768, "head_dim": 128, "sliding_window": 4096},
-        {"query_norm": "head"},
-        layer_types=_late_windows,
-        windows=_QWEN,
-        biases=("attention_bias",),
-    ),
-    "gemma": Variant("GemmaForCausalLM", _GEMMA, {"norm_offset": True}, biases=("attention_bias",)),
-    "gemma2": Variant(
-        "Gemma2ForCausalLM",
-        _GEMMA
-        | {"sliding_window": 4096, "query_pre_attn_scalar": 256}
-        | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
-        _BOTH,
-        _CAPS,
-        activation="hidden_activation",
-        layer_types=_every(2),
-        windows=("sliding_window",),
-        biases=("attention_bias",),
-        norms=_AROUND,
-        by_hand=("query_pre_attn_scalar",),
-    ),
-    "gemma3_text": Variant(
-        "Gemma3ForCausalLM",
-        _GEMMA
-        | {"sliding_window": 4096, "query_pre_attn_scalar": 256}
-        | {"max_position_embeddings": 131_072, "vocab_size": 262_208}
-        | {"num_attention_heads": 8, "num_key_value_heads": 4},
-        _BOTH | {"query_norm": "head"},
-        _CAPS,
-        activation="hidden_activation",
-        layer_types=_every(6, "sliding_window_pattern"),
-        windows=("sliding_window", "sliding_window_pattern", "_sliding_window_pattern"),
-        biases=("attention_bias",),
-        norms=_AROUND,
-        by_hand=("query_pre_attn_scalar", "rope_local_base_freq"),
-        headed="Gemma3Text",
-        kinds=("sequence",),
-    ),
-    "phi3": Variant(
-        "Phi3ForCausalLM",
-        {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None},
-        layer_types=_all_windows,
-        windows=("sliding_window",),
-        fused=True,
-        by_hand=(
-            *("original_max_position_embeddings", "partial_rotary_factor"),
-            *("resid_pdrop", "embd_pdrop"),
-        ),
-    ),
-    "smollm3": Variant(
-        "SmolLM3ForCausalLM",
-        {"max_position_embeddings": 32_768, "tie_word_embeddings": True}
-        | {"num_key_value_heads": 4, "sliding_window": None},
-        layer_types=_windows_without_rope,
-        windows=("use_sliding_window", "sliding_window"),
-        biases=("attention_bias", "mlp_bias"),
-        by_hand=("no_rope_layers", "no_rope_layer_interval"),
-    ),
-    "olmo2": Variant(
-        "Olmo2ForCausalLM",
-        {"rms_norm_eps": 1e-5},
-        {"norms": "after", "query_norm": "whole"},
-        biases=("attention_bias",),
-        norms=_BEHIND,
-        kinds=("sequence",),
-    ),
-    "granite": Variant(
-        "GraniteForCausalLM",
-        {"attention_multiplier": 1.0},
-        numbers={
-            "embedding_multiplier": "embed_scale",
-            "residual_multiplier": "residual_scale",
-            "attention_multiplier": "attention_scale",
-        },
-        biases=("attention_bias", "mlp_bias"),
-        by_hand=("logits_scaling",),
-        kinds=(),
-    ),
-}
-
-
-_MIXTRAL = Experts("block_sparse_moe", ("w1", "w3", "w2"), "num_local_experts", "intermediate_size")
-_QWEN3_MOE = Experts(
-    "mlp",
-    ("gate_proj", "up_proj", "down_proj"),
-    "num_experts",
-    "moe_intermediate_size",
-    "norm_topk_prob",
-)
-# Of training, where transformers balances the load only if asked to.
-_ROUTING = ("output_router_logits", "router_aux_loss_coef")
-VARIANTS |= {
-    "mixtral": Variant(
-        "MixtralForCausalLM",
-        {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "sliding_window": None}
-        | {"num_key_value_heads": 8, "num_experts_per_tok": 2, "num_local_experts": 8},
-        layer_types=_all_windows,
-        windows=("sliding_window",),
-        by_hand=("num_local_experts", "num_experts_per_tok", *_ROUTING, "router_jitter_noise"),
-        experts=_MIXTRAL,
-    ),
-    "qwen3_moe": Variant(
-        "Qwen3MoeForCausalLM",
-        {"max_position_embeddings": 32_768, "sliding_window": 4096, "num_key_value_heads": 4}
-        | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
-        | {"norm_topk_prob": False},
-        {"query_norm": "head"},
-        layer_types=_late_windows,
-        windows=_QWEN,
-        biases=("attention_bias",),
-        by_hand=(
-            *("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
-            *_ROUTING,
-        ),
-        experts=_QWEN3_MOE,
-    ),
-}
-
-
 # Tensors ------------------------------------------------------------------------------------------
 
 
@@ -361,8 +106,12 @@ def rows(config: DecoderConfig) -> list[TensorRow]:
             TensorRow(f"{attention}{name}_norm.weight", f"layers/attention/{name}_norm/scale")
             for name in "qk"
         ),
-        *(_expert_rows(variant.experts) if variant.experts else ()),
-        *(row for name in ("gate", "up", "down") for row in linear(mlp, "mlp", name)),
+        TensorRow(f"{attention}sinks", "layers/attention/sinks"),
+        *(
+            _expert_rows(variant.experts)
+            if variant.experts
+            else (row for name in ("gate", "up", "down") for row in linear(mlp, "mlp", name))
+        ),
         TensorRow("model.norm.weight", "norm/scale"),
         TensorRow("lm_head.weight", "unembed/kernel", transpose=True),
         *(
@@ -378,10 +127,22 @@ def rows(config: DecoderConfig) -> list[TensorRow]:
 
 def _expert_rows(experts: Experts) -> Iterator[TensorRow]:
     place = f"{_LAYER}{experts.place}."
-    yield TensorRow(f"{place}gate.weight", "layers/mlp/router", transpose=True)
+    router = f"{place}{experts.router}."
+    yield TensorRow(f"{router}weight", "layers/mlp/router/weight", transpose=True)
+    yield TensorRow(f"{router}bias", "layers/mlp/router/bias")
+    if experts.fused:  # [E D 2F]; else each expert has tensors of its own
+        name = f"{place}experts.gate_up_proj"
+        turns = 2 if experts.fused == "interleaved" else 1
+        for ours in ("gate", "up"):
+            path = f"layers/mlp/{ours}/"
+            yield TensorRow(name, f"{path}kernel", axis=2, interleaved=turns)
+            yield TensorRow(f"{name}_bias", f"{path}bias", axis=1, interleaved=turns)
+        yield TensorRow(f"{place}experts.down_proj", "layers/mlp/down/kernel")
+        yield TensorRow(f"{place}experts.down_proj_bias", "layers/mlp/down/bias")
+        return
     for theirs, ours in zip(experts.names, ("gate", "up", "down"), strict=True):
         name = f"{place}experts.{{expert}}.{theirs}.weight"
-        yield TensorRow(name, f"layers/mlp/{ours}", transpose=True)
+        yield TensorRow(name, f"layers/mlp/{ours}/kernel", transpose=True)
 
 
 # Buffers that old transformers saved; we compute them from the configuration.
@@ -512,7 +273,7 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
     """Attributes of single families that are more than another name."""
     wrong = [
         name
-        for name in ("query_pre_attn_scalar", "logits_scaling")
+        for name in ("query_pre_attn_scalar", "logits_scaling", "swiglu_limit")
         if name in values and not (is_number(values[name]) and values[name])
     ]
     if wrong:
@@ -525,13 +286,15 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
     if family == "granite":
         found["logit_scale"] = 1 / values.get("logits_scaling", 1.0)
     if family == "smollm3":
-        turns = _rotating(values)
+        turns = rotating(values)
         if len(turns) != values["num_hidden_layers"] or not {*map(str, turns)} <= {"0", "1"}:
             raise ArtifactError(
                 f"{source}: no_rope_layers must have 0 or 1 for each layer: "
                 f"{attributes.shown(values, ['no_rope_layers'])}"
             )
         found["rotary_layers"] = () if all(turns) else tuple(map(bool, turns))
+    if family == "gpt_oss":
+        _check_repeated(values, source)
     if family == "phi3":
         refuse(
             [
@@ -542,6 +305,29 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
             source,
         )
     return found
+
+
+def _check_repeated(values: Values, source: object) -> None:
+    """Raise InputError where released files of gpt-oss contradict what they say twice.
+
+    transformers reads only the other place. Their experts are read as what MXFP4 stands for.
+    """
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    twice = {
+        "experts_per_token": values["num_experts_per_tok"],
+        "initial_context_length": scaling.get("original_max_position_embeddings"),
+    }
+    refuse(
+        [
+            f"{name}={values[name]!r} (elsewhere {wanted!r})"
+            for name, wanted in twice.items()
+            if values.get(name, wanted) != wanted and wanted is not None
+        ],
+        source,
+    )
+    packed = values.get("quantization_config", {"quant_method": "mxfp4"})
+    if not isinstance(packed, dict) or packed.get("quant_method") != "mxfp4":
+        refuse([f"quantization_config={packed!r} (only quant_method mxfp4)"], source)
 
 
 def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str, Any]:
@@ -578,7 +364,7 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
         written["layer_types"] = [names[each] for each in types]
     if "use_sliding_window" in variant.windows:
         written["use_sliding_window"] = config.window is not None
-    for name in _CAPS:
+    for name in CAPS:
         if name in variant.numbers:
             written[name] = written[name] or None
     if "query_pre_attn_scalar" in variant.by_hand:

@@ -22,14 +22,17 @@ class TensorRow:
     """`{layer}` in the Hugging Face name runs over the leading axis of our leaf, `{expert}` over
     the next.
 
-    Rows of one name are parts of one tensor, one below the other. `first`: the first layer that
-    has one; those before it are ones, and are used for nothing.
+    Rows of one name are parts of one tensor, one below the other, or side by side along `axis`.
+    `interleaved`: of how many such parts each takes its turn there, one element at a time. `first`:
+    the first layer that has one; those before it are ones, and are used for nothing.
     """
 
     theirs: str
     ours: str
     transpose: bool = False
     first: int = 0
+    axis: int = 0
+    interleaved: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One Hugging Face tensor, or a part of it from row `start` on, and its place in our tree."""
+    """One Hugging Face tensor, or a part of it, and its place in our tree.
+
+    A part lies along `axis` from `start` on, in every `step`-th place.
+    """
 
     name: str
     shape: Shape
@@ -68,6 +74,8 @@ class Tensor:
     transpose: bool
     start: int = 0
     expert: int | None = None
+    axis: int = 0
+    step: int = 1
 
     @property
     def place(self) -> tuple[int, ...]:
@@ -75,9 +83,10 @@ class Tensor:
         return tuple(index for index in (self.layer, self.expert) if index is not None)
 
     @property
-    def rows(self) -> slice:
-        """Those of the Hugging Face tensor that are this part."""
-        return slice(self.start, self.start + self.shape[0])
+    def slices(self) -> tuple[slice, ...]:
+        """What of the Hugging Face tensor is this part."""
+        end = self.start + self.shape[self.axis] * self.step
+        return (*[slice(None)] * self.axis, slice(self.start, end, self.step))
 
 
 def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tensor]:
@@ -87,7 +96,7 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
     ValueError for a leaf without a row: the table is incomplete.
     """
     tensors = []
-    sizes: dict[str, int] = {}  # rows of a tensor that its parts so far have
+    starts: dict[str, int] = {}  # where a tensor's next part begins
     for row in rows:
         if row.ours not in leaves:
             continue
@@ -99,10 +108,10 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
         for layer in range(row.first, shape[0]) if layered else [None]:
             for expert in range(shape[1]) if expertly else [None]:
                 name = row.theirs.format(layer=layer, expert=expert)
-                start = sizes.get(name, 0)
-                place = row.ours, layer, row.transpose, start, expert
+                start, step = starts.get(name, 0), row.interleaved
+                place = row.ours, layer, row.transpose, start, expert, row.axis, step
                 tensors.append(Tensor(name, part, *place))
-                sizes[name] = start + part[0]
+                starts[name] = start + (part[row.axis] if step == 1 else 1)
     if forgotten := set(leaves) - {row.ours for row in rows}:
         raise ValueError(f"the table has no row for {sorted(forgotten)}")
     return tensors
@@ -152,7 +161,9 @@ def whole_shapes(tensors: Iterable[Tensor]) -> dict[str, Shape]:
     """The shape of each Hugging Face tensor, of all its parts together."""
     found: dict[str, Shape] = {}
     for tensor in tensors:
-        found[tensor.name] = (tensor.start + tensor.shape[0], *tensor.shape[1:])
+        shape, axis = list(tensor.shape), tensor.axis
+        shape[axis] = tensor.start + shape[axis] if tensor.step == 1 else shape[axis] * tensor.step
+        found[tensor.name] = tuple(shape)
     return found
 
 

@@ -186,7 +186,7 @@ def _write(
     writer: tree_store.TreeWriter, path: str, parts: Sequence[Tensor], weights: files.Weights
 ) -> None:
     """Write one leaf from its layers, narrower ranks filled up with zeros."""
-    arrays = [weights[part.name][part.rows].astype(np.float32) for part in parts]
+    arrays = [weights[part.name][part.slices].astype(np.float32) for part in parts]
     arrays = [a.T if part.transpose else a for a, part in zip(arrays, parts, strict=True)]
     widest = tuple(map(max, zip(*(array.shape for array in arrays), strict=True)))
     filled = [

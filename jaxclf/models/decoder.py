@@ -2,7 +2,8 @@
 
 Sources: Touvron et al. 2023, Grattafiori et al. 2024 (Llama), Jiang et al. 2023 (Mistral), Yang et
 al. 2024 and 2025 (Qwen2, Qwen3), the Gemma reports of 2024 and 2025, Abdin et al. 2024 (Phi-3),
-OLMo et al. 2024, the Granite 3.0 report of 2024; checked against the models of transformers.
+OLMo et al. 2024, the Granite 3.0 report of 2024, OpenAI 2025 (gpt-oss); checked against the models
+of transformers.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ from jaxclf.models.soft_prefix import soft_prefix
 # What transformers calls those that differ in attributes alone.
 FAMILIES = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"),
-    *("smollm3", "olmo2", "granite", "mixtral", "qwen3_moe"),
+    *("smollm3", "olmo2", "granite", "mixtral", "qwen3_moe", "gpt_oss"),
 )
 
 
@@ -68,8 +69,11 @@ class DecoderConfig:
     dropout: of embeddings and of what each layer adds; the released models have none. prefix:
     trained keys and values before every layer's own.
 
+    swiglu_limit, swiglu_alpha: of feed-forward's gate, see `layers.Gate`; 0: it has the activation.
+
     experts: in the place of one feed-forward (0); each has `expert_size`, a token
-    `experts_per_token` of them, whose weights sum to 1 where `normalised_experts`.
+    `experts_per_token` of them, whose weights sum to 1 where `normalised_experts`. `mlp_bias` is of
+    their router too.
 
     heads: what it scores texts by; such a model does not generate. head_dropout: before them.
     """
@@ -106,6 +110,8 @@ class DecoderConfig:
     norms: Literal["before", "after", "both"] = "before"
     norm_offset: bool = False
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    swiglu_limit: float = 0.0
+    swiglu_alpha: float = 0.0
     embed_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
@@ -120,6 +126,11 @@ class DecoderConfig:
     @property
     def head(self) -> HeadStyle:
         return LAST
+
+    @property
+    def gate(self) -> layers.Gate:
+        """Of feed-forward, be it one or that of experts."""
+        return layers.Gate(self.activation, self.swiglu_limit, self.swiglu_alpha)
 
     def with_heads(self, found: tuple[HeadConfig, ...]) -> "DecoderConfig":
         """The same with these heads, in the place of logits of tokens."""
@@ -234,17 +245,17 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """`down(activation(gate(x)) * up(x))`."""
+    """`down(gated(gate(x), up(x)))`."""
 
     def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         parts, bias = _Parts(config, dtype, rngs), config.mlp_bias
         self.gate = parts.linear(config.hidden_size, config.intermediate_size, bias)
         self.up = parts.linear(config.hidden_size, config.intermediate_size, bias)
         self.down = parts.linear(config.intermediate_size, config.hidden_size, bias)
-        self.activation = config.activation
+        self.gated = config.gate
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        inner = layers.ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
+        inner = self.gated(self.gate(x), self.up(x))
         return self.down(sharding.inner(inner, x.shape[-1]))
 
 
@@ -257,7 +268,8 @@ def _feed_forward(config: DecoderConfig, dtype: Any, rngs: nnx.Rngs) -> MLP | Ex
         config.experts,
         config.experts_per_token,
         normalised=config.normalised_experts,
-        activation=config.activation,
+        gate=config.gate,
+        bias=config.mlp_bias,
         std=config.initializer_std,
         dtype=dtype,
         rngs=rngs,

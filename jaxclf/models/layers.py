@@ -27,6 +27,27 @@ ACTIVATIONS: dict[str, Callable[[Any], Array]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What feed-forward makes of its two projections: `activation(gate) * up`.
+
+    limit: above 0 it is `(up + 1) * gate * sigmoid(alpha * gate)` instead, of gates that are at
+    most that and of `up` between it and its negative. Source: OpenAI 2025 (gpt-oss).
+    """
+
+    activation: str
+    limit: float = 0.0
+    alpha: float = 0.0
+
+    def __call__(
+        self, gate: Float[Array, "*batch F"], up: Float[Array, "*batch F"]
+    ) -> Float[Array, "*batch F"]:
+        if not self.limit:
+            return ACTIVATIONS[self.activation](gate) * up
+        gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        return (up + 1) * gate * jax.nn.sigmoid(self.alpha * gate)
+
+
 def matmul(x: Float[Array, "*batch D"], kernel: Kernel) -> Float[Array, "*batch F"]:
     """`x @ kernel` in the dtype of `x`: the one place where a kernel's kind is chosen."""
     if sharding.is_cut():  # rows and tokens, cut apart, could not be cut as one dimension
