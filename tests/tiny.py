@@ -48,6 +48,18 @@ ATTRIBUTES: dict[str, Any] = {
     "logit_cap": 3.0,
     "logit_scale": 0.5,
     "residual_scale": 0.7,
+    "swiglu_limit": 0.6,
+    "swiglu_alpha": 1.3,
+}
+
+# Experts, with biases and the clamped gate.
+EXPERTS: dict[str, Any] = {
+    "experts": 4,
+    "experts_per_token": 2,
+    "expert_size": 8,
+    "mlp_bias": True,
+    "swiglu_limit": 0.9,
+    "swiglu_alpha": 1.3,
 }
 
 

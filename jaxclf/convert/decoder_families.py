@@ -18,7 +18,8 @@ Values = dict[str, Any]  # the content of a config.json, with defaults
 class Experts:
     """Attributes and tensors of a family's experts.
 
-    place, router: their names in a layer, and the router's there. names: of gate, up and down in an
+    place, router: their names in a layer, and the router's there. module: the first where it is
+    another once transformers has read the file. names: of gate, up and down in an
     expert, or, where those of all experts lie in one tensor, fused: how its gate and up do. count,
     size: the attributes of their number and size. normalised: the attribute that says whether
     weights sum to 1; empty: they do.
@@ -31,6 +32,7 @@ class Experts:
     fused: Literal["", "interleaved"] = ""
     router: str = "gate"
     normalised: str = ""
+    module: str = "mlp"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,8 +81,11 @@ _LAYER_TYPES = {
 # Tensors ------------------------------------------------------------------------------------------
 
 
-def rows(config: DecoderConfig) -> list[TensorRow]:
-    """The table for a model of these dimensions; several rows of one name are parts of a tensor."""
+def rows(config: DecoderConfig, in_files: bool = True) -> list[TensorRow]:
+    """The table for a model of these dimensions; several rows of one name are parts of a tensor.
+
+    in_files: by the names that tensors have there; else by those of transformers' parameters.
+    """
     variant = VARIANTS[config.family]
     attention, mlp = _LAYER + "self_attn.", _LAYER + "mlp."
     fused = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
@@ -108,7 +111,7 @@ def rows(config: DecoderConfig) -> list[TensorRow]:
         ),
         TensorRow(f"{attention}sinks", "layers/attention/sinks"),
         *(
-            _expert_rows(variant.experts)
+            _expert_rows(variant.experts, in_files)
             if variant.experts
             else (row for name in ("gate", "up", "down") for row in linear(mlp, "mlp", name))
         ),
@@ -125,12 +128,12 @@ def rows(config: DecoderConfig) -> list[TensorRow]:
     ]
 
 
-def _expert_rows(experts: Experts) -> Iterator[TensorRow]:
-    place = f"{_LAYER}{experts.place}."
+def _expert_rows(experts: Experts, in_files: bool) -> Iterator[TensorRow]:
+    place = f"{_LAYER}{experts.place if in_files else experts.module}."
     router = f"{place}{experts.router}."
     yield TensorRow(f"{router}weight", "layers/mlp/router/weight", transpose=True)
     yield TensorRow(f"{router}bias", "layers/mlp/router/bias")
-    if experts.fused:  # [E D 2F]; else each expert has tensors of its own
+    if experts.fused or not in_files:  # [E D 2F]; else each expert has tensors of its own
         name = f"{place}experts.gate_up_proj"
         turns = 2 if experts.fused == "interleaved" else 1
         for ours in ("gate", "up"):
@@ -397,6 +400,7 @@ FAMILIES = {
         rows=rows,
         read_config=lambda theirs, source, tensors: read_config(theirs, source),
         write_config=write_config,
+        parameters=lambda config: rows(config, in_files=False),
         ignored=IGNORED,
         beside_head=(r"lm_head\.weight",),
         tied=TIED,

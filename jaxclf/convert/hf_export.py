@@ -135,7 +135,7 @@ def _export(
     def blocks(name: str) -> Iterator[np.ndarray]:
         progress(f"{order[name]}/{len(places)} {name}")
         parts = places[name]
-        if parts[0].axis:
+        if len(parts[0].slices) > 1:
             yield from _side_by_side(found.params_dir, parts, shapes[parts[0].name])
             return
         for part in parts:

@@ -39,7 +39,8 @@ class TensorRow:
 class Family:
     """How models of one `model_type` are read and written.
 
-    `rows(config)`: the table for a model of these dimensions. `read_config(theirs, source,
+    `rows(config)`: the table for a model of these dimensions. `parameters(config)`: the same by the
+    names of transformers' parameters, where files have others. `read_config(theirs, source,
     tensors)`: our dimensions from the content of a config.json beside tensors of these names.
     `write_config(config, labels)`: the content of a config.json; `labels` name the head's scores.
 
@@ -52,6 +53,7 @@ class Family:
     rows: Callable[[Any], Sequence[TensorRow]]
     read_config: Callable[[Mapping[str, Any], object, Collection[str]], Any]
     write_config: Callable[[Any, Sequence[str]], dict[str, Any]]
+    parameters: Callable[[Any], Sequence[TensorRow]] | None = None
     prefix: str = ""
     renamed: Sequence[tuple[str, str]] = ()
     ignored: Sequence[str] = ()
@@ -62,31 +64,20 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One Hugging Face tensor, or a part of it, and its place in our tree.
-
-    A part lies along `axis` from `start` on, in every `step`-th place.
-    """
+    """One Hugging Face tensor, or what `slices` have of it, and its place in our tree."""
 
     name: str
     shape: Shape
     ours: str
     layer: int | None
     transpose: bool
-    start: int = 0
+    slices: tuple[slice, ...] = ()
     expert: int | None = None
-    axis: int = 0
-    step: int = 1
 
     @property
     def place(self) -> tuple[int, ...]:
         """Where it lies along the leading axes of our leaf."""
         return tuple(index for index in (self.layer, self.expert) if index is not None)
-
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        """What of the Hugging Face tensor is this part."""
-        end = self.start + self.shape[self.axis] * self.step
-        return (*[slice(None)] * self.axis, slice(self.start, end, self.step))
 
 
 def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tensor]:
@@ -108,10 +99,11 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
         for layer in range(row.first, shape[0]) if layered else [None]:
             for expert in range(shape[1]) if expertly else [None]:
                 name = row.theirs.format(layer=layer, expert=expert)
-                start, step = starts.get(name, 0), row.interleaved
-                place = row.ours, layer, row.transpose, start, expert, row.axis, step
-                tensors.append(Tensor(name, part, *place))
-                starts[name] = start + (part[row.axis] if step == 1 else 1)
+                start, turns, size = starts.get(name, 0), row.interleaved, part[row.axis]
+                cut = slice(start, start + size * turns, turns)
+                slices = (*[slice(None)] * row.axis, cut)
+                tensors.append(Tensor(name, part, row.ours, layer, row.transpose, slices, expert))
+                starts[name] = start + (size if turns == 1 else 1)
     if forgotten := set(leaves) - {row.ours for row in rows}:
         raise ValueError(f"the table has no row for {sorted(forgotten)}")
     return tensors
@@ -161,10 +153,19 @@ def whole_shapes(tensors: Iterable[Tensor]) -> dict[str, Shape]:
     """The shape of each Hugging Face tensor, of all its parts together."""
     found: dict[str, Shape] = {}
     for tensor in tensors:
-        shape, axis = list(tensor.shape), tensor.axis
-        shape[axis] = tensor.start + shape[axis] if tensor.step == 1 else shape[axis] * tensor.step
-        found[tensor.name] = tuple(shape)
+        known = found.get(tensor.name, tensor.shape)
+        cuts = [*tensor.slices, *[slice(None)] * (len(known) - len(tensor.slices))]
+        sizes = zip(tensor.shape, cuts, strict=True)
+        own = (_whole_size(size, cut) for size, cut in sizes)
+        found[tensor.name] = tuple(map(max, own, known))
     return found
+
+
+def _whole_size(size: int, cut: slice) -> int:
+    """Of an axis of which `cut` takes `size` places; where it steps, others take the rest."""
+    if cut == slice(None):
+        return size
+    return cut.stop if cut.step in (None, 1) else size * cut.step
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

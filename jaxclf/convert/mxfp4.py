@@ -14,12 +14,11 @@ BLOCKS, SCALES = "_blocks", "_scales"
 DTYPE = "bfloat16"  # which has all of these numbers
 _PER_BYTE, _PER_BLOCK = 2, 32
 
-_POSITIVE = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-_VALUES = np.array([*_POSITIVE, *(-value for value in _POSITIVE)], np.float32)
-# What each byte stands for.
-_PAIRS = np.stack([_VALUES[np.arange(256) & 15], _VALUES[np.arange(256) >> 4]], axis=-1)
-with np.errstate(over="ignore"):
-    _POWERS = np.ldexp(np.float32(1), np.arange(256) - 127)  # the last is no number: inf
+# Twice what 4 bits stand for, so that the largest scale is half of 2^128 and a float32.
+_TWICE = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0]
+_TWICE = np.array([*_TWICE, *(-value for value in _TWICE)], np.float32)
+_PAIRS = np.stack([_TWICE[np.arange(256) & 15], _TWICE[np.arange(256) >> 4]], axis=-1)
+_HALF_SCALES = np.ldexp(np.float32(1), np.arange(256) - 128)
 
 
 def shape(
@@ -36,12 +35,15 @@ def shape(
 
 
 def dequantise(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """`[E D F]` in bfloat16, exactly; one expert at a time is held in more bits."""
+    """`[E D F]` in bfloat16, exactly; one expert at a time is held in more bits.
+
+    A scale of 255, no number by the specification, is 2^128 as in transformers.
+    """
     experts, columns, groups, _ = blocks.shape
     found = np.empty((experts, groups * _PER_BLOCK, columns), ml_dtypes.bfloat16)
-    with np.errstate(invalid="ignore"):  # 0 times a scale that is no number
+    with np.errstate(over="ignore"):  # what float32 has no number for is infinite
         for expert in range(experts):
             values = _PAIRS[blocks[expert]].reshape(columns, groups, _PER_BLOCK)
-            values = values * _POWERS[scales[expert]][..., None]
+            values = values * _HALF_SCALES[scales[expert]][..., None]
             found[expert] = values.reshape(columns, -1).T
     return found

@@ -34,6 +34,8 @@ PUBLISHED = {
     "mixtral_8x7b": 46.703,
     "qwen3_30b_a3b": 30.532,
     "qwen3_235b_a22b": 235.09,
+    "gpt_oss_20b": 20.91,
+    "gpt_oss_120b": 116.83,
 }
 
 

@@ -143,6 +143,7 @@ CASES = {
         },
     ),
 }
+GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"  # parameters of experts
 TOLERANCE = 1e-5  # of the largest value
 
 
@@ -279,19 +280,38 @@ def test_what_is_exported_is_what_was_read(pair, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "targets"),
+    ("name", "options"),
     [
-        ("phi3", ["qkv_proj", "down_proj"]),
-        ("gemma3", ["q_proj", "up_proj"]),
-        ("qwen2", "all-linear"),
-        ("olmo2", ["k_proj", "o_proj"]),
+        ("phi3", {"target_modules": ["qkv_proj", "down_proj"]}),
+        ("gemma3", {"target_modules": ["q_proj", "up_proj"]}),
+        ("qwen2", {"target_modules": "all-linear"}),
+        ("olmo2", {"target_modules": ["k_proj", "o_proj"]}),
+        ("gpt_oss", {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj"]}),
+        ("qwen3_moe", {"target_modules": [], "target_parameters": [GATE_UP, DOWN]}),
+        (
+            "mixtral",
+            {
+                "target_modules": ["q_proj"],
+                "target_parameters": [DOWN],
+                "rank_pattern": {"down_proj": 2},
+            },
+        ),
+        (
+            "gpt_oss",
+            {
+                "target_modules": [],
+                "target_parameters": ["model.layers.1.mlp.experts.down_proj", "layers.3." + DOWN],
+                "alpha_pattern": {"layers.3.mlp.experts.down_proj": 5},
+                "use_rslora": True,
+            },
+        ),
     ],
 )
-def test_adapters_of_peft_are_read_and_written(name, targets, tmp_path):
+def test_adapters_of_peft_are_read_and_written(name, options, tmp_path):
     peft = pytest.importorskip("peft")
     hf = theirs(name)
     hf.save_pretrained(tmp_path / "base")
-    adapted = peft.get_peft_model(hf, peft.LoraConfig(r=3, target_modules=targets)).eval()
+    adapted = peft.get_peft_model(hf, peft.LoraConfig(r=3, **options)).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for path, weight in adapted.named_parameters():
@@ -309,8 +329,10 @@ def test_adapters_of_peft_are_read_and_written(name, targets, tmp_path):
     positions = np.broadcast_to(np.arange(LENGTH), tokens.shape)
     found = module.logits(module.hidden(tokens, positions, np.ones_like(tokens)))
     assert off(found, expected) < TOLERANCE
-    if name == "phi3":
-        with pytest.raises(InputError, match=r"a part of model\.layers\.0\.self_attn\.qkv_proj"):
+    chosen = {*options["target_modules"], *options.get("target_parameters", ())}
+    if parts := chosen & {"qkv_proj", "gate_up_proj", GATE_UP}:
+        part = parts.pop().replace(".", r"\.")
+        with pytest.raises(InputError, match=rf"a part of model\.layers\.0\..*{part}"):
             peft_export.export(tmp_path / "adapters", tmp_path / "back")
         return
     peft_export.export(tmp_path / "adapters", tmp_path / "back")
@@ -324,6 +346,7 @@ HEADED = {
     "qwen3": ("Qwen3", ("sequence", "token")),
     "gemma3": ("Gemma3Text", ("sequence",)),
     "phi3": ("Phi3", ("token",)),
+    "gpt_oss": ("GptOss", ("sequence", "token")),
 }
 
 
