@@ -20,7 +20,8 @@ class Experts:
 
     place, router: their names in a layer, and the router's there. module: the first where it is
     another once transformers has read the file. names: of gate, up and down in an
-    expert, or, where those of all experts lie in one tensor, fused: how its gate and up do. count,
+    expert, or, where those of all experts lie in one tensor, fused: how its gate and up do. shared:
+    the name of one that every token has, of the same size; empty: there is none. count,
     size: the attributes of their number and size. normalised: the attribute that says whether
     weights sum to 1; empty: they do.
     """
@@ -29,7 +30,8 @@ class Experts:
     count: str
     size: str
     names: tuple[str, ...] = ()
-    fused: Literal["", "interleaved"] = ""
+    fused: Literal["", "halves", "interleaved"] = ""
+    shared: str = ""
     router: str = "gate"
     normalised: str = ""
     module: str = "mlp"
@@ -106,6 +108,13 @@ def _windows_without_rope(values: Values) -> Sequence[str] | None:
     return ["full_attention" if turns else "sliding_attention" for turns in rotating(values)]
 
 
+def _chunks_with_rope(values: Values) -> Sequence[str] | None:
+    """Of Llama 4, where layers that rotate have chunks, if there are any."""
+    if not values.get("attention_chunk_size"):
+        return None
+    return ["chunked_attention" if turns else "full_attention" for turns in rotating(values)]
+
+
 def _every(period: int, attribute: str = "") -> Callable[[Values], Sequence[str]]:
     """Windows but for every so many-th layer."""
 
@@ -120,11 +129,12 @@ def _every(period: int, attribute: str = "") -> Callable[[Values], Sequence[str]
 
 
 def rotating(values: Values) -> list[int]:
-    """Whether each layer of SmolLM3 rotates."""
-    if (given := values.get("no_rope_layers")) is not None:
-        return given if isinstance(given, list) else []
+    """Whether each layer of SmolLM3 or Llama 4 rotates."""
+    count = values["num_hidden_layers"]
+    if given := values.get("no_rope_layers"):
+        return given[:count] if isinstance(given, list) else []
     each = values.get("no_rope_layer_interval", 4)
-    return [int((index + 1) % each != 0) for index in range(values["num_hidden_layers"])]
+    return [int((index + 1) % each != 0) for index in range(count)]
 
 
 _QWEN = ("use_sliding_window", "max_window_layers", "sliding_window")
@@ -245,6 +255,15 @@ _QWEN3_MOE = Experts(
 _GPT_OSS = Experts(
     "mlp", "num_local_experts", "intermediate_size", fused="interleaved", router="router"
 )
+_LLAMA4 = Experts(
+    "feed_forward",
+    "num_local_experts",
+    "intermediate_size",
+    fused="halves",
+    shared="shared_expert",
+    router="router",
+    module="feed_forward",
+)
 # Of training, where transformers balances the load only if asked to.
 _ROUTING = ("output_router_logits", "router_aux_loss_coef")
 VARIANTS |= {
@@ -289,5 +308,25 @@ VARIANTS |= {
             *("experts_per_token", "initial_context_length", "quantization_config"),
         ),
         experts=_GPT_OSS,
+    ),
+    "llama4_text": Variant(
+        "Llama4ForCausalLM",
+        {"vocab_size": 202_048, "hidden_size": 5120, "intermediate_size": 8192, "head_dim": 128}
+        | {"num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8}
+        | {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "attention_chunk_size": 8192}
+        | {"num_local_experts": 16, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1}
+        | {"attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1},
+        {"rotary_interleaved": True, "routing": "sigmoid", "weighted_inputs": True},
+        layer_types=_chunks_with_rope,
+        windows=("attention_chunk_size",),
+        biases=("attention_bias",),
+        by_hand=(
+            *("num_local_experts", "num_experts_per_tok", *_ROUTING, "router_jitter_noise"),
+            *("no_rope_layers", "no_rope_layer_interval", "use_qk_norm"),
+            *("attn_temperature_tuning", "floor_scale", "attn_scale"),
+            *("moe_layers", "interleave_moe_layer_step", "intermediate_size_mlp"),
+        ),
+        experts=_LLAMA4,
+        kinds=(),
     ),
 }

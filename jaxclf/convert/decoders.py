@@ -5,7 +5,7 @@ Each by its row in `decoder_families`.
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxclf.convert import attributes, rope
@@ -13,7 +13,7 @@ from jaxclf.convert.attributes import is_number, is_size, refuse
 from jaxclf.convert.decoder_families import CAPS, VARIANTS, Experts, Values, Variant, rotating
 from jaxclf.convert.mapping import Family, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 
 _LAYER = "model.layers.{layer}."
 
@@ -49,6 +49,7 @@ _FIXED = attributes.FIXED | {
     "pretraining_tp": 1,
     "use_bidirectional_attention": False,
     "rope_interleaved": False,
+    "for_llm_compressor": False,
 }
 _HARMLESS = attributes.HARMLESS | {
     "is_decoder",
@@ -69,13 +70,18 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 # Attributes of single families that count something, and those that are true or false.
-_COUNTS = ("no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern")
-_FLAGS = ("attention_bias", "mlp_bias", "use_sliding_window")
+_COUNTS = (
+    *("no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern"),
+    *("interleave_moe_layer_step", "floor_scale"),
+)
+_FLAGS = ("attention_bias", "mlp_bias", "use_sliding_window", "use_qk_norm")
 _LAYER_TYPES = {
     "full_attention": "full",
     "sliding_attention": "window",
     "chunked_attention": "chunk",
 }
+# What says how much layers of these kinds see.
+_SPANS = {"window": "sliding_window", "chunk": "attention_chunk_size"}
 
 
 # Tensors ------------------------------------------------------------------------------------------
@@ -87,7 +93,11 @@ def rows(config: DecoderConfig, in_files: bool = True) -> list[TensorRow]:
     in_files: by the names that tensors have there; else by those of transformers' parameters.
     """
     variant = VARIANTS[config.family]
-    attention, mlp = _LAYER + "self_attn.", _LAYER + "mlp."
+    attention, place, ours = _LAYER + "self_attn.", _LAYER + "mlp.", "mlp"
+    feed_forward = ("gate", "up", "down")
+    if (experts := variant.experts) is not None:
+        place, ours = f"{_LAYER}{experts.place}.{experts.shared}.", "mlp/shared"
+        feed_forward = feed_forward if experts.shared else ()
     fused = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 
     def linear(place: str, ours: str, name: str) -> list[TensorRow]:
@@ -110,11 +120,8 @@ def rows(config: DecoderConfig, in_files: bool = True) -> list[TensorRow]:
             for name in "qk"
         ),
         TensorRow(f"{attention}sinks", "layers/attention/sinks"),
-        *(
-            _expert_rows(variant.experts, in_files)
-            if variant.experts
-            else (row for name in ("gate", "up", "down") for row in linear(mlp, "mlp", name))
-        ),
+        *(_expert_rows(variant.experts, in_files) if variant.experts else ()),
+        *(row for name in feed_forward for row in linear(place, ours, name)),
         TensorRow("model.norm.weight", "norm/scale"),
         TensorRow("lm_head.weight", "unembed/kernel", transpose=True),
         *(
@@ -229,6 +236,7 @@ def _experts(values: Values, experts: Experts | None, source: object) -> dict[st
         "experts_per_token": chosen,
         "expert_size": values[experts.size],
         "normalised_experts": normalised,
+        "shared_expert_size": values[experts.size] if experts.shared else 0,
     }
 
 
@@ -259,17 +267,20 @@ def _biases(values: Values, variant: Variant) -> dict[str, Any]:
 
 
 def _seen(values: Values, variant: Variant, source: object) -> dict[str, Any]:
-    """Our layer_types and window."""
+    """Our layer_types, window and chunk."""
     given = attributes.layer_types(values, _LAYER_TYPES, source)
-    window = values.get("sliding_window")
-    if window is not None and not is_size(window):
-        raise ArtifactError(f"{source}: impossible: sliding_window={window!r}")
     types = [_LAYER_TYPES[name] for name in given or variant.layer_types(values) or ()]
-    if "window" not in types:
-        return {}
-    if window is None:
-        raise ArtifactError(f"{source}: layer_types has windows, and sliding_window is missing")
-    return {"layer_types": tuple(types), "window": window}
+    found: dict[str, Any] = {}
+    for kind, attribute in _SPANS.items():
+        size = values.get(attribute)
+        if size is not None and not is_size(size):
+            raise ArtifactError(f"{source}: impossible: {attribute}={size!r}")
+        if kind not in types:
+            continue
+        if size is None or attribute not in variant.windows:
+            raise ArtifactError(f"{source}: layer_types has {kind}s, and {attribute} is missing")
+        found |= {"layer_types": tuple(types), kind: size}
+    return found
 
 
 def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
@@ -288,7 +299,9 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
         found["attention_scale"] = values["query_pre_attn_scalar"] ** -0.5
     if family == "granite":
         found["logit_scale"] = 1 / values.get("logits_scaling", 1.0)
-    if family == "smollm3":
+    if family == "llama4_text":
+        found |= _llama4(values, source)
+    if "no_rope_layers" in VARIANTS[family].by_hand:
         turns = rotating(values)
         if len(turns) != values["num_hidden_layers"] or not {*map(str, turns)} <= {"0", "1"}:
             raise ArtifactError(
@@ -307,6 +320,24 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
             ],
             source,
         )
+    return found
+
+
+def _llama4(values: Values, source: object) -> dict[str, Any]:
+    """Norms of queries and keys, and what layers without rotation have instead."""
+    step, count = values["interleave_moe_layer_step"], values["num_hidden_layers"]
+    sparse = values.get("moe_layers", list(range(step - 1, count, step)))
+    if sparse != list(range(count)):
+        dense = {"moe_layers": sparse, "interleave_moe_layer_step": step}
+        refuse([f"{name}={value!r} (only all layers)" for name, value in dense.items()], source)
+    tuned, scale = values["attn_temperature_tuning"], values["attn_scale"]
+    if not is_number(tuned) or not is_number(scale):
+        wrong = ["attn_temperature_tuning", "attn_scale"]
+        raise ArtifactError(f"{source}: impossible: {attributes.shown(values, wrong)}")
+    found: dict[str, Any] = {"query_norm": "l2" if values.get("use_qk_norm", True) else "none"}
+    if tuned and scale:
+        found["temperature_floor"] = float(values["floor_scale"])
+        found["temperature_scale"] = float(scale)
     return found
 
 
@@ -363,7 +394,9 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
     if variant.windows:
         names = {ours: theirs for theirs, ours in _LAYER_TYPES.items()}
         types = config.layer_types or ("full",) * config.num_layers
-        written["sliding_window"] = config.window
+        for kind, attribute in _SPANS.items():
+            if attribute in variant.windows:
+                written[attribute] = getattr(config, kind)
         written["layer_types"] = [names[each] for each in types]
     if "use_sliding_window" in variant.windows:
         written["use_sliding_window"] = config.window is not None
@@ -377,7 +410,14 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
         )
     if config.family == "granite":
         written["logits_scaling"] = 1 / config.logit_scale
-    if config.family == "smollm3":
+    if config.family == "llama4_text":
+        written |= {
+            "use_qk_norm": config.query_norm == "l2",
+            "attn_temperature_tuning": config.temperature_scale > 0,
+            "floor_scale": round(config.temperature_floor) or 8192,
+            "attn_scale": config.temperature_scale,
+        }
+    if "no_rope_layers" in variant.by_hand:
         turns = config.rotary_layers or (True,) * config.num_layers
         written["no_rope_layers"] = [int(each) for each in turns]
     if variant.experts is not None:
@@ -409,21 +449,28 @@ FAMILIES = {
 }
 
 
-def _text_alone(
-    theirs: Mapping[str, Any], source: object, tensors: Collection[str]
-) -> DecoderConfig:
-    """Of a model that sees images too: the decoder of its texts."""
-    text = theirs.get("text_config")
-    if not isinstance(text, dict):
-        raise ArtifactError(f"{source}: text_config is missing, which describes the decoder")
-    return read_config({**text, "model_type": "gemma3_text"}, source)
+def _text_alone(kind: str) -> Callable[[Mapping[str, Any], object, Collection[str]], DecoderConfig]:
+    """Of a model that sees images too: the decoder of its texts, of this model_type."""
+
+    def read(theirs: Mapping[str, Any], source: object, tensors: Collection[str]) -> DecoderConfig:
+        text = theirs.get("text_config")
+        if not isinstance(text, dict):
+            raise ArtifactError(f"{source}: text_config is missing, which describes the decoder")
+        return read_config({**text, "model_type": kind}, source)
+
+    return read
 
 
-FAMILIES["gemma3"] = dataclasses.replace(
-    FAMILIES["gemma3_text"],
-    read_config=_text_alone,
-    # In files of transformers 4 and 5.
-    renamed=((r"^(model\.language_model|language_model\.model)\.", "model."),),
-    unused=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
-    tied={"language_model.lm_head.weight": "model.embed_tokens.weight", **TIED},
-)
+# Models that see images, and the decoders of their texts; names in files of transformers 4 and 5.
+FAMILIES |= {
+    name: dataclasses.replace(
+        FAMILIES[kind],
+        read_config=_text_alone(kind),
+        renamed=(
+            (r"^(model\.language_model|language_model\.model)\.", "model."),
+            (r"^language_model\.lm_head\.", "lm_head."),
+        ),
+        unused=(r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*",),
+    )
+    for name, kind in {"gemma3": "gemma3_text", "llama4": "llama4_text"}.items()
+}

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxclf.convert.attributes import is_number, refuse
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.layers import RopeScaling
 
@@ -113,6 +113,7 @@ _PARTIAL = {"phi3"}
 _THETAS = {
     "smollm3": 2_000_000.0,
     "gpt_oss": 150_000.0,
+    "llama4_text": 500_000.0,
     "gemma3_text": 1_000_000.0,
     "modernbert": 160_000.0,
     "nomic_bert": 1000.0,
@@ -138,9 +139,9 @@ def _scaling(
     if kind == "linear":
         return RopeScaling(found["factor"], kind="linear")
     if kind == "llama3":
-        if found["low_freq_factor"] >= found["high_freq_factor"]:
+        if found["low_freq_factor"] > found["high_freq_factor"]:
             raise ArtifactError(
-                f"{source}: low_freq_factor must be below high_freq_factor: {found}"
+                f"{source}: low_freq_factor must not be above high_freq_factor: {found}"
             )
         return RopeScaling(**{ours: found[name] for name, ours in _LLAMA3.items()})
     longest = values["max_position_embeddings"]

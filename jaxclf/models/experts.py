@@ -1,11 +1,11 @@
 """Feed-forward by experts: a router sends each token to a few of them.
 
 Source: Shazeer et al. 2017, Jiang et al. 2024 (Mixtral), Yang et al. 2025 (Qwen3), OpenAI 2025
-(gpt-oss); checked against the models of transformers. Tokens are laid out by expert and multiplied
-in groups, so that none is dropped and none computed in vain.
+(gpt-oss), Meta 2025 (Llama 4); checked against the models of transformers. Tokens are laid out by
+expert and multiplied in groups, so that none is dropped and none computed in vain.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +91,20 @@ class GroupedArrays(NamedTuple):
         )
 
 
+class Routing(NamedTuple):
+    """How many experts a token has, and with which weights.
+
+    kind, normalised: they are a softmax over all experts, divided by their sum where `normalised`,
+    or each is the sigmoid of its score. of_inputs: what experts read is multiplied by them, not
+    what they give.
+    """
+
+    chosen: int
+    kind: Literal["softmax", "sigmoid"]
+    normalised: bool
+    of_inputs: bool
+
+
 class Experts(nnx.Module):
     """Of each token the weighted sum of its experts' `down(gate(gate(x), up(x)))`.
 
@@ -103,36 +117,39 @@ class Experts(nnx.Module):
         hidden_size: int,
         size: int,
         count: int,
-        chosen: int,
+        routing: Routing,
         *,
-        normalised: bool,
         gate: Gate,
+        shared: nnx.Module | None,
         bias: bool,
         std: float,
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        """count experts of `size`, of which each token has `chosen`.
+        """count experts of `size`; shared: one that every token has beside its own.
 
-        normalised: their weights sum to 1; else they are shares among all experts. bias: of the
-        router and of every expert's linear layers.
+        bias: of the router and of every expert's linear layers.
         """
         options = {"bias": bias, "std": std, "dtype": dtype, "rngs": rngs}
         self.router = Router(hidden_size, count, **options)
         self.gate, self.up = (Grouped(count, hidden_size, size, **options) for _ in range(2))
         self.down = Grouped(count, size, hidden_size, **options)
-        self.chosen, self.normalised, self.gated = chosen, normalised, gate
+        self.shared, self.routing, self.gated = shared, routing, gate
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        found = self._chosen(x)
+        return found if self.shared is None else found + self.shared(x)
+
+    def _chosen(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         weights, experts = self.routed(x)
         layers = [each.arrays(x.dtype) for each in (self.gate, self.up, self.down)]
-        gated = self.gated
+        gated, of_inputs = self.gated, self.routing.of_inputs
 
         def own(x, weights, experts, gate, up, down):
             if is_divided and down.bias is not None:  # of which each part would add all
                 is_first = jax.lax.axis_index("tensor") == 0
                 down = down._replace(bias=down.bias * is_first.astype(x.dtype))
-            found = mixed(x, weights, experts, (gate, up, down), gated)
+            found = mixed(x, weights, experts, (gate, up, down), gated, of_inputs)
             return jax.lax.psum(found, "tensor") if is_divided else found
 
         sizes = sharding.sizes()
@@ -152,9 +169,12 @@ class Experts(nnx.Module):
 
     def routed(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T K"], Int[Array, "B T K"]]:
         """Weights (float32) and numbers of each token's experts, the heaviest first."""
-        shares = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)
-        weights, experts = jax.lax.top_k(shares, self.chosen)
-        if self.normalised:
+        scores, routing = self.router(x).astype(jnp.float32), self.routing
+        if routing.kind == "sigmoid":
+            best, experts = jax.lax.top_k(scores, routing.chosen)
+            return jax.nn.sigmoid(best), experts
+        weights, experts = jax.lax.top_k(jax.nn.softmax(scores, axis=-1), routing.chosen)
+        if routing.normalised:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
         return weights, experts
 
@@ -165,16 +185,24 @@ def mixed(
     experts: Int[Array, "B T K"],
     layers: tuple[GroupedArrays, GroupedArrays, GroupedArrays],
     gated: Gate,
+    of_inputs: bool,
 ) -> Float[Array, "B T D"]:
-    """The weighted sum over each token's experts; layers: gate, up and down of all of them."""
+    """The weighted sum over each token's experts; layers: gate, up and down of all of them.
+
+    of_inputs: the sum over experts that read the token times its weight.
+    """
     gate, up, down = layers
     tokens, chosen = x.reshape(-1, x.shape[-1]), experts.shape[-1]
     numbers = experts.reshape(-1)
     order = jnp.argsort(numbers, stable=True)
     counts = jnp.bincount(numbers, length=len(gate.kernel)).astype(jnp.int32)
     rows, by_expert = tokens[order // chosen], (counts, numbers[order])
+    if of_inputs:
+        rows *= weights.reshape(-1)[order][:, None].astype(x.dtype)
     inner = gated(gate(rows, *by_expert), up(rows, *by_expert))
     found = down(inner, *by_expert)
     back = jnp.argsort(order)
     found = found[back].reshape(*x.shape[:-1], chosen, x.shape[-1])
+    if of_inputs:
+        return jnp.sum(found, axis=-2)
     return jnp.einsum("btk,btkd->btd", weights.astype(x.dtype), found)

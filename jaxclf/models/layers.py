@@ -7,7 +7,7 @@ nested dict of arrays that `pure_params` returns.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -239,7 +239,7 @@ def rope_frequencies(
     else:
         turns = scaling.original_max_position * frequencies / (2 * math.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0) if low < high else turns > low
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
@@ -273,6 +273,23 @@ def rope_angles(
 Rope = tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]  # cosine and sine
 
 
+class Temperature(NamedTuple):
+    """What queries are multiplied by in layers that do not rotate."""
+
+    factor: Float[Array, "B T 1 1"]
+
+
+def temperature(
+    positions: Int[AnyArray, "B T"], floor: float, scale: float, dtype: Any = jnp.float32
+) -> Temperature:
+    """`1 + scale · log(1 + ⌊(position + 1) / floor⌋)`, so that weights stay sharp far on.
+
+    Source: Nakanishi 2025 (scalable softmax), as Llama 4 has it.
+    """
+    steps = jnp.floor((jnp.asarray(positions).astype(jnp.float32) + 1) / floor)
+    return Temperature((1 + scale * jnp.log1p(steps)).astype(dtype)[..., None, None])
+
+
 def rope(
     positions: Int[AnyArray, "B T"],
     rotated: int,
@@ -290,13 +307,22 @@ def rotate(
     x: Float[Array, "B T heads H"],
     cos: Float[Array, "B T 1 R"],
     sin: Float[Array, "B T 1 R"],
+    interleaved: bool = False,
 ) -> Float[Array, "B T heads H"]:
-    """Turn each pair (i, i + R/2) of the first R elements by its angle; the others stay."""
+    """Turn each pair (i, i + R/2) of the first R elements by its angle; the others stay.
+
+    interleaved: pairs are (2i, 2i + 1).
+    """
     rotated = cos.shape[-1]
     rest = [x[..., rotated:]] if rotated < x.shape[-1] else []
-    first, second = jnp.split(x[..., :rotated], 2, axis=-1)
     cos, sin = (jnp.split(each.astype(x.dtype), 2, axis=-1)[0] for each in (cos, sin))
+    if interleaved:
+        first, second = x[..., :rotated:2], x[..., 1:rotated:2]
+    else:
+        first, second = jnp.split(x[..., :rotated], 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
+    if interleaved:
+        turned = [jnp.stack(turned, axis=-1).reshape(*x.shape[:-1], rotated)]
     return jnp.concatenate([*turned, *rest], axis=-1)
 
 

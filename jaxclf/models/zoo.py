@@ -6,7 +6,7 @@ A checkpoint brings its own; a name is for a random start, and for plans of what
 import dataclasses
 import math
 
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import FAMILIES, EncoderConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.t5 import T5Config

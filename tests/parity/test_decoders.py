@@ -55,6 +55,14 @@ YARN = {
     "beta_fast": 3.0,
     "beta_slow": 0.5,
 }
+LLAMA3 = {
+    "rope_theta": 777.0,
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 1.0,
+    "original_max_position_embeddings": 16,
+}
 # Name → the class of its config and what differs from COMMON.
 CASES = {
     "llama-biases-yarn": (
@@ -132,6 +140,31 @@ CASES = {
             "rope_parameters": YARN | {"truncate": False},
         },
     ),
+    "llama4": (
+        "Llama4",
+        {
+            "num_hidden_layers": 5,
+            "intermediate_size": 24,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "attention_chunk_size": 7,
+            "floor_scale": 3,
+            "attn_scale": 0.4,
+            "rope_parameters": LLAMA3,
+        },
+    ),
+    "llama4-plain": (
+        "Llama4",
+        {
+            "use_qk_norm": False,
+            "attn_temperature_tuning": False,
+            "attention_bias": True,
+            "attention_chunk_size": None,
+            "no_rope_layers": [0, 1, 1],
+            "num_local_experts": 4,
+            "rope_parameters": ROPE,
+        },
+    ),
     "granite": (
         "Granite",
         {
@@ -151,7 +184,8 @@ def theirs(name: str, seed: int = 1):
     """A random model, with weights large enough that every part of it matters."""
     title, changes = CASES[name]
     torch.set_num_threads(1)
-    config = getattr(transformers, f"{title}Config")(**COMMON | changes)
+    config_class = {"Llama4": "Llama4Text"}.get(title, title)
+    config = getattr(transformers, f"{config_class}Config")(**COMMON | changes)
     config._attn_implementation = "eager"
     causal = {"Gemma3Text": "Gemma3"}.get(title, title)
     model = getattr(transformers, f"{causal}ForCausalLM")(config).eval()
