@@ -37,7 +37,7 @@ from tests.models.test_attention import (
     shared_inputs,
     shared_outputs_and_gradients,
 )
-from tests.tiny import ATTRIBUTES, EXPERTS, examples, random_params, sharing
+from tests.tiny import ATTRIBUTES, EXPERTS, LLAMA4, examples, random_params, sharing
 from tests.tiny_encoders import ENCODERS
 from tests.tiny_t5 import FLAN
 
@@ -177,6 +177,16 @@ def experts():
         tuned = tuning.choose(fields, model.abstract)
         params = plain if quantised == "none" else quantization.quantised(plain, quantised)
         agree(names[:1], model, tuned, params, text_batch(), losses.GENERATION)
+
+
+def two_kinds_of_layers():
+    """Layers with experts and without, which lie in two stacks."""
+    dims = dataclasses.replace(CONFIG, **LLAMA4 | {"expert_size": 32, "shared_expert_size": 32})
+    model = registry.create(dims, remat=True)
+    params = jax.tree.map(lambda leaf: leaf / 2, random_params(model))
+    tuned = tuning.choose(config(), model.abstract)
+    names = ["data-fsdp-tensor", "fsdp-tensor-sequence"]
+    agree(names, model, tuned, params, text_batch(), losses.GENERATION)
 
 
 def lean():

@@ -62,6 +62,25 @@ EXPERTS: dict[str, Any] = {
     "swiglu_alpha": 1.3,
 }
 
+# What Llama 4 has: layers with experts and without, temperature where nothing rotates.
+LLAMA4: dict[str, Any] = {
+    "num_layers": 5,
+    "layer_types": ("chunk", "chunk", "full", "chunk", "chunk"),
+    "chunk": 5,
+    "rotary_layers": (True, True, False, True, True),
+    "rotary_interleaved": True,
+    "temperature_floor": 3.0,
+    "temperature_scale": 0.4,
+    "query_norm": "l2",
+    "experts": 4,
+    "experts_per_token": 2,
+    "expert_size": 8,
+    "routing": "sigmoid",
+    "weighted_inputs": True,
+    "shared_expert_size": 8,
+    "expert_layers": (False, True, False, True, False),
+}
+
 
 def random_params(model: Model, seed: int = 0) -> Params:
     """Weights large enough that attention is far from uniform and logits are of order 1."""

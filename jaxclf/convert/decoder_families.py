@@ -23,7 +23,8 @@ class Experts:
     expert, or, where those of all experts lie in one tensor, fused: how its gate and up do. shared:
     the name of one that every token has, of the same size; empty: there is none. count,
     size: the attributes of their number and size. normalised: the attribute that says whether
-    weights sum to 1; empty: they do.
+    weights sum to 1; empty: they do. dense: that of the size of layers without experts; empty:
+    intermediate_size.
     """
 
     place: str
@@ -35,6 +36,7 @@ class Experts:
     router: str = "gate"
     normalised: str = ""
     module: str = "mlp"
+    dense: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +265,7 @@ _LLAMA4 = Experts(
     shared="shared_expert",
     router="router",
     module="feed_forward",
+    dense="intermediate_size_mlp",
 )
 # Of training, where transformers balances the load only if asked to.
 _ROUTING = ("output_router_logits", "router_aux_loss_coef")
@@ -315,6 +318,7 @@ VARIANTS |= {
         | {"num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8}
         | {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "attention_chunk_size": 8192}
         | {"num_local_experts": 16, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1}
+        | {"intermediate_size_mlp": 16_384}
         | {"attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1},
         {"rotary_interleaved": True, "routing": "sigmoid", "weighted_inputs": True},
         layer_types=_chunks_with_rope,

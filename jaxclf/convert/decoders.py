@@ -92,36 +92,19 @@ def rows(config: DecoderConfig, in_files: bool = True) -> list[TensorRow]:
 
     in_files: by the names that tensors have there; else by those of transformers' parameters.
     """
-    variant = VARIANTS[config.family]
-    attention, place, ours = _LAYER + "self_attn.", _LAYER + "mlp.", "mlp"
-    feed_forward = ("gate", "up", "down")
-    if (experts := variant.experts) is not None:
-        place, ours = f"{_LAYER}{experts.place}.{experts.shared}.", "mlp/shared"
-        feed_forward = feed_forward if experts.shared else ()
-    fused = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
-
-    def linear(place: str, ours: str, name: str) -> list[TensorRow]:
-        theirs = place + (fused.get(name, name) if variant.fused else name) + "_proj."
-        path = f"layers/{ours}/{name}/"
-        return [
-            TensorRow(theirs + "weight", path + "kernel", transpose=True),
-            TensorRow(theirs + "bias", path + "bias"),
-        ]
-
+    order = config.order
+    layers = [
+        dataclasses.replace(
+            row,
+            ours=row.ours.replace("layers/", f"layers/{stack}/" if stack else "layers/", 1),
+            numbers=tuple(index for index, own in enumerate(order) if own == stack),
+        )
+        for stack in dict.fromkeys(order or ("",))
+        for row in _layer_rows(VARIANTS[config.family], stack != "dense", in_files)
+    ]
     return [
         TensorRow("model.embed_tokens.weight", "embed/embedding"),
-        *(
-            TensorRow(f"{_LAYER}{theirs}.weight", f"layers/{ours}/scale")
-            for theirs, ours in variant.norms
-        ),
-        *(row for name in "qkvo" for row in linear(attention, "attention", name)),
-        *(
-            TensorRow(f"{attention}{name}_norm.weight", f"layers/attention/{name}_norm/scale")
-            for name in "qk"
-        ),
-        TensorRow(f"{attention}sinks", "layers/attention/sinks"),
-        *(_expert_rows(variant.experts, in_files) if variant.experts else ()),
-        *(row for name in feed_forward for row in linear(place, ours, name)),
+        *layers,
         TensorRow("model.norm.weight", "norm/scale"),
         TensorRow("lm_head.weight", "unembed/kernel", transpose=True),
         *(
@@ -133,6 +116,35 @@ def rows(config: DecoderConfig, in_files: bool = True) -> list[TensorRow]:
             )
         ),
     ]
+
+
+def _layer_rows(variant: Variant, has_experts: bool, in_files: bool) -> Iterator[TensorRow]:
+    """Those of a layer; without experts its feed-forward lies where they would."""
+    attention, experts = _LAYER + "self_attn.", variant.experts
+    fused = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+    def linear(place: str, ours: str, name: str) -> Iterator[TensorRow]:
+        theirs = place + (fused.get(name, name) if variant.fused else name) + "_proj."
+        path = f"layers/{ours}/{name}/"
+        yield TensorRow(theirs + "weight", path + "kernel", transpose=True)
+        yield TensorRow(theirs + "bias", path + "bias")
+
+    for theirs, ours in variant.norms:
+        yield TensorRow(f"{_LAYER}{theirs}.weight", f"layers/{ours}/scale")
+    for name in "qkvo":
+        yield from linear(attention, "attention", name)
+    for name in "qk":
+        theirs = f"{attention}{name}_norm.weight"
+        yield TensorRow(theirs, f"layers/attention/{name}_norm/scale")
+    yield TensorRow(f"{attention}sinks", "layers/attention/sinks")
+    place, ours = f"{_LAYER}{experts.place if experts else 'mlp'}.", "mlp"
+    if experts and has_experts:
+        yield from _expert_rows(experts, in_files)
+        if not experts.shared:
+            return
+        place, ours = f"{place}{experts.shared}.", "mlp/shared"
+    for name in ("gate", "up", "down"):
+        yield from linear(place, ours, name)
 
 
 def _expert_rows(experts: Experts, in_files: bool) -> Iterator[TensorRow]:
@@ -202,8 +214,12 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
     }
     if wrong := [name for name, rest in impossible.items() if rest]:
         raise ArtifactError(f"{source}: impossible: {attributes.shown(values, wrong)}")
+    sizes = _SIZES
+    if variant.experts and variant.experts.dense:
+        sizes = _SIZES | {variant.experts.dense: "intermediate_size"}
+        attributes.check_numbers(values, [variant.experts.dense], [], source)
     return DecoderConfig(
-        **{ours: values[name] for name, ours in (_SIZES | _OTHERS).items()},
+        **{ours: values[name] for name, ours in (sizes | _OTHERS).items()},
         **{ours: float(values[name]) for name, ours in variant.numbers.items() if name in values},
         **variant.implied,
         **_seen(values, variant, source),
@@ -324,17 +340,20 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
 
 
 def _llama4(values: Values, source: object) -> dict[str, Any]:
-    """Norms of queries and keys, and what layers without rotation have instead."""
+    """Norms of queries and keys, which layers have experts, what those without rotation have."""
     step, count = values["interleave_moe_layer_step"], values["num_hidden_layers"]
     sparse = values.get("moe_layers", list(range(step - 1, count, step)))
-    if sparse != list(range(count)):
-        dense = {"moe_layers": sparse, "interleave_moe_layer_step": step}
-        refuse([f"{name}={value!r} (only all layers)" for name, value in dense.items()], source)
+    if not isinstance(sparse, list) or not {*map(str, sparse)} <= {*map(str, range(count))}:
+        raise ArtifactError(f"{source}: impossible: moe_layers={sparse!r}")
+    if not sparse:
+        refuse([f"moe_layers={sparse!r} (at least one)"], source)
     tuned, scale = values["attn_temperature_tuning"], values["attn_scale"]
     if not is_number(tuned) or not is_number(scale):
         wrong = ["attn_temperature_tuning", "attn_scale"]
         raise ArtifactError(f"{source}: impossible: {attributes.shown(values, wrong)}")
     found: dict[str, Any] = {"query_norm": "l2" if values.get("use_qk_norm", True) else "none"}
+    if len({*sparse}) < count:
+        found["expert_layers"] = tuple(index in sparse for index in range(count))
     if tuned and scale:
         found["temperature_floor"] = float(values["floor_scale"])
         found["temperature_scale"] = float(scale)
@@ -411,11 +430,13 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
     if config.family == "granite":
         written["logits_scaling"] = 1 / config.logit_scale
     if config.family == "llama4_text":
+        has_experts = config.expert_layers or (True,) * config.num_layers
         written |= {
             "use_qk_norm": config.query_norm == "l2",
             "attn_temperature_tuning": config.temperature_scale > 0,
             "floor_scale": round(config.temperature_floor) or 8192,
             "attn_scale": config.temperature_scale,
+            "moe_layers": [index for index, has in enumerate(has_experts) if has],
         }
     if "no_rope_layers" in variant.by_hand:
         turns = config.rotary_layers or (True,) * config.num_layers
@@ -426,6 +447,8 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
             "num_experts_per_tok": config.experts_per_token,
             variant.experts.size: config.expert_size,
         }
+        if variant.experts.dense:
+            written[variant.experts.dense] = config.intermediate_size
         if variant.experts.normalised:
             written[variant.experts.normalised] = config.normalised_experts
     if head is not None:

@@ -24,7 +24,8 @@ class TensorRow:
 
     Rows of one name are parts of one tensor, one below the other, or side by side along `axis`.
     `interleaved`: of how many such parts each takes its turn there, one element at a time. `first`:
-    the first layer that has one; those before it are ones, and are used for nothing.
+    the first layer that has one; those before it are ones, and are used for nothing. `numbers`: of
+    the leaf's layers in names, where they are not 0, 1, 2 …
     """
 
     theirs: str
@@ -33,6 +34,7 @@ class TensorRow:
     first: int = 0
     axis: int = 0
     interleaved: int = 1
+    numbers: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,8 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
         part = part[::-1] if row.transpose else part
         for layer in range(row.first, shape[0]) if layered else [None]:
             for expert in range(shape[1]) if expertly else [None]:
-                name = row.theirs.format(layer=layer, expert=expert)
+                number = row.numbers[layer] if row.numbers and layer is not None else layer
+                name = row.theirs.format(layer=number, expert=expert)
                 start, turns, size = starts.get(name, 0), row.interleaved, part[row.axis]
                 cut = slice(start, start + size * turns, turns)
                 slices = (*[slice(None)] * row.axis, cut)

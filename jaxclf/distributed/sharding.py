@@ -44,18 +44,18 @@ MESH_AXES: dict[str | None, tuple[str, ...]] = {
 
 Dims = tuple[str | None, ...]
 
-_LAYERS = r"layers/((encoder|decoder)/)?"
+_LAYERS = r"layers/((encoder|decoder|sparse|dense)/)?"
 
 # Path of a leaf → its last dimensions; those before them (layers, experts, adapters) are never cut.
 RULES: tuple[tuple[str, Dims], ...] = (
     (r"embed/((tokens|positions|types)/)?embedding", (None, "features")),
     (rf"{_LAYERS}((attention|cross)/[qkv]|mlp/(shared/)?(gate|up))/kernel", ("model", "inner")),
     (rf"{_LAYERS}((attention|cross)/o|mlp/(shared/)?down)/kernel", ("inner", "model")),
-    (r"layers/(attention/[qkv]|mlp/(shared/)?(gate|up))/bias", ("inner",)),
-    (r"layers/mlp/router/weight", ("model", None)),
-    (r"layers/attention/[qk]_norm/scale", (None,)),
-    (r"layers/attention/sinks", ("heads",)),
-    (r"layers/(attention/o|mlp/(down|shared/down|router))/bias", (None,)),
+    (rf"{_LAYERS}(attention/[qkv]|mlp/(shared/)?(gate|up))/bias", ("inner",)),
+    (rf"{_LAYERS}mlp/router/weight", ("model", None)),
+    (rf"{_LAYERS}attention/[qk]_norm/scale", (None,)),
+    (rf"{_LAYERS}attention/sinks", ("heads",)),
+    (rf"{_LAYERS}(attention/o|mlp/(down|shared/down|router))/bias", (None,)),
     (rf"{_LAYERS}prefix/(key|value)", (None, None, None)),
     (rf"(distances/((encoder|decoder)/)?|{_LAYERS}distances/)embedding", (None, None)),
     (r"vectors/embedding", (None, None)),

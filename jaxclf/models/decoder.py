@@ -16,7 +16,7 @@ from flax import nnx
 from jaxclf.core.types import AnyArray, Array, Float, Int, Key, Prefixes
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
-from jaxclf.models import heads, layers
+from jaxclf.models import heads, layers, scan
 from jaxclf.models.attention import attend
 from jaxclf.models.decoder_config import ALIKE, DecoderConfig
 from jaxclf.models.experts import Experts, Routing
@@ -136,9 +136,11 @@ class MLP(nnx.Module):
         return self.down(sharding.inner(inner, x.shape[-1]))
 
 
-def _feed_forward(config: DecoderConfig, dtype: Any, rngs: nnx.Rngs) -> MLP | Experts:
+def _feed_forward(
+    config: DecoderConfig, has_experts: bool, dtype: Any, rngs: nnx.Rngs
+) -> MLP | Experts:
     options = {"dtype": dtype, "rngs": rngs}
-    if not config.experts:
+    if not has_experts:
         return MLP(config, config.intermediate_size, **options)
     shared = config.shared_expert_size
     return Experts(
@@ -162,7 +164,7 @@ def _feed_forward(config: DecoderConfig, dtype: Any, rngs: nnx.Rngs) -> MLP | Ex
 class Block(nnx.Module):
     """Attention and feed-forward with residuals, and norms before or after them, or both."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, has_experts: bool, *, dtype: Any, rngs: nnx.Rngs):
         def norm(is_there: bool):
             return _Parts(config, dtype, rngs).norm(config.hidden_size) if is_there else None
 
@@ -170,7 +172,7 @@ class Block(nnx.Module):
         self.attention_norm, self.mlp_norm = norm(before), norm(before)
         self.after_attention_norm, self.after_mlp_norm = norm(after), norm(after)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.mlp = _feed_forward(config, dtype, rngs)
+        self.mlp = _feed_forward(config, has_experts, dtype, rngs)
         self.prefix = soft_prefix(
             config.prefix,
             config.num_kv_heads,
@@ -271,9 +273,18 @@ class Decoder(Headed):
         self.embed = layers.Embed(
             config.vocab_size, config.hidden_size, std=std, dtype=param_dtype, rngs=rngs
         )
-        self.layers = layers.stacked(
-            lambda rngs: Block(config, dtype=param_dtype, rngs=rngs), config.num_layers, rngs
-        )
+        order = config.order
+
+        def blocks(has_experts: bool, count: int) -> nnx.Module:
+            return scan.stacked(
+                lambda rngs: Block(config, has_experts, dtype=param_dtype, rngs=rngs), count, rngs
+            )
+
+        if order:
+            sparse, dense = order.count("sparse"), order.count("dense")
+            self.layers = nnx.Dict(sparse=blocks(True, sparse), dense=blocks(False, dense))
+        else:
+            self.layers = blocks(config.experts > 0, config.num_layers)
         parts = _Parts(config, param_dtype, rngs)
         self.norm = parts.norm(config.hidden_size)
         if not config.tie_embeddings and not config.heads:
@@ -324,8 +335,8 @@ class Decoder(Headed):
             return block(x, rope, seen, layers.fold_key(key, index), at)
 
         alone = all(isinstance(seen, jax.Array | SharedMask) for seen in masks)
-        kinds = self.config.kinds
-        x = layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone, kinds)
+        options = {"kinds": self.config.kinds, "order": self.config.order}
+        x = scan.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone, **options)
         return self.norm(x)
 
     def _sights(self) -> Sequence[Sight]:
@@ -401,8 +412,8 @@ class Decoder(Headed):
                 seen = before.mask(seen, layer, positions, kind.sight)
             return block.cached(x, rope, seen, cache, layer, slot)
 
-        kinds = self.config.kinds
-        x, cache = layers.scan_layers(self.layers, body, (x, cache), remat=False, kinds=kinds)
+        options = {"kinds": self.config.kinds, "order": self.config.order}
+        x, cache = scan.scan_layers(self.layers, body, (x, cache), remat=False, **options)
         return self.norm(x), cache
 
     def start(

@@ -47,7 +47,8 @@ class DecoderConfig:
     `experts_per_token` of them, whose weights are a softmax that sums to 1 over these where
     `normalised_experts` and over all else, or by `routing` each one's sigmoid. weighted_inputs:
     weights are of what experts read. `mlp_bias` is of their router too. shared_expert_size: of one
-    that every token has beside them; 0: there is none.
+    that every token has beside them; 0: there is none. expert_layers: whether each layer has
+    experts, or one feed-forward of intermediate_size; (): all do.
 
     heads: what it scores texts by; such a model does not generate. head_dropout: before them.
     """
@@ -100,6 +101,7 @@ class DecoderConfig:
     routing: Literal["softmax", "sigmoid"] = "softmax"
     weighted_inputs: bool = False
     shared_expert_size: int = 0
+    expert_layers: tuple[bool, ...] = ()
     heads: tuple[HeadConfig, ...] = ()
     head_dropout: float = 0.0
 
@@ -111,6 +113,11 @@ class DecoderConfig:
     def gate(self) -> Gate:
         """Of feed-forward, be it one or that of experts."""
         return Gate(self.activation, self.swiglu_limit, self.swiglu_alpha)
+
+    @property
+    def order(self) -> tuple[Literal["sparse", "dense"], ...]:
+        """The stack that each layer is of, where some have experts and others have none."""
+        return tuple("sparse" if each else "dense" for each in self.expert_layers)
 
     def with_heads(self, found: tuple[HeadConfig, ...]) -> "DecoderConfig":
         """The same with these heads, in the place of logits of tokens."""

@@ -18,6 +18,7 @@ from tests import tiny, tiny_encoders
 
 LLAMA = registry.create(tiny.CONFIG)
 EXPERTS = registry.create(dataclasses.replace(tiny.CONFIG, **tiny.EXPERTS))
+LLAMA4 = registry.create(dataclasses.replace(tiny.CONFIG, **tiny.LLAMA4))
 BERT = registry.create(tiny_encoders.with_heads("bert", "sequence"))
 TOKENS = np.arange(24, dtype=np.int32).reshape(3, 8) % tiny.CONFIG.vocab_size
 POSITIONS = np.tile(np.arange(8, dtype=np.int32), (3, 1))
@@ -89,9 +90,10 @@ def start(spec: Spec, model=LLAMA, seed: int = 0):
 CASES = [
     *((model, spec) for model in (LLAMA, BERT) for spec in SPECS.values()),
     *((EXPERTS, spec) for spec in OF_EXPERTS.values()),
+    (LLAMA4, Spec(targets=("all-linear", "layers/1/sparse/mlp/gate"), rank=2)),
 ]
 NAMES = [*(f"{name}-{spec}" for name in ("llama", "bert") for spec in SPECS)]
-NAMES += [f"experts-{spec}" for spec in OF_EXPERTS]
+NAMES += [*(f"experts-{spec}" for spec in OF_EXPERTS), "llama4"]
 
 
 @pytest.mark.parametrize(("model", "spec"), CASES, ids=NAMES)

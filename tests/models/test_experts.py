@@ -12,14 +12,17 @@ from jaxclf.data import batching, loader
 from jaxclf.models import registry
 from jaxclf.models.kernels import MasterKernel
 from jaxclf.models.masks import causal_mask
-from tests.tiny import CONFIG, EXPERTS, examples, random_params, summed_loss
+from tests.tiny import CONFIG, EXPERTS, LLAMA4, examples, random_params, summed_loss
 
 MODEL = dataclasses.replace(CONFIG, **EXPERTS)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return registry.create(MODEL)
+LAYERS_OF_TWO_KINDS = dataclasses.replace(CONFIG, **LLAMA4)
+
+
+@pytest.fixture(scope="module", params=[MODEL, LAYERS_OF_TWO_KINDS], ids=["experts", "llama4"])
+def model(request):
+    return registry.create(request.param)
 
 
 def sigmoid(x):
@@ -39,14 +42,21 @@ def looped(x, mlp, config):
         shares = np.exp(scores - scores.max())
         shares /= shares.sum()
         chosen = np.argsort(-shares)[: config.experts_per_token]
-        whole = shares[chosen].sum() if config.normalised_experts else 1.0
+        weights = shares / (shares[chosen].sum() if config.normalised_experts else 1.0)
+        weights = sigmoid(scores) if config.routing == "sigmoid" else weights
         for expert in chosen:
-            gate, up = (linear(name, expert, token) for name in ("gate", "up"))
+            read = token * weights[expert] if config.weighted_inputs else token
+            gate, up = (linear(name, expert, read) for name in ("gate", "up"))
             inner = gate * sigmoid(gate) * up
             if (limit := config.swiglu_limit) > 0:
                 gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
                 inner = (up + 1) * gate * sigmoid(config.swiglu_alpha * gate)
-            found[number] += shares[expert] / whole * linear("down", expert, inner)
+            found[number] += linear("down", expert, inner) * (
+                1 if config.weighted_inputs else weights[expert]
+            )
+        if config.shared_expert_size:
+            gate, up = (token @ mlp["shared"][name]["kernel"] for name in ("gate", "up"))
+            found[number] += (gate * sigmoid(gate) * up) @ mlp["shared"]["down"]["kernel"]
     return found
 
 
@@ -58,6 +68,9 @@ def looped(x, mlp, config):
         {"mlp_bias": False, "swiglu_limit": 0.0},
         {"experts_per_token": 4},
         {"experts_per_token": 1, "experts": 7},
+        {"routing": "sigmoid"},
+        {"weighted_inputs": True},
+        {"mlp_bias": False, "swiglu_limit": 0.0, "shared_expert_size": 5},
     ],
     ids=str,
 )
@@ -118,8 +131,33 @@ def test_packed_rows_sum_to_the_same_loss_as_single_rows(model, params):
     np.testing.assert_allclose(packed.loss, single.loss, rtol=1e-6)
 
 
-def test_kernels_kept_in_more_bits_than_they_are_multiplied_in(params):
+@pytest.mark.parametrize("unroll", [1, 2, 5])
+@pytest.mark.parametrize("remat", [0, 1, 2])
+def test_layers_of_two_kinds_are_looped_over_in_their_order(unroll, remat):
+    """However they are compiled: by periods of several layers, by one, or each on its own."""
+    tokens = np.arange(11)[None]
+    params = random_params(registry.create(LAYERS_OF_TWO_KINDS))
+
+    def hidden(unroll, remat):
+        model = registry.create(LAYERS_OF_TWO_KINDS, unroll=unroll, remat=remat)
+        return model.bind(params).hidden(tokens, tokens, np.ones_like(tokens))
+
+    plain = registry.create(LAYERS_OF_TWO_KINDS).bind(params)
+    x, ropes = plain.start(tokens, tokens)
+    graphs = {name: nnx.split(plain.layers[name]) for name in ("sparse", "dense")}
+    places = {"sparse": 0, "dense": 0}
+    for kind, name in zip(LAYERS_OF_TWO_KINDS.kinds, LAYERS_OF_TWO_KINDS.order, strict=True):
+        graphdef, stack = graphs[name]
+        block = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=places[name]: leaf[i], stack))
+        mask = causal_mask(np.ones_like(tokens)) & kind.sight.reaches(tokens, tokens)[:, None]
+        x = block(x, ropes.get(kind.rope), mask)
+        places[name] += 1
+    np.testing.assert_allclose(hidden(unroll, remat), plain.norm(x), rtol=0, atol=1e-5)
+
+
+def test_kernels_kept_in_more_bits_than_they_are_multiplied_in():
     half = registry.create(MODEL, dtype=jnp.bfloat16)
+    params = random_params(half)
     tokens = np.arange(12)[None]
 
     def master(path, leaf):
