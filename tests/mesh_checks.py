@@ -37,7 +37,7 @@ from tests.models.test_attention import (
     shared_inputs,
     shared_outputs_and_gradients,
 )
-from tests.tiny import ATTRIBUTES, examples, random_params, sharing
+from tests.tiny import ATTRIBUTES, EXPERTS, LLAMA4, examples, random_params, sharing
 from tests.tiny_encoders import ENCODERS
 from tests.tiny_t5 import FLAN
 
@@ -158,10 +158,30 @@ def attributes():
 
 
 def experts():
-    """Feed-forward by experts: every device sorts its own tokens."""
-    dims = dataclasses.replace(
-        CONFIG, experts=4, experts_per_token=2, expert_size=32, normalised_experts=False
-    )
+    """Feed-forward by experts, whole and below adapters: every device sorts its own tokens."""
+    dims = dataclasses.replace(CONFIG, **EXPERTS | {"expert_size": 32, "normalised_experts": False})
+    plain = jax.tree.map(lambda leaf: leaf / 2, random_params(registry.create(dims)))
+    names = ["data-fsdp-tensor", "fsdp-tensor-sequence"]
+    model = registry.create(dims, remat=True)
+    whole = tuning.choose(config(), model.abstract)
+    agree(names, model, whole, plain, text_batch(), losses.GENERATION)
+    still = dataclasses.replace(dims, dropout=0.0)  # in a few steps adapters learn less than it
+    for quantised in ("none", "nf4"):
+        model = registry.create(still, remat=True, quantise=quantised)
+        fields = config(
+            tune="lora",
+            lora__target_modules="q,gate,up,down",
+            lora__dropout=0.0,
+            model__quantize=quantised,
+        )
+        tuned = tuning.choose(fields, model.abstract)
+        params = plain if quantised == "none" else quantization.quantised(plain, quantised)
+        agree(names[:1], model, tuned, params, text_batch(), losses.GENERATION)
+
+
+def two_kinds_of_layers():
+    """Layers with experts and without, which lie in two stacks."""
+    dims = dataclasses.replace(CONFIG, **LLAMA4 | {"expert_size": 32, "shared_expert_size": 32})
     model = registry.create(dims, remat=True)
     params = jax.tree.map(lambda leaf: leaf / 2, random_params(model))
     tuned = tuning.choose(config(), model.abstract)

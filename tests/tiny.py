@@ -48,6 +48,37 @@ ATTRIBUTES: dict[str, Any] = {
     "logit_cap": 3.0,
     "logit_scale": 0.5,
     "residual_scale": 0.7,
+    "swiglu_limit": 0.6,
+    "swiglu_alpha": 1.3,
+}
+
+# Experts, with biases and the clamped gate.
+EXPERTS: dict[str, Any] = {
+    "experts": 4,
+    "experts_per_token": 2,
+    "expert_size": 8,
+    "mlp_bias": True,
+    "swiglu_limit": 0.9,
+    "swiglu_alpha": 1.3,
+}
+
+# What Llama 4 has: layers with experts and without, temperature where nothing rotates.
+LLAMA4: dict[str, Any] = {
+    "num_layers": 5,
+    "layer_types": ("chunk", "chunk", "full", "chunk", "chunk"),
+    "chunk": 5,
+    "rotary_layers": (True, True, False, True, True),
+    "rotary_interleaved": True,
+    "temperature_floor": 3.0,
+    "temperature_scale": 0.4,
+    "query_norm": "l2",
+    "experts": 4,
+    "experts_per_token": 2,
+    "expert_size": 8,
+    "routing": "sigmoid",
+    "weighted_inputs": True,
+    "shared_expert_size": 8,
+    "expert_layers": (False, True, False, True, False),
 }
 
 

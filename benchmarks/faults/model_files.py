@@ -407,7 +407,7 @@ def _compare(name: str, source: Path, destination: Path, root: Path) -> str:
     for tensor in mapping.expand(family.rows(config), shapes):
         values = tree_store.read(found.params_dir, tensor.ours, tensor.layer)
         values = values.T if tensor.transpose else values
-        part = np.ascontiguousarray(stored[tensor.name][tensor.rows])
+        part = np.ascontiguousarray(stored[tensor.name][tensor.slices])
         if part.tobytes() != np.ascontiguousarray(values).tobytes():
             return "silent"
     return "as the file says"

@@ -38,7 +38,8 @@ class Spec:
     """Which modules get factors, of which size, and which leaves are trained along.
 
     `targets`: the last name of a module (`q`), a regular expression of its path with its layer
-    (`layers/1/attention/q`), or `all-linear` (every kernel of the layers). `layers`: the chosen
+    (`layers/1/attention/q`), or `all-linear` (every kernel of the layers but experts', as in peft;
+    these are named: `gate`, `up`, `down`, and each expert gets factors). `layers`: the chosen
     ones; empty: all. `rank_pattern`, `alpha_pattern`: (pattern, value) pairs as for targets; the
     first that matches counts. `saved`: patterns of leaf paths trained along. Dropout is of what
     enters `a`.
@@ -90,7 +91,8 @@ class Adapters:
 def places(params: Params, spec: Spec) -> dict[str, Place]:
     """Module path (without its layer) → its place, for all that `spec` chooses.
 
-    Raises InputError for a target or pattern that chooses nothing, or a layer that is not there.
+    Raises InputError for a target or pattern that chooses nothing, a layer that is not there, or
+    what factors of experts cannot have.
     """
     modules = _modules(params)
     counts = {path: shape[0] for path, shape in modules.items() if path.startswith(_IN_LAYERS)}
@@ -102,7 +104,7 @@ def places(params: Params, spec: Spec) -> dict[str, Place]:
     unmatched = set(spec.targets) | {pattern for pattern, _ in spec.rank_pattern}
     unmatched |= {pattern for pattern, _ in spec.alpha_pattern}
     found = {}
-    for path in modules:
+    for path, shape in modules.items():
         layered = path in counts
         chosen: Sequence[int | None] = (None,)
         if layered:  # an encoder may have more layers than its decoder
@@ -110,7 +112,12 @@ def places(params: Params, spec: Spec) -> dict[str, Place]:
         kept, ranks, alphas = [], [], []
         for layer in chosen:
             name = _in_layer(path, layer)
-            targets = [target for target in spec.targets if _matches(target, name)]
+            targets = [
+                target
+                for target in spec.targets
+                if _matches(target, name)
+                and not (target == ALL_LINEAR and _experts(shape, layered))
+            ]
             unmatched -= set(targets)
             if not targets:
                 continue
@@ -121,6 +128,12 @@ def places(params: Params, spec: Spec) -> dict[str, Place]:
             ranks.append(rank)
             alphas.append(alpha)
         if kept:
+            if _experts(shape, layered) and (spec.kind == "dora" or spec.dropout):
+                raise InputError(
+                    f"lora: {path} are experts, whose factors have no dropout and no magnitude, as "
+                    f"in peft; tune is {spec.kind!r} and lora.dropout {spec.dropout}. Set them to "
+                    "'lora' and 0, or name other modules in lora.target_modules"
+                )
             layers = tuple(kept) if layered else None
             found[path] = Place(layers, tuple(ranks), tuple(alphas))
     if unmatched:
@@ -139,8 +152,9 @@ def init(params: Params, spec: Spec, key: Key[Array, ""]) -> Adapters:
     factors = {}
     for index, (path, place) in enumerate(places(params, spec).items()):
         base = _leaf(params, f"{path}/kernel")
-        size_in, size_out = base.shape[-2:]
-        stack = () if place.layers is None else (len(place.layers),)
+        *stack, size_in, size_out = base.shape
+        if place.layers is not None:
+            stack[0] = len(place.layers)
         bound = size_in**-0.5
         a = jax.random.uniform(
             jax.random.fold_in(key, index),
@@ -150,8 +164,9 @@ def init(params: Params, spec: Spec, key: Key[Array, ""]) -> Adapters:
             bound,
         )
         mask = np.arange(place.rank) < np.array(place.ranks)[:, None]
+        mask = mask.reshape(-1, *[1] * len(stack), place.rank) if stack else mask[0]
         arrays = {
-            "a": a * (mask[:, None] if stack else mask[0]),
+            "a": a * mask,
             "b": jnp.zeros((*stack, place.rank, size_out), jnp.float32),
         }
         if spec.kind == "dora":
@@ -255,9 +270,10 @@ def count(params: Params, spec: Spec) -> int:
     """Values that are trained: those of factors (LoRA-FA: of `b`) and of saved leaves."""
     total = 0
     for path, place in places(params, spec).items():
-        size_in, size_out = _leaf(params, f"{path}/kernel").shape[-2:]
+        *stack, size_in, size_out = _leaf(params, f"{path}/kernel").shape
         per_rank = size_out + (0 if spec.kind == "lora_fa" else size_in)
-        total += sum(place.ranks) * per_rank
+        experts = math.prod(stack if place.layers is None else stack[1:])
+        total += sum(place.ranks) * per_rank * experts
         total += len(place.ranks) * size_out * (spec.kind == "dora")
     return total + sum(math.prod(leaf.shape) for leaf in _saved(params, spec).values())
 
@@ -273,7 +289,10 @@ def _kernel(
     arrays = {**factors, "scale": jnp.asarray(scales)}
     if place.layers is None:
         arrays["scale"] = arrays["scale"][0]
-    elif len(place.layers) < (depth := base.shape[0]):
+    elif experts := base.shape[1:-2]:
+        scales = scales.reshape(-1, *[1] * len(experts))
+        arrays["scale"] = jnp.broadcast_to(scales, (len(scales), *experts))
+    if place.layers is not None and len(place.layers) < (depth := base.shape[0]):
         at = np.array(place.layers)
         arrays = {
             name: jnp.zeros((depth, *array.shape[1:]), array.dtype).at[at].set(array)
@@ -350,6 +369,11 @@ def _modules(params: Params) -> dict[str, tuple[int, ...]]:
         for path, leaf in _leaves(params).items()
         if path.endswith("/kernel")
     }
+
+
+def _experts(shape: Sequence[int], layered: bool) -> bool:
+    """Whether a kernel of this shape is those of several experts."""
+    return len(shape) - layered > 2
 
 
 def _in_layer(path: str, layer: int | None) -> str:

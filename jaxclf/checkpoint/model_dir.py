@@ -21,8 +21,8 @@ from jaxclf.core.files import write_json
 from jaxclf.core.types import Params, Tree
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.distributed import sharding
-from jaxclf.models.decoder import FAMILIES as DECODERS
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import FAMILIES as DECODERS
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import FAMILIES as ENCODERS
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig, HeadStyle

@@ -290,7 +290,8 @@ _LORA = Group(
         "target_modules": Field(
             "q,v",
             rules.patterns("names or patterns such as q,v or all-linear"),
-            "Modules with an adapter, comma-separated: names, path patterns, or `all-linear`.",
+            "Modules with an adapter, comma-separated: names, path patterns, or `all-linear`; "
+            "experts (`gate,up,down`) by name alone.",
         ),
         "layers_to_transform": Field(
             (),

@@ -1,7 +1,6 @@
 """Decoders of one kind with Llama: tensors and configuration of transformers' causal models.
 
-A family is a row in `VARIANTS`: which attributes follow from its name, which it has of its own, and
-under which names its tensors lie.
+Each by its row in `decoder_families`.
 """
 
 import dataclasses
@@ -11,14 +10,12 @@ from typing import Any
 
 from jaxclf.convert import attributes, rope
 from jaxclf.convert.attributes import is_number, is_size, refuse
+from jaxclf.convert.decoder_families import CAPS, VARIANTS, Experts, Values, Variant, rotating
 from jaxclf.convert.mapping import Family, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.models.decoder import DecoderConfig
-from jaxclf.models.heads import HeadKind
+from jaxclf.models.decoder_config import DecoderConfig
 
 _LAYER = "model.layers.{layer}."
-
-Values = dict[str, Any]  # the content of a config.json, with defaults
 
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -52,6 +49,7 @@ _FIXED = attributes.FIXED | {
     "pretraining_tp": 1,
     "use_bidirectional_attention": False,
     "rope_interleaved": False,
+    "for_llm_compressor": False,
 }
 _HARMLESS = attributes.HARMLESS | {
     "is_decoder",
@@ -72,297 +70,41 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 # Attributes of single families that count something, and those that are true or false.
-_COUNTS = ("no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern")
-_FLAGS = ("attention_bias", "mlp_bias", "use_sliding_window")
+_COUNTS = (
+    *("no_rope_layer_interval", "sliding_window_pattern", "_sliding_window_pattern"),
+    *("interleave_moe_layer_step", "floor_scale"),
+)
+_FLAGS = ("attention_bias", "mlp_bias", "use_sliding_window", "use_qk_norm")
 _LAYER_TYPES = {
     "full_attention": "full",
     "sliding_attention": "window",
     "chunked_attention": "chunk",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Experts:
-    """Attributes and tensors of a family's experts.
-
-    router, names: its name in a layer, and of gate, up and down in an expert. size: the attribute
-    of an expert's. normalised: the attribute that says whether weights sum to 1; empty: they do.
-    """
-
-    place: str
-    names: tuple[str, str, str]
-    count: str
-    size: str
-    normalised: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """How a family differs from Llama in its files.
-
-    title: of transformers' class. headed: of its classes with a head, and the kinds of head that
-    there are. defaults: its values for attributes that a file may leave out.
-    implied: our attributes that its name stands for. numbers: attributes of its own, and ours.
-    activation: the attribute that names it. layer_types: of a file without them, from its other
-    attributes, of which `windows` speak of windows. biases: which attributes it has for them.
-    experts: how the files have them, if there are any. norms: names of the norms around attention
-    and feed-forward, and ours. fused: whether q, k, v and gate, up lie in one tensor each. by_hand:
-    other attributes of its own, see `_by_hand`.
-    """
-
-    title: str
-    defaults: Values = dataclasses.field(default_factory=dict)
-    implied: Values = dataclasses.field(default_factory=dict)
-    numbers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    activation: str = "hidden_act"
-    layer_types: Callable[[Values], Sequence[str] | None] = lambda values: None
-    windows: tuple[str, ...] = ()
-    biases: tuple[str, ...] = ()
-    norms: tuple[tuple[str, str], ...] = (
-        ("input_layernorm", "attention_norm"),
-        ("post_attention_layernorm", "mlp_norm"),
-    )
-    fused: bool = False
-    by_hand: tuple[str, ...] = ()
-    experts: Experts | None = None
-    headed: str = ""
-    kinds: tuple[HeadKind, ...] = ("sequence", "token")
-
-    @property
-    def class_name(self) -> str:
-        return self.headed or self.title.removesuffix("ForCausalLM")
-
-
-_AROUND = (
-    ("input_layernorm", "attention_norm"),
-    ("post_attention_layernorm", "after_attention_norm"),
-    ("pre_feedforward_layernorm", "mlp_norm"),
-    ("post_feedforward_layernorm", "after_mlp_norm"),
-)
-_BEHIND = (_AROUND[1], _AROUND[3])
-
-
-def _all_windows(values: Values) -> Sequence[str] | None:
-    """Of families whose window is that of every layer."""
-    count = values["num_hidden_layers"]
-    return ("sliding_attention",) * count if values.get("sliding_window") else None
-
-
-def _late_windows(values: Values) -> Sequence[str] | None:
-    """Of Qwen, where windows begin at a layer and only if they are used at all."""
-    if not values.get("use_sliding_window") or not values.get("sliding_window"):
-        return None
-    first = values.get("max_window_layers", 28)
-    first = first if is_number(first) else 0
-    return [
-        "sliding_attention" if index >= first else "full_attention"
-        for index in range(values["num_hidden_layers"])
-    ]
-
-
-def _windows_without_rope(values: Values) -> Sequence[str] | None:
-    """Of SmolLM3, where layers that do not rotate have the window, if it is used."""
-    if not values.get("use_sliding_window") or not values.get("sliding_window"):
-        return None
-    return ["full_attention" if turns else "sliding_attention" for turns in _rotating(values)]
-
-
-def _every(period: int, attribute: str = "") -> Callable[[Values], Sequence[str]]:
-    """Windows but for every so many-th layer."""
-
-    def found(values: Values) -> Sequence[str]:
-        each = values.get(attribute) or values.get(f"_{attribute}") or period
-        return [
-            "sliding_attention" if (index + 1) % each else "full_attention"
-            for index in range(values["num_hidden_layers"])
-        ]
-
-    return found
-
-
-def _rotating(values: Values) -> list[int]:
-    """Whether each layer of SmolLM3 rotates."""
-    if (given := values.get("no_rope_layers")) is not None:
-        return given if isinstance(given, list) else []
-    each = values.get("no_rope_layer_interval", 4)
-    return [int((index + 1) % each != 0) for index in range(values["num_hidden_layers"])]
-
-
-_QWEN = ("use_sliding_window", "max_window_layers", "sliding_window")
-_GEMMA = {"head_dim": 256, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"}
-_GEMMA |= {"max_position_embeddings": 8192, "hidden_activation": "gelu_pytorch_tanh"}
-_CAPS = {
-    "final_logit_softcapping": "logit_cap",
-    "attn_logit_softcapping": "attention_cap",
-}
-_BOTH = {"norms": "both", "norm_offset": True}
-
-VARIANTS: dict[str, Variant] = {
-    "llama": Variant("LlamaForCausalLM", biases=("attention_bias", "mlp_bias")),
-    "mistral": Variant(
-        "MistralForCausalLM",
-        {"max_position_embeddings": 131_072, "sliding_window": 4096, "num_key_value_heads": 8},
-        layer_types=_all_windows,
-        windows=("sliding_window",),
-    ),
-    "qwen2": Variant(
-        "Qwen2ForCausalLM",
-        {"max_position_embeddings": 32_768, "use_sliding_window": False, "sliding_window": 4096},
-        {"qkv_bias": True},
-        layer_types=_late_windows,
-        windows=_QWEN,
-    ),
-    "qwen3": Variant(
-        "Qwen3ForCausalLM",
-        {"max_position_embeddings": 32_768, "head_dim": 128, "sliding_window": 4096},
-        {"query_norm": "head"},
-        layer_types=_late_windows,
-        windows=_QWEN,
-        biases=("attention_bias",),
-    ),
-    "gemma": Variant("GemmaForCausalLM", _GEMMA, {"norm_offset": True}, biases=("attention_bias",)),
-    "gemma2": Variant(
-        "Gemma2ForCausalLM",
-        _GEMMA
-        | {"sliding_window": 4096, "query_pre_attn_scalar": 256}
-        | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
-        _BOTH,
-        _CAPS,
-        activation="hidden_activation",
-        layer_types=_every(2),
-        windows=("sliding_window",),
-        biases=("attention_bias",),
-        norms=_AROUND,
-        by_hand=("query_pre_attn_scalar",),
-    ),
-    "gemma3_text": Variant(
-        "Gemma3ForCausalLM",
-        _GEMMA
-        | {"sliding_window": 4096, "query_pre_attn_scalar": 256}
-        | {"max_position_embeddings": 131_072, "vocab_size": 262_208}
-        | {"num_attention_heads": 8, "num_key_value_heads": 4},
-        _BOTH | {"query_norm": "head"},
-        _CAPS,
-        activation="hidden_activation",
-        layer_types=_every(6, "sliding_window_pattern"),
-        windows=("sliding_window", "sliding_window_pattern", "_sliding_window_pattern"),
-        biases=("attention_bias",),
-        norms=_AROUND,
-        by_hand=("query_pre_attn_scalar", "rope_local_base_freq"),
-        headed="Gemma3Text",
-        kinds=("sequence",),
-    ),
-    "phi3": Variant(
-        "Phi3ForCausalLM",
-        {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "sliding_window": None},
-        layer_types=_all_windows,
-        windows=("sliding_window",),
-        fused=True,
-        by_hand=(
-            *("original_max_position_embeddings", "partial_rotary_factor"),
-            *("resid_pdrop", "embd_pdrop"),
-        ),
-    ),
-    "smollm3": Variant(
-        "SmolLM3ForCausalLM",
-        {"max_position_embeddings": 32_768, "tie_word_embeddings": True}
-        | {"num_key_value_heads": 4, "sliding_window": None},
-        layer_types=_windows_without_rope,
-        windows=("use_sliding_window", "sliding_window"),
-        biases=("attention_bias", "mlp_bias"),
-        by_hand=("no_rope_layers", "no_rope_layer_interval"),
-    ),
-    "olmo2": Variant(
-        "Olmo2ForCausalLM",
-        {"rms_norm_eps": 1e-5},
-        {"norms": "after", "query_norm": "whole"},
-        biases=("attention_bias",),
-        norms=_BEHIND,
-        kinds=("sequence",),
-    ),
-    "granite": Variant(
-        "GraniteForCausalLM",
-        {"attention_multiplier": 1.0},
-        numbers={
-            "embedding_multiplier": "embed_scale",
-            "residual_multiplier": "residual_scale",
-            "attention_multiplier": "attention_scale",
-        },
-        biases=("attention_bias", "mlp_bias"),
-        by_hand=("logits_scaling",),
-        kinds=(),
-    ),
-}
-
-
-_MIXTRAL = Experts("block_sparse_moe", ("w1", "w3", "w2"), "num_local_experts", "intermediate_size")
-_QWEN3_MOE = Experts(
-    "mlp",
-    ("gate_proj", "up_proj", "down_proj"),
-    "num_experts",
-    "moe_intermediate_size",
-    "norm_topk_prob",
-)
-# Of training, where transformers balances the load only if asked to.
-_ROUTING = ("output_router_logits", "router_aux_loss_coef")
-VARIANTS |= {
-    "mixtral": Variant(
-        "MixtralForCausalLM",
-        {"max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "sliding_window": None}
-        | {"num_key_value_heads": 8, "num_experts_per_tok": 2, "num_local_experts": 8},
-        layer_types=_all_windows,
-        windows=("sliding_window",),
-        by_hand=("num_local_experts", "num_experts_per_tok", *_ROUTING, "router_jitter_noise"),
-        experts=_MIXTRAL,
-    ),
-    "qwen3_moe": Variant(
-        "Qwen3MoeForCausalLM",
-        {"max_position_embeddings": 32_768, "sliding_window": 4096, "num_key_value_heads": 4}
-        | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
-        | {"norm_topk_prob": False},
-        {"query_norm": "head"},
-        layer_types=_late_windows,
-        windows=_QWEN,
-        biases=("attention_bias",),
-        by_hand=(
-            *("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
-            *_ROUTING,
-        ),
-        experts=_QWEN3_MOE,
-    ),
-}
+# What says how much layers of these kinds see.
+_SPANS = {"window": "sliding_window", "chunk": "attention_chunk_size"}
 
 
 # Tensors ------------------------------------------------------------------------------------------
 
 
-def rows(config: DecoderConfig) -> list[TensorRow]:
-    """The table for a model of these dimensions; several rows of one name are parts of a tensor."""
-    variant = VARIANTS[config.family]
-    attention, mlp = _LAYER + "self_attn.", _LAYER + "mlp."
-    fused = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+def rows(config: DecoderConfig, in_files: bool = True) -> list[TensorRow]:
+    """The table for a model of these dimensions; several rows of one name are parts of a tensor.
 
-    def linear(place: str, ours: str, name: str) -> list[TensorRow]:
-        theirs = place + (fused.get(name, name) if variant.fused else name) + "_proj."
-        path = f"layers/{ours}/{name}/"
-        return [
-            TensorRow(theirs + "weight", path + "kernel", transpose=True),
-            TensorRow(theirs + "bias", path + "bias"),
-        ]
-
+    in_files: by the names that tensors have there; else by those of transformers' parameters.
+    """
+    order = config.order
+    layers = [
+        dataclasses.replace(
+            row,
+            ours=row.ours.replace("layers/", f"layers/{stack}/" if stack else "layers/", 1),
+            numbers=tuple(index for index, own in enumerate(order) if own == stack),
+        )
+        for stack in dict.fromkeys(order or ("",))
+        for row in _layer_rows(VARIANTS[config.family], stack != "dense", in_files)
+    ]
     return [
         TensorRow("model.embed_tokens.weight", "embed/embedding"),
-        *(
-            TensorRow(f"{_LAYER}{theirs}.weight", f"layers/{ours}/scale")
-            for theirs, ours in variant.norms
-        ),
-        *(row for name in "qkvo" for row in linear(attention, "attention", name)),
-        *(
-            TensorRow(f"{attention}{name}_norm.weight", f"layers/attention/{name}_norm/scale")
-            for name in "qk"
-        ),
-        *(_expert_rows(variant.experts) if variant.experts else ()),
-        *(row for name in ("gate", "up", "down") for row in linear(mlp, "mlp", name)),
+        *layers,
         TensorRow("model.norm.weight", "norm/scale"),
         TensorRow("lm_head.weight", "unembed/kernel", transpose=True),
         *(
@@ -376,12 +118,53 @@ def rows(config: DecoderConfig) -> list[TensorRow]:
     ]
 
 
-def _expert_rows(experts: Experts) -> Iterator[TensorRow]:
-    place = f"{_LAYER}{experts.place}."
-    yield TensorRow(f"{place}gate.weight", "layers/mlp/router", transpose=True)
+def _layer_rows(variant: Variant, has_experts: bool, in_files: bool) -> Iterator[TensorRow]:
+    """Those of a layer; without experts its feed-forward lies where they would."""
+    attention, experts = _LAYER + "self_attn.", variant.experts
+    fused = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+    def linear(place: str, ours: str, name: str) -> Iterator[TensorRow]:
+        theirs = place + (fused.get(name, name) if variant.fused else name) + "_proj."
+        path = f"layers/{ours}/{name}/"
+        yield TensorRow(theirs + "weight", path + "kernel", transpose=True)
+        yield TensorRow(theirs + "bias", path + "bias")
+
+    for theirs, ours in variant.norms:
+        yield TensorRow(f"{_LAYER}{theirs}.weight", f"layers/{ours}/scale")
+    for name in "qkvo":
+        yield from linear(attention, "attention", name)
+    for name in "qk":
+        theirs = f"{attention}{name}_norm.weight"
+        yield TensorRow(theirs, f"layers/attention/{name}_norm/scale")
+    yield TensorRow(f"{attention}sinks", "layers/attention/sinks")
+    place, ours = f"{_LAYER}{experts.place if experts else 'mlp'}.", "mlp"
+    if experts and has_experts:
+        yield from _expert_rows(experts, in_files)
+        if not experts.shared:
+            return
+        place, ours = f"{place}{experts.shared}.", "mlp/shared"
+    for name in ("gate", "up", "down"):
+        yield from linear(place, ours, name)
+
+
+def _expert_rows(experts: Experts, in_files: bool) -> Iterator[TensorRow]:
+    place = f"{_LAYER}{experts.place if in_files else experts.module}."
+    router = f"{place}{experts.router}."
+    yield TensorRow(f"{router}weight", "layers/mlp/router/weight", transpose=True)
+    yield TensorRow(f"{router}bias", "layers/mlp/router/bias")
+    if experts.fused or not in_files:  # [E D 2F]; else each expert has tensors of its own
+        name = f"{place}experts.gate_up_proj"
+        turns = 2 if experts.fused == "interleaved" else 1
+        for ours in ("gate", "up"):
+            path = f"layers/mlp/{ours}/"
+            yield TensorRow(name, f"{path}kernel", axis=2, interleaved=turns)
+            yield TensorRow(f"{name}_bias", f"{path}bias", axis=1, interleaved=turns)
+        yield TensorRow(f"{place}experts.down_proj", "layers/mlp/down/kernel")
+        yield TensorRow(f"{place}experts.down_proj_bias", "layers/mlp/down/bias")
+        return
     for theirs, ours in zip(experts.names, ("gate", "up", "down"), strict=True):
         name = f"{place}experts.{{expert}}.{theirs}.weight"
-        yield TensorRow(name, f"layers/mlp/{ours}", transpose=True)
+        yield TensorRow(name, f"layers/mlp/{ours}/kernel", transpose=True)
 
 
 # Buffers that old transformers saved; we compute them from the configuration.
@@ -431,8 +214,12 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
     }
     if wrong := [name for name, rest in impossible.items() if rest]:
         raise ArtifactError(f"{source}: impossible: {attributes.shown(values, wrong)}")
+    sizes = _SIZES
+    if variant.experts and variant.experts.dense:
+        sizes = _SIZES | {variant.experts.dense: "intermediate_size"}
+        attributes.check_numbers(values, [variant.experts.dense], [], source)
     return DecoderConfig(
-        **{ours: values[name] for name, ours in (_SIZES | _OTHERS).items()},
+        **{ours: values[name] for name, ours in (sizes | _OTHERS).items()},
         **{ours: float(values[name]) for name, ours in variant.numbers.items() if name in values},
         **variant.implied,
         **_seen(values, variant, source),
@@ -465,6 +252,7 @@ def _experts(values: Values, experts: Experts | None, source: object) -> dict[st
         "experts_per_token": chosen,
         "expert_size": values[experts.size],
         "normalised_experts": normalised,
+        "shared_expert_size": values[experts.size] if experts.shared else 0,
     }
 
 
@@ -495,24 +283,27 @@ def _biases(values: Values, variant: Variant) -> dict[str, Any]:
 
 
 def _seen(values: Values, variant: Variant, source: object) -> dict[str, Any]:
-    """Our layer_types and window."""
+    """Our layer_types, window and chunk."""
     given = attributes.layer_types(values, _LAYER_TYPES, source)
-    window = values.get("sliding_window")
-    if window is not None and not is_size(window):
-        raise ArtifactError(f"{source}: impossible: sliding_window={window!r}")
     types = [_LAYER_TYPES[name] for name in given or variant.layer_types(values) or ()]
-    if "window" not in types:
-        return {}
-    if window is None:
-        raise ArtifactError(f"{source}: layer_types has windows, and sliding_window is missing")
-    return {"layer_types": tuple(types), "window": window}
+    found: dict[str, Any] = {}
+    for kind, attribute in _SPANS.items():
+        size = values.get(attribute)
+        if size is not None and not is_size(size):
+            raise ArtifactError(f"{source}: impossible: {attribute}={size!r}")
+        if kind not in types:
+            continue
+        if size is None or attribute not in variant.windows:
+            raise ArtifactError(f"{source}: layer_types has {kind}s, and {attribute} is missing")
+        found |= {"layer_types": tuple(types), kind: size}
+    return found
 
 
 def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
     """Attributes of single families that are more than another name."""
     wrong = [
         name
-        for name in ("query_pre_attn_scalar", "logits_scaling")
+        for name in ("query_pre_attn_scalar", "logits_scaling", "swiglu_limit")
         if name in values and not (is_number(values[name]) and values[name])
     ]
     if wrong:
@@ -524,14 +315,18 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
         found["attention_scale"] = values["query_pre_attn_scalar"] ** -0.5
     if family == "granite":
         found["logit_scale"] = 1 / values.get("logits_scaling", 1.0)
-    if family == "smollm3":
-        turns = _rotating(values)
+    if family == "llama4_text":
+        found |= _llama4(values, source)
+    if "no_rope_layers" in VARIANTS[family].by_hand:
+        turns = rotating(values)
         if len(turns) != values["num_hidden_layers"] or not {*map(str, turns)} <= {"0", "1"}:
             raise ArtifactError(
                 f"{source}: no_rope_layers must have 0 or 1 for each layer: "
                 f"{attributes.shown(values, ['no_rope_layers'])}"
             )
         found["rotary_layers"] = () if all(turns) else tuple(map(bool, turns))
+    if family == "gpt_oss":
+        _check_repeated(values, source)
     if family == "phi3":
         refuse(
             [
@@ -542,6 +337,50 @@ def _by_hand(values: Values, family: str, source: object) -> dict[str, Any]:
             source,
         )
     return found
+
+
+def _llama4(values: Values, source: object) -> dict[str, Any]:
+    """Norms of queries and keys, which layers have experts, what those without rotation have."""
+    step, count = values["interleave_moe_layer_step"], values["num_hidden_layers"]
+    sparse = values.get("moe_layers", list(range(step - 1, count, step)))
+    if not isinstance(sparse, list) or not {*map(str, sparse)} <= {*map(str, range(count))}:
+        raise ArtifactError(f"{source}: impossible: moe_layers={sparse!r}")
+    if not sparse:
+        refuse([f"moe_layers={sparse!r} (at least one)"], source)
+    tuned, scale = values["attn_temperature_tuning"], values["attn_scale"]
+    if not is_number(tuned) or not is_number(scale):
+        wrong = ["attn_temperature_tuning", "attn_scale"]
+        raise ArtifactError(f"{source}: impossible: {attributes.shown(values, wrong)}")
+    found: dict[str, Any] = {"query_norm": "l2" if values.get("use_qk_norm", True) else "none"}
+    if len({*sparse}) < count:
+        found["expert_layers"] = tuple(index in sparse for index in range(count))
+    if tuned and scale:
+        found["temperature_floor"] = float(values["floor_scale"])
+        found["temperature_scale"] = float(scale)
+    return found
+
+
+def _check_repeated(values: Values, source: object) -> None:
+    """Raise InputError where released files of gpt-oss contradict what they say twice.
+
+    transformers reads only the other place. Their experts are read as what MXFP4 stands for.
+    """
+    scaling = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    twice = {
+        "experts_per_token": values["num_experts_per_tok"],
+        "initial_context_length": scaling.get("original_max_position_embeddings"),
+    }
+    refuse(
+        [
+            f"{name}={values[name]!r} (elsewhere {wanted!r})"
+            for name, wanted in twice.items()
+            if values.get(name, wanted) != wanted and wanted is not None
+        ],
+        source,
+    )
+    packed = values.get("quantization_config", {"quant_method": "mxfp4"})
+    if not isinstance(packed, dict) or packed.get("quant_method") != "mxfp4":
+        refuse([f"quantization_config={packed!r} (only quant_method mxfp4)"], source)
 
 
 def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str, Any]:
@@ -574,11 +413,13 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
     if variant.windows:
         names = {ours: theirs for theirs, ours in _LAYER_TYPES.items()}
         types = config.layer_types or ("full",) * config.num_layers
-        written["sliding_window"] = config.window
+        for kind, attribute in _SPANS.items():
+            if attribute in variant.windows:
+                written[attribute] = getattr(config, kind)
         written["layer_types"] = [names[each] for each in types]
     if "use_sliding_window" in variant.windows:
         written["use_sliding_window"] = config.window is not None
-    for name in _CAPS:
+    for name in CAPS:
         if name in variant.numbers:
             written[name] = written[name] or None
     if "query_pre_attn_scalar" in variant.by_hand:
@@ -588,7 +429,16 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
         )
     if config.family == "granite":
         written["logits_scaling"] = 1 / config.logit_scale
-    if config.family == "smollm3":
+    if config.family == "llama4_text":
+        has_experts = config.expert_layers or (True,) * config.num_layers
+        written |= {
+            "use_qk_norm": config.query_norm == "l2",
+            "attn_temperature_tuning": config.temperature_scale > 0,
+            "floor_scale": round(config.temperature_floor) or 8192,
+            "attn_scale": config.temperature_scale,
+            "moe_layers": [index for index, has in enumerate(has_experts) if has],
+        }
+    if "no_rope_layers" in variant.by_hand:
         turns = config.rotary_layers or (True,) * config.num_layers
         written["no_rope_layers"] = [int(each) for each in turns]
     if variant.experts is not None:
@@ -597,6 +447,8 @@ def write_config(config: DecoderConfig, labels: Sequence[str] = ()) -> dict[str,
             "num_experts_per_tok": config.experts_per_token,
             variant.experts.size: config.expert_size,
         }
+        if variant.experts.dense:
+            written[variant.experts.dense] = config.intermediate_size
         if variant.experts.normalised:
             written[variant.experts.normalised] = config.normalised_experts
     if head is not None:
@@ -611,6 +463,7 @@ FAMILIES = {
         rows=rows,
         read_config=lambda theirs, source, tensors: read_config(theirs, source),
         write_config=write_config,
+        parameters=lambda config: rows(config, in_files=False),
         ignored=IGNORED,
         beside_head=(r"lm_head\.weight",),
         tied=TIED,
@@ -619,21 +472,28 @@ FAMILIES = {
 }
 
 
-def _text_alone(
-    theirs: Mapping[str, Any], source: object, tensors: Collection[str]
-) -> DecoderConfig:
-    """Of a model that sees images too: the decoder of its texts."""
-    text = theirs.get("text_config")
-    if not isinstance(text, dict):
-        raise ArtifactError(f"{source}: text_config is missing, which describes the decoder")
-    return read_config({**text, "model_type": "gemma3_text"}, source)
+def _text_alone(kind: str) -> Callable[[Mapping[str, Any], object, Collection[str]], DecoderConfig]:
+    """Of a model that sees images too: the decoder of its texts, of this model_type."""
+
+    def read(theirs: Mapping[str, Any], source: object, tensors: Collection[str]) -> DecoderConfig:
+        text = theirs.get("text_config")
+        if not isinstance(text, dict):
+            raise ArtifactError(f"{source}: text_config is missing, which describes the decoder")
+        return read_config({**text, "model_type": kind}, source)
+
+    return read
 
 
-FAMILIES["gemma3"] = dataclasses.replace(
-    FAMILIES["gemma3_text"],
-    read_config=_text_alone,
-    # In files of transformers 4 and 5.
-    renamed=((r"^(model\.language_model|language_model\.model)\.", "model."),),
-    unused=(r"(model\.)?(vision_tower|multi_modal_projector)\..*",),
-    tied={"language_model.lm_head.weight": "model.embed_tokens.weight", **TIED},
-)
+# Models that see images, and the decoders of their texts; names in files of transformers 4 and 5.
+FAMILIES |= {
+    name: dataclasses.replace(
+        FAMILIES[kind],
+        read_config=_text_alone(kind),
+        renamed=(
+            (r"^(model\.language_model|language_model\.model)\.", "model."),
+            (r"^language_model\.lm_head\.", "lm_head."),
+        ),
+        unused=(r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*",),
+    )
+    for name, kind in {"gemma3": "gemma3_text", "llama4": "llama4_text"}.items()
+}

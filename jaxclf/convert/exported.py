@@ -28,7 +28,7 @@ from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.metrics import calibration
 from jaxclf.models import registry
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig

@@ -15,12 +15,20 @@ import ml_dtypes  # noqa: F401 - makes "bfloat16" a dtype that numpy knows
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from jaxclf.convert import mxfp4
 from jaxclf.core import locks
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.core.files import read_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CODES = {name: code for code, name in DTYPES.items()}
+
+_BYTES = "uint8"
+_MXFP4 = (mxfp4.BLOCKS, mxfp4.SCALES)
+_NOT_READ = (
+    "{path}: {name} is {code}; only "
+    f"{', '.join(DTYPES)} and experts in MXFP4 are read. Convert the unquantised checkpoint."
+)
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -42,6 +50,7 @@ class Weights:
         file: str = _SINGLE,
     ):
         self._places, self.shapes, self.dtypes = {}, {}, {}
+        packed: dict[str, Path] = {}
         self.metadata: dict[str, str] = {}
         for path in _weight_files(directory, file):
             try:
@@ -55,25 +64,40 @@ class Weights:
                     for pattern, replacement in renamed:
                         name = re.sub(pattern, replacement, name)
                     self._add(path, opened, stored, name)
+                    packed |= {name: path} if self.dtypes[name] == _BYTES else {}
             except SafetensorError as error:
                 raise ArtifactError(f"{path}: corrupt ({error}). Copy it again.") from error
             except FileNotFoundError as error:
                 raise ArtifactError(f"{path}: missing, though {_INDEX} lists it") from error
+        self._unpack(packed)
+
+    def _unpack(self, packed: Mapping[str, Path]) -> None:
+        """Know tensors in MXFP4, which are those of bytes, by the ones that they stand for."""
+        for name, path in packed.items():
+            ending = next((each for each in _MXFP4 if name.endswith(each)), None)
+            base = name.removesuffix(ending or "")
+            if ending is None or any(base + each not in packed for each in _MXFP4):
+                raise InputError(_NOT_READ.format(path=path, name=name, code="U8"))
+            if ending == mxfp4.SCALES:
+                blocks, scales = (self.shapes.pop(base + each) for each in _MXFP4)
+                self.shapes[base] = mxfp4.shape(base, blocks, scales, path)
+                for each in _MXFP4:
+                    del self.dtypes[base + each]
+                self.dtypes[base] = mxfp4.DTYPE
 
     def _add(self, path: Path, file, stored: str, name: str) -> None:
         if name in self.shapes:
             raise ArtifactError(f"{path}: {name} is there twice, or also in another file")
         view = file.get_slice(stored)
         code = view.get_dtype()
-        if code not in DTYPES:
-            raise InputError(
-                f"{path}: {name} is {code}; only {', '.join(DTYPES)} are read. "
-                "Convert the unquantised checkpoint."
-            )
+        if code not in DTYPES and code != "U8":
+            raise InputError(_NOT_READ.format(path=path, name=name, code=code))
         self._places[name] = file, stored
-        self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), DTYPES[code]
+        self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), DTYPES.get(code, _BYTES)
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._places:
+            return mxfp4.dequantise(*(self[name + ending] for ending in _MXFP4))
         file, stored = self._places[name]
         return file.get_tensor(stored)
 

@@ -130,14 +130,18 @@ def _export(
     for tensor in tensors:
         places.setdefault(tensor.name.removeprefix(prefix), []).append(tensor)
     order = {name: number for number, name in enumerate(places, 1)}
+    shapes = mapping.whole_shapes(tensors)
 
     def blocks(name: str) -> Iterator[np.ndarray]:
         progress(f"{order[name]}/{len(places)} {name}")
-        for part in places[name]:
+        parts = places[name]
+        if len(parts[0].slices) > 1:
+            yield from _side_by_side(found.params_dir, parts, shapes[parts[0].name])
+            return
+        for part in parts:
             yield from _blocks(found.params_dir, part)
 
     with files.new_directory(destination, overwrite) as new:
-        shapes = mapping.whole_shapes(tensors)
         described = {
             name: (shapes[parts[0].name], found.manifest[parts[0].ours].dtype)
             for name, parts in places.items()
@@ -229,6 +233,18 @@ def _blocks(params_dir: Path, tensor: mapping.Tensor) -> Iterator[np.ndarray]:
     rows = tree_store.rows_per_block(part.shape, part.itemsize)
     for start in range(0, len(part), rows):
         yield tree_store.contiguous(part[start : start + rows], part.dtype.name)
+
+
+def _side_by_side(
+    params_dir: Path, parts: Sequence[mapping.Tensor], shape: mapping.Shape
+) -> Iterator[np.ndarray]:
+    """The same where each row has something of every part: one after the other."""
+    for row in range(shape[0]):
+        read = [tree_store.read(params_dir, part.ours, (*part.place, row)) for part in parts]
+        whole = np.empty(shape[1:], read[0].dtype)
+        for part, array in zip(parts, read, strict=True):
+            whole[part.slices[1:]] = array
+        yield whole
 
 
 def _token_ids(source: ModelSource) -> dict[str, Any]:

@@ -43,7 +43,7 @@ TOKENIZER_FILES = (
 )
 
 _LONGEST_CONVERSION = 3600.0  # seconds to wait for another process that converts the same
-_LAYOUT = "4"  # of a model directory; another one makes old cache entries unused
+_LAYOUT = "5"  # of a model directory; another one makes old cache entries unused
 
 
 def convert(
@@ -126,7 +126,7 @@ def _family(theirs: Any, described: Path) -> mapping.Family:
     raise InputError(
         f"{described}: model_type is {kind!r}, which is not read{hint}. Read are "
         f"{', '.join(FAMILIES)}. A decoder that differs from these in attributes alone is a row of "
-        "jaxclf/convert/decoders.py: see docs/how-to/model-family.md"
+        "jaxclf/convert/decoder_families.py: see docs/how-to/model-family.md"
     )
 
 
@@ -266,9 +266,9 @@ def _one_dtype(weights: AnyWeights, parts: list[mapping.Tensor]) -> str:
 
 def _read(weights: AnyWeights, parts: list[mapping.Tensor]) -> Iterator[np.ndarray]:
     for _ in range(parts[0].layer or 0):  # layers that have none
-        yield np.ones_like(weights[parts[0].name][parts[0].rows])
+        yield np.ones_like(weights[parts[0].name][parts[0].slices])
     for of_layer in _layers(parts):
-        read = [weights[part.name][part.rows] for part in of_layer]
+        read = [weights[part.name][part.slices] for part in of_layer]
         read = [
             each.T if part.transpose else each for each, part in zip(read, of_layer, strict=True)
         ]

@@ -22,21 +22,27 @@ class TensorRow:
     """`{layer}` in the Hugging Face name runs over the leading axis of our leaf, `{expert}` over
     the next.
 
-    Rows of one name are parts of one tensor, one below the other. `first`: the first layer that
-    has one; those before it are ones, and are used for nothing.
+    Rows of one name are parts of one tensor, one below the other, or side by side along `axis`.
+    `interleaved`: of how many such parts each takes its turn there, one element at a time. `first`:
+    the first layer that has one; those before it are ones, and are used for nothing. `numbers`: of
+    the leaf's layers in names, where they are not 0, 1, 2 …
     """
 
     theirs: str
     ours: str
     transpose: bool = False
     first: int = 0
+    axis: int = 0
+    interleaved: int = 1
+    numbers: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """How models of one `model_type` are read and written.
 
-    `rows(config)`: the table for a model of these dimensions. `read_config(theirs, source,
+    `rows(config)`: the table for a model of these dimensions. `parameters(config)`: the same by the
+    names of transformers' parameters, where files have others. `read_config(theirs, source,
     tensors)`: our dimensions from the content of a config.json beside tensors of these names.
     `write_config(config, labels)`: the content of a config.json; `labels` name the head's scores.
 
@@ -49,6 +55,7 @@ class Family:
     rows: Callable[[Any], Sequence[TensorRow]]
     read_config: Callable[[Mapping[str, Any], object, Collection[str]], Any]
     write_config: Callable[[Any, Sequence[str]], dict[str, Any]]
+    parameters: Callable[[Any], Sequence[TensorRow]] | None = None
     prefix: str = ""
     renamed: Sequence[tuple[str, str]] = ()
     ignored: Sequence[str] = ()
@@ -59,25 +66,20 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One Hugging Face tensor, or a part of it from row `start` on, and its place in our tree."""
+    """One Hugging Face tensor, or what `slices` have of it, and its place in our tree."""
 
     name: str
     shape: Shape
     ours: str
     layer: int | None
     transpose: bool
-    start: int = 0
+    slices: tuple[slice, ...] = ()
     expert: int | None = None
 
     @property
     def place(self) -> tuple[int, ...]:
         """Where it lies along the leading axes of our leaf."""
         return tuple(index for index in (self.layer, self.expert) if index is not None)
-
-    @property
-    def rows(self) -> slice:
-        """Those of the Hugging Face tensor that are this part."""
-        return slice(self.start, self.start + self.shape[0])
 
 
 def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tensor]:
@@ -87,7 +89,7 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
     ValueError for a leaf without a row: the table is incomplete.
     """
     tensors = []
-    sizes: dict[str, int] = {}  # rows of a tensor that its parts so far have
+    starts: dict[str, int] = {}  # where a tensor's next part begins
     for row in rows:
         if row.ours not in leaves:
             continue
@@ -98,11 +100,13 @@ def expand(rows: Sequence[TensorRow], leaves: Mapping[str, Shape]) -> list[Tenso
         part = part[::-1] if row.transpose else part
         for layer in range(row.first, shape[0]) if layered else [None]:
             for expert in range(shape[1]) if expertly else [None]:
-                name = row.theirs.format(layer=layer, expert=expert)
-                start = sizes.get(name, 0)
-                place = row.ours, layer, row.transpose, start, expert
-                tensors.append(Tensor(name, part, *place))
-                sizes[name] = start + part[0]
+                number = row.numbers[layer] if row.numbers and layer is not None else layer
+                name = row.theirs.format(layer=number, expert=expert)
+                start, turns, size = starts.get(name, 0), row.interleaved, part[row.axis]
+                cut = slice(start, start + size * turns, turns)
+                slices = (*[slice(None)] * row.axis, cut)
+                tensors.append(Tensor(name, part, row.ours, layer, row.transpose, slices, expert))
+                starts[name] = start + (size if turns == 1 else 1)
     if forgotten := set(leaves) - {row.ours for row in rows}:
         raise ValueError(f"the table has no row for {sorted(forgotten)}")
     return tensors
@@ -152,8 +156,19 @@ def whole_shapes(tensors: Iterable[Tensor]) -> dict[str, Shape]:
     """The shape of each Hugging Face tensor, of all its parts together."""
     found: dict[str, Shape] = {}
     for tensor in tensors:
-        found[tensor.name] = (tensor.start + tensor.shape[0], *tensor.shape[1:])
+        known = found.get(tensor.name, tensor.shape)
+        cuts = [*tensor.slices, *[slice(None)] * (len(known) - len(tensor.slices))]
+        sizes = zip(tensor.shape, cuts, strict=True)
+        own = (_whole_size(size, cut) for size, cut in sizes)
+        found[tensor.name] = tuple(map(max, own, known))
     return found
+
+
+def _whole_size(size: int, cut: slice) -> int:
+    """Of an axis of which `cut` takes `size` places; where it steps, others take the rest."""
+    if cut == slice(None):
+        return size
+    return cut.stop if cut.step in (None, 1) else size * cut.step
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -6,24 +6,29 @@ Beside a module NAME of transformers' model, in one layer, stand
     base_model.model.NAME.lora_B.weight [F, R]        b, transposed
     base_model.model.NAME.lora_magnitude_vector [F]   magnitude (DoRA)
     base_model.model.NAME.weight, .bias               a saved leaf of the base (`modules_to_save`)
+
+Experts are parameters `[E …]` of a module (`target_parameters`). Their factors lie in one pair:
+lora_A [E·R, D], expert after expert, and lora_B [F, R·E], whose columns the experts take in turn.
+Where two parameters of a module have factors, those of the first stand below `NAME.base_layer`.
 """
 
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxclf.adapters.lora import ALL_LINEAR, Place, Spec
 from jaxclf.config.rules import is_pattern
 from jaxclf.convert import attributes
 from jaxclf.convert.attributes import is_number, is_size
-from jaxclf.convert.mapping import Tensor, TensorRow
+from jaxclf.convert.mapping import Family, Tensor, TensorRow
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.models.heads import HeadKind
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+FUSED, DOWN = "gate_up_proj", "down_proj"  # parameters of experts
 LABELS = "labels"  # in the metadata of the weights: peft has no place for a head's names
 
 # peft's name for what a model with such a head does.
@@ -41,37 +46,70 @@ def layout(
     `saved`: paths of the leaves that are trained themselves. A tensor's `ours` is its path in
     `lora.Adapters`, its `layer` an index there: of the chosen layers.
     """
-    found = []
+    found, model = [], list(model)
+    with_factors = {tensor.name for tensor in model if _index(tensor, places) is not None}
     for tensor in model:
         if tensor.ours in saved:
             name, path = PREFIX + tensor.name, f"saved/{tensor.ours}"
             found.append(dataclasses.replace(tensor, name=name, ours=path))
         path = tensor.ours.removesuffix("/kernel")
-        place = places.get(path)
-        if place is None or not _is_chosen(tensor, place):
+        if (index := _index(tensor, places)) is None:
             continue
-        index = None if place.layers is None else place.layers.index(tensor.layer or 0)
-        rank, (size_out, size_in) = place.ranks[index or 0], tensor.shape
-        name, path = PREFIX + module_of(tensor), f"factors/{path}"
+        place = places[path]
+        number = None if place.layers is None else index
+        rank, path = place.ranks[index], f"factors/{path}"
+        if is_experts(tensor):
+            found += _of_experts(tensor, path, number, rank, with_factors)
+            continue
+        size_out, size_in = tensor.shape
+        name = PREFIX + module_of(tensor)
+        # Of kernels that share a tensor, one factor is theirs together, the other in parts.
+        cut = tensor.slices
         found += [
-            Tensor(f"{name}.lora_A.weight", (rank, size_in), f"{path}/a", index, True),
-            # Of kernels that share a tensor, one factor is theirs together, the other in parts.
-            Tensor(
-                f"{name}.lora_B.weight", (size_out, rank), f"{path}/b", index, True, tensor.start
-            ),
+            Tensor(f"{name}.lora_A.weight", (rank, size_in), f"{path}/a", number, True),
+            Tensor(f"{name}.lora_B.weight", (size_out, rank), f"{path}/b", number, True, cut),
         ]
         if dora:
             magnitude = f"{name}.lora_magnitude_vector"
             path = f"{path}/magnitude"
-            found.append(Tensor(magnitude, (size_out,), path, index, False, tensor.start))
+            found.append(Tensor(magnitude, (size_out,), path, number, False, cut))
     return found
+
+
+def _index(tensor: Tensor, places: Mapping[str, Place]) -> int | None:
+    """Which of its place's layers a tensor is of; None: it has no factors."""
+    place = places.get(tensor.ours.removesuffix("/kernel"))
+    if place is None or not is_kernel(tensor):
+        return None
+    if place.layers is None:
+        return 0
+    return place.layers.index(tensor.layer) if tensor.layer in place.layers else None
+
+
+def _of_experts(
+    tensor: Tensor, path: str, index: int | None, rank: int, with_factors: Collection[str]
+) -> Iterator[Tensor]:
+    """The parts of experts' factors, of each its own."""
+    count, size_in, size_out = tensor.shape
+    name, _, parameter = (PREFIX + tensor.name).rpartition(".")
+    if parameter == FUSED and f"{module_of(tensor).removesuffix(FUSED)}{DOWN}" in with_factors:
+        name += ".base_layer"
+    columns = tensor.slices[2] if len(tensor.slices) > 2 else slice(None)
+    for expert in range(count):
+        rows = (slice(expert * rank, (expert + 1) * rank),)
+        turns = (columns, slice(expert, expert + rank * count, count))
+        options = {"layer": index, "transpose": True, "expert": expert}
+        a, b = (rank, size_in), (size_out, rank)
+        yield Tensor(f"{name}.lora_A.weight", a, f"{path}/a", slices=rows, **options)
+        yield Tensor(f"{name}.lora_B.weight", b, f"{path}/b", slices=turns, **options)
 
 
 def refuse_parts(model: Iterable[Tensor], places: Mapping[str, Place], source: object) -> None:
     """Raise InputError where adapters of several kernels would lie in one tensor of the model."""
-    parts = {tensor.name for tensor in model if tensor.start}
+    model = list(model)
+    counts = collections.Counter(tensor.name for tensor in model)
     for tensor in model:
-        if tensor.name in parts and tensor.ours.removesuffix("/kernel") in places:
+        if counts[tensor.name] > 1 and tensor.ours.removesuffix("/kernel") in places:
             raise InputError(
                 f"{source} has adapters of {tensor.ours}, which is a part of {tensor.name}: peft "
                 "has one pair of factors for all of it. Export the merged model instead: "
@@ -79,9 +117,24 @@ def refuse_parts(model: Iterable[Tensor], places: Mapping[str, Place], source: o
             )
 
 
+def refuse_parameters(model: Iterable[Tensor], settings: Mapping[str, Any], source: object) -> None:
+    """Raise InputError where `target_parameters` name other parameters than experts'."""
+    names = [tensor.name for tensor in model if is_experts(tensor)]
+    given = settings["target_parameters"]
+    others = [each for each in given if not any(_is_named(name, [each]) for name in names)]
+    if others:
+        known = sorted({name.rpartition(".")[2] for name in names}) or "none of this model"
+        attributes.refuse([f"target_parameters={others!r} (only {known})"], source)
+
+
 def module_of(tensor: Tensor) -> str:
-    """The name of the module that a tensor of the model belongs to."""
-    return tensor.name.rpartition(".")[0]
+    """The name of the module that a tensor of the model belongs to, or of experts' parameter."""
+    return tensor.name if is_experts(tensor) else tensor.name.rpartition(".")[0]
+
+
+def table(family: Family, config: Any) -> Sequence[TensorRow]:
+    """The model's tensors by the names that peft knows: those of transformers' parameters."""
+    return (family.parameters or family.rows)(config)
 
 
 def without(prefix: str, model: Iterable[Tensor]) -> list[Tensor]:
@@ -93,8 +146,9 @@ def is_kernel(tensor: Tensor) -> bool:
     return tensor.ours.endswith("/kernel")
 
 
-def _is_chosen(tensor: Tensor, place: Place) -> bool:
-    return place.layers is None or tensor.layer in place.layers
+def is_experts(tensor: Tensor) -> bool:
+    """Whether it is a parameter that holds the kernels of all experts."""
+    return is_kernel(tensor) and len(tensor.shape) == 3
 
 
 # Reading settings ---------------------------------------------------------------------------------
@@ -108,6 +162,7 @@ _DEFAULTS: dict[str, Any] = {
     "rank_pattern": {},
     "alpha_pattern": {},
     "target_modules": ALL_LINEAR,
+    "target_parameters": (),
     "exclude_modules": (),
     "layers_to_transform": (),
     "modules_to_save": (),
@@ -157,6 +212,7 @@ def read_settings(theirs: Any, source: object) -> dict[str, Any]:
         "rank_pattern": _are_patterns(values["rank_pattern"], is_size),
         "alpha_pattern": _are_patterns(values["alpha_pattern"], is_number),
         "target_modules": _choose_modules(values["target_modules"]),
+        "target_parameters": _are_all(values["target_parameters"], str),
         "exclude_modules": _choose_modules(values["exclude_modules"]),
         "layers_to_transform": _are_all(values["layers_to_transform"], int),
         "modules_to_save": _are_all(values["modules_to_save"], str),
@@ -193,7 +249,9 @@ def read_places(
     chosen: dict[str, list[tuple[int | None, int, float]]] = {}
     for tensor in filter(is_kernel, model):
         name = module_of(tensor)
-        if settings["target_modules"] == ALL_LINEAR:
+        if is_experts(tensor):
+            is_target = _is_named(name, settings["target_parameters"])
+        elif settings["target_modules"] == ALL_LINEAR:
             is_target = f"{PREFIX}{name}.lora_A.weight" in found
         else:
             is_target = _is_target(name, settings)
@@ -249,12 +307,14 @@ def _by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 def make_spec(
     places: Mapping[str, Place],
     depths: Mapping[str, int | None],
+    experts: Collection[str],
     saved: Iterable[str],
     settings: Mapping[str, Any],
 ) -> Spec:
     """The shortest spec that chooses exactly these places and saved leaves.
 
-    `depths`: every module of the model that can have factors, with its number of layers.
+    `depths`: every module of the model that can have factors, with its number of layers. `experts`:
+    which of these are experts.
     """
     layered = {path: place.layers for path, place in places.items() if place.layers is not None}
     alike = {path for path, chosen in layered.items() if len(chosen) == depths[path]}
@@ -265,8 +325,9 @@ def make_spec(
         path: _pattern(path, None if path in alike else place.layers, depths)
         for path, place in places.items()
     }
-    if alike == {path for path, depth in depths.items() if depth is not None}:
-        outside = {path: target for path, target in targets.items() if path not in layered}
+    linear = {path for path, depth in depths.items() if depth is not None} - {*experts}
+    if alike - {*experts} == linear:
+        outside = {path: target for path, target in targets.items() if path not in linear}
         targets = {"layers": ALL_LINEAR, **outside}
 
     ranks = [rank for place in places.values() for rank in place.ranks]
@@ -345,10 +406,11 @@ def write_settings(
         raise InputError("the run trained no factors; an adapter of peft needs some")
     ranks: dict[int, set[str]] = {}
     alphas: dict[float, set[str]] = {}
-    for tensor in filter(is_kernel, model):
-        place = places.get(tensor.ours.removesuffix("/kernel"))
-        if place is not None and _is_chosen(tensor, place):
-            index = 0 if place.layers is None else place.layers.index(tensor.layer or 0)
+    parameters: set[str] = set()
+    for tensor in model:
+        if (index := _index(tensor, places)) is not None:
+            place = places[tensor.ours.removesuffix("/kernel")]
+            parameters |= {module_of(tensor)} if is_experts(tensor) else set()
             ranks.setdefault(place.ranks[index], set()).add(module_of(tensor))
             alphas.setdefault(place.alphas[index], set()).add(module_of(tensor))
     names = {row.theirs.rpartition(".")[0] for row in rows if "{layer}" not in row.theirs}
@@ -374,7 +436,8 @@ def write_settings(
         "use_rslora": spec.rslora,
         "use_dora": spec.kind == "dora",
         "lora_dropout": spec.dropout,
-        "target_modules": _short_names(set().union(*ranks.values()), names),
+        "target_modules": _short_names(set().union(*ranks.values()) - parameters, names),
+        "target_parameters": _short_names(parameters, names) or None,
         "modules_to_save": _modules_to_save(model, places, saved) or None,
         "bias": "none",
         "fan_in_fan_out": False,

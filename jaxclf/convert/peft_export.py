@@ -61,7 +61,7 @@ def export(
 
     config, head = hf_export.with_one_head(config, task)
     family = FAMILIES[config.family]
-    rows = family.rows(config)
+    rows = peft.table(family, config)
     leaves = tree.flatten(registry.create(config).abstract)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     model = mapping.expand(rows, shapes)
@@ -82,10 +82,12 @@ def export(
     base = _base(model_dir.located(found.adapters.checkpoint, found.model_json.parent))
     settings = peft.write_settings(spec, places, saved, model, rows, task_type, base)
     arrays = {path: np.asarray(leaf) for path, leaf in tree.flatten(trained).items()}
+    layout = peft.layout(model, places, spec.kind == "dora", saved)
     tensors = {
-        tensor.name: _array(tensor, arrays)
-        for tensor in peft.layout(model, places, spec.kind == "dora", saved)
+        name: np.empty(shape, np.float32) for name, shape in mapping.whole_shapes(layout).items()
     }
+    for tensor in layout:
+        tensors[tensor.name][tensor.slices] = _array(tensor, arrays)
     labels = hf_export.labels_of(found, head)[0] if head else ()
     metadata = {"format": "pt", peft.LABELS: json.dumps(labels, ensure_ascii=False)}
     with files.new_directory(destination, overwrite) as new:
@@ -96,11 +98,10 @@ def export(
 
 
 def _array(tensor: Tensor, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A tensor of the file; a rank that is narrower than its stack's is filled up with zeros."""
-    array = arrays[tensor.ours]
-    array = array if tensor.layer is None else array[tensor.layer]
+    """A part of the file; a rank narrower than its stack's is filled up with zeros there."""
+    array = arrays[tensor.ours][tensor.place]
     array = array.T if tensor.transpose else array
-    return np.ascontiguousarray(array[tuple(map(slice, tensor.shape))])
+    return array[tuple(map(slice, tensor.shape))]
 
 
 def _kind(config: ModelConfig, head: HeadConfig | None) -> str:

@@ -47,7 +47,7 @@ def convert(
 
     abstract = registry.create(config).abstract
     shapes = {path: leaf.shape for path, leaf in tree.flatten(abstract).items()}
-    model = mapping.expand(family.rows(config), shapes)
+    model = mapping.expand(peft.table(family, config), shapes)
     if not any(name.startswith(PREFIX + family.prefix) for name in weights.shapes):
         model = peft.without(family.prefix, model)
     saved = {
@@ -59,6 +59,7 @@ def convert(
     }
     peft.check_tied(config, saved, source)
     others = [tensor for tensor in model if tensor.ours not in saved]
+    peft.refuse_parameters(model, settings, source / SETTINGS)
     places = peft.read_places(others, settings, weights.shapes)
     tensors = peft.layout(model, places, settings["use_dora"], saved)
     copies = _copies_of_base(others, weights, found)
@@ -69,7 +70,8 @@ def convert(
         tensor.ours.removesuffix("/kernel"): None if tensor.layer is None else tensor.layer + 1
         for tensor in filter(peft.is_kernel, model)  # the last layer counts
     }
-    spec = peft.make_spec(places, depths, sorted(saved), settings)
+    experts = {tensor.ours.removesuffix("/kernel") for tensor in filter(peft.is_experts, model)}
+    spec = peft.make_spec(places, depths, experts, sorted(saved), settings)
     assert lora.places(abstract, spec) == places, "the spec chooses something else"
 
     with files.new_directory(destination, overwrite) as new:
@@ -152,7 +154,7 @@ def _copies_of_base(
     names = {f"{PREFIX}{peft.module_of(tensor)}.base_layer.weight": tensor for tensor in model}
     copies = [name for name in names if name in weights.shapes]
     for name in copies:
-        own = tree_store.read(base.params_dir, names[name].ours, names[name].layer)
+        own = tree_store.read(base.params_dir, names[name].ours, names[name].place or None)
         if not np.array_equal(weights[name], own.T):
             raise ArtifactError(
                 f"{name} differs from that of {base.model_json.parent}: the adapter was trained on "
@@ -186,12 +188,18 @@ def _write(
     writer: tree_store.TreeWriter, path: str, parts: Sequence[Tensor], weights: files.Weights
 ) -> None:
     """Write one leaf from its layers, narrower ranks filled up with zeros."""
-    arrays = [weights[part.name][part.rows].astype(np.float32) for part in parts]
+    arrays = [weights[part.name][part.slices].astype(np.float32) for part in parts]
     arrays = [a.T if part.transpose else a for a, part in zip(arrays, parts, strict=True)]
     widest = tuple(map(max, zip(*(array.shape for array in arrays), strict=True)))
     filled = [
         np.pad(array, [(0, size - own) for size, own in zip(widest, array.shape, strict=True)])
         for array in arrays
     ]
-    shape = widest if parts[0].layer is None else (len(parts), *widest)
-    writer.write(path, shape, "float32", filled, [part.name for part in parts])
+    names = [part.name for part in parts]
+    if parts[0].expert is not None:
+        count = 1 + max(part.expert or 0 for part in parts)
+        firsts = range(0, len(parts), count)
+        filled = [np.stack(filled[first : first + count]) for first in firsts]
+        widest, names = (count, *widest), names[::count]
+    shape = widest if parts[0].layer is None else (len(filled), *widest)
+    writer.write(path, shape, "float32", filled, names)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from jaxclf.convert.attributes import is_number, refuse
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.layers import RopeScaling
 
@@ -55,6 +55,8 @@ def read(values: Mapping[str, Any], family: str, source: object) -> Rotation:
     values that contradict each other, ArtifactError for missing or impossible ones.
     """
     parameters = values.get("rope_parameters", {})
+    if not parameters and not values.get("rope_scaling"):
+        parameters = _SCALINGS.get(family, parameters)
     local_theta = values.get("rope_local_base_freq", 0.0)
     if family in _LOCAL_THETAS:
         local_theta = local_theta or _LOCAL_THETAS[family]
@@ -110,11 +112,22 @@ _PARTIAL = {"phi3"}
 # transformers' θ for files that say none.
 _THETAS = {
     "smollm3": 2_000_000.0,
+    "gpt_oss": 150_000.0,
+    "llama4_text": 500_000.0,
     "gemma3_text": 1_000_000.0,
     "modernbert": 160_000.0,
     "nomic_bert": 1000.0,
 }
-# The same of windows, in families that have another one there.
+# The same of scaling.
+_SCALINGS: dict[str, dict[str, Any]] = {
+    "gpt_oss": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "truncate": False,
+    },
+}
+# θ of windows, in families that have another one there.
 _LOCAL_THETAS = {"gemma3_text": 10_000.0, "modernbert": 10_000.0}
 
 
@@ -126,9 +139,9 @@ def _scaling(
     if kind == "linear":
         return RopeScaling(found["factor"], kind="linear")
     if kind == "llama3":
-        if found["low_freq_factor"] >= found["high_freq_factor"]:
+        if found["low_freq_factor"] > found["high_freq_factor"]:
             raise ArtifactError(
-                f"{source}: low_freq_factor must be below high_freq_factor: {found}"
+                f"{source}: low_freq_factor must not be above high_freq_factor: {found}"
             )
         return RopeScaling(**{ours: found[name] for name, ours in _LLAMA3.items()})
     longest = values["max_position_embeddings"]

@@ -44,20 +44,18 @@ MESH_AXES: dict[str | None, tuple[str, ...]] = {
 
 Dims = tuple[str | None, ...]
 
-_LAYERS = r"layers/((encoder|decoder)/)?"
+_LAYERS = r"layers/((encoder|decoder|sparse|dense)/)?"
 
-# Path of a leaf → its last dimensions; those before them (layers, adapters) are never cut.
+# Path of a leaf → its last dimensions; those before them (layers, experts, adapters) are never cut.
 RULES: tuple[tuple[str, Dims], ...] = (
     (r"embed/((tokens|positions|types)/)?embedding", (None, "features")),
-    (rf"{_LAYERS}((attention|cross)/[qkv]|mlp/(gate|up))/kernel", ("model", "inner")),
-    (rf"{_LAYERS}((attention|cross)/o|mlp/down)/kernel", ("inner", "model")),
-    (r"layers/(attention/[qkv]|mlp/(gate|up))/bias", ("inner",)),
-    (r"layers/mlp/router", ("model", None)),
-    (r"layers/mlp/(gate|up)", (None, "model", "inner")),  # of experts
-    (r"layers/mlp/down", (None, "inner", "model")),
-    (r"layers/attention/[qk]_norm/scale", (None,)),
-    (r"layers/attention/sinks", ("heads",)),
-    (r"layers/(attention/o|mlp/down)/bias", (None,)),
+    (rf"{_LAYERS}((attention|cross)/[qkv]|mlp/(shared/)?(gate|up))/kernel", ("model", "inner")),
+    (rf"{_LAYERS}((attention|cross)/o|mlp/(shared/)?down)/kernel", ("inner", "model")),
+    (rf"{_LAYERS}(attention/[qkv]|mlp/(shared/)?(gate|up))/bias", ("inner",)),
+    (rf"{_LAYERS}mlp/router/weight", ("model", None)),
+    (rf"{_LAYERS}attention/[qk]_norm/scale", (None,)),
+    (rf"{_LAYERS}attention/sinks", ("heads",)),
+    (rf"{_LAYERS}(attention/o|mlp/(down|shared/down|router))/bias", (None,)),
     (rf"{_LAYERS}prefix/(key|value)", (None, None, None)),
     (rf"(distances/((encoder|decoder)/)?|{_LAYERS}distances/)embedding", (None, None)),
     (r"vectors/embedding", (None, None)),
@@ -305,6 +303,7 @@ def laid_out(layer: Tree) -> Tree:
         dims = _dims(found[1]) if found else None
         if dims is None:
             return leaf
+        dims = (None,) * (leaf.ndim - len(dims)) + dims  # experts lie before them
         layout, cut = Layout(tuple(range(leaf.ndim))), activation(leaf.shape, dims, sizes)
         return jax.shard_map(
             lambda part: with_layout_constraint(part, layout), in_specs=cut, out_specs=cut

@@ -2,12 +2,12 @@
 
 Sources: Touvron et al. 2023, Grattafiori et al. 2024 (Llama), Jiang et al. 2023 (Mistral), Yang et
 al. 2024 and 2025 (Qwen2, Qwen3), the Gemma reports of 2024 and 2025, Abdin et al. 2024 (Phi-3),
-OLMo et al. 2024, the Granite 3.0 report of 2024; checked against the models of transformers.
+OLMo et al. 2024, the Granite 3.0 report of 2024, OpenAI 2025 (gpt-oss); checked against the models
+of transformers.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ from flax import nnx
 from jaxclf.core.types import AnyArray, Array, Float, Int, Key, Prefixes
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
-from jaxclf.models import heads, layers
+from jaxclf.models import heads, layers, scan
 from jaxclf.models.attention import attend
-from jaxclf.models.experts import Experts
-from jaxclf.models.heads import LAST, HeadConfig, Headed, HeadStyle
+from jaxclf.models.decoder_config import ALIKE, DecoderConfig
+from jaxclf.models.experts import Experts, Routing
+from jaxclf.models.heads import Headed
 from jaxclf.models.kv_cache import Before, Cache
-from jaxclf.models.layers import Rope, RopeScaling
+from jaxclf.models.layers import Rope, Temperature
 from jaxclf.models.masks import (
     EVERYTHING,
     Implementation,
@@ -35,123 +36,8 @@ from jaxclf.models.masks import (
 from jaxclf.models.shared_prefix_attention import SharedMask
 from jaxclf.models.soft_prefix import soft_prefix
 
-# What transformers calls those that differ in attributes alone.
-FAMILIES = (
-    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"),
-    *("smollm3", "olmo2", "granite", "mixtral", "qwen3_moe"),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Dimensions and constants of one decoder; the defaults are Llama's.
-
-    family: what transformers calls it, for what is read and written in its layout alone.
-
-    Positions: rotary_share: of a head's elements, how many are rotated, from the first on.
-    rotary_layers: whether each layer rotates at all; (): all do. local_rope_theta: of layers with a
-    window, without scaling; 0: that of all.
-
-    Who sees whom: layer_types: of each layer `full`, `window` (the last `window` tokens) or `chunk`
-    (tokens of the same `chunk` positions); (): all are full.
-
-    Attention: attention_scale: what scores are multiplied by; 0: 1/sqrt(head_dim). attention_cap:
-    see `attend`. query_norm: of queries and keys: `head`: RMSNorm of each head, `whole`: of all
-    heads together, `l2`: the same as `head` without a scale, after rotation, where there is one.
-
-    Norms: `before` attention and feed-forward, `after` them, ahead of the residual, or `both`.
-    norm_offset: scales are stored around 0.
-
-    Scales: embed_scale of embeddings, residual_scale of what is added to the residual, logit_scale
-    of logits, which logit_cap bounds as attention_cap does scores.
-
-    dropout: of embeddings and of what each layer adds; the released models have none. prefix:
-    trained keys and values before every layer's own.
-
-    experts: in the place of one feed-forward (0); each has `expert_size`, a token
-    `experts_per_token` of them, whose weights sum to 1 where `normalised_experts`.
-
-    heads: what it scores texts by; such a model does not generate. head_dropout: before them.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    rms_norm_eps: float = 1e-5
-    max_position: int = 2048
-    tie_embeddings: bool = False
-    initializer_std: float = 0.02
-    dropout: float = 0.0
-    prefix: int = 0
-    family: str = "llama"
-    rotary_share: float = 1.0
-    rotary_layers: tuple[bool, ...] = ()
-    local_rope_theta: float = 0.0
-    layer_types: tuple[Literal["full", "window", "chunk"], ...] = ()
-    window: int | None = None
-    chunk: int | None = None
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    query_norm: Literal["none", "head", "whole", "l2"] = "none"
-    attention_scale: float = 0.0
-    attention_cap: float = 0.0
-    sinks: bool = False
-    norms: Literal["before", "after", "both"] = "before"
-    norm_offset: bool = False
-    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
-    embed_scale: float = 1.0
-    residual_scale: float = 1.0
-    logit_scale: float = 1.0
-    logit_cap: float = 0.0
-    experts: int = 0
-    experts_per_token: int = 0
-    expert_size: int = 0
-    normalised_experts: bool = True
-    heads: tuple[HeadConfig, ...] = ()
-    head_dropout: float = 0.0
-
-    @property
-    def head(self) -> HeadStyle:
-        return LAST
-
-    def with_heads(self, found: tuple[HeadConfig, ...]) -> "DecoderConfig":
-        """The same with these heads, in the place of logits of tokens."""
-        return dataclasses.replace(self, heads=found)
-
-    @property
-    def kinds(self) -> tuple["LayerKind", ...]:
-        """What each layer sees and how it rotates; (): all alike."""
-        types = self.layer_types or ("full",) * self.num_layers
-        rotates = self.rotary_layers or (True,) * self.num_layers
-        found = tuple(
-            LayerKind(
-                Sight(
-                    self.window if name == "window" else None,
-                    self.chunk if name == "chunk" else None,
-                ),
-                "none" if not turns else "local" if is_local else "global",
-            )
-            for name, turns in zip(types, rotates, strict=True)
-            for is_local in [name == "window" and self.local_rope_theta > 0]
-        )
-        return found if any(kind != ALIKE for kind in found) else ()
-
-
-class LayerKind(NamedTuple):
-    """How far a layer's queries see, and which rotary positions it has."""
-
-    sight: Sight
-    rope: Literal["global", "local", "none"]
-
-
-ALIKE = LayerKind(EVERYTHING, "global")
+# What places a layer's queries and keys; None: nothing does.
+Placing = Rope | Temperature | None
 
 
 class _Parts:
@@ -189,19 +75,21 @@ class Attention(nnx.Module):
             self.sinks = nnx.Param((sinks * config.initializer_std).astype(dtype))
         self.config = config
 
-    def query(self, x: Float[Array, "B T D"], rope: Rope | None) -> Float[Array, "B T N H"]:
+    def query(self, x: Float[Array, "B T D"], rope: Placing) -> Float[Array, "B T N H"]:
         """Rotated queries, split into heads, scaled so that 1/sqrt(H) is left to do."""
         found = self._placed(self.q(x), self.q_norm, rope)
+        if isinstance(rope, Temperature):
+            found *= rope.factor
         if self.config.attention_scale:
             found *= self.config.attention_scale * self.config.head_dim**0.5
         return found
 
-    def keys(self, x: Float[Array, "B T D"], rope: Rope | None):
+    def keys(self, x: Float[Array, "B T D"], rope: Placing):
         """Rotated keys, and values, split into heads."""
         return self._placed(self.k(x), self.k_norm, rope), self._heads(self.v(x))
 
     def _placed(
-        self, x: Float[Array, "B T KH"], norm: layers.RMSNorm | None, rope: Rope | None
+        self, x: Float[Array, "B T KH"], norm: layers.RMSNorm | None, rope: Placing
     ) -> Float[Array, "B T K H"]:
         kind = self.config.query_norm
         if norm is not None and kind == "whole":
@@ -209,9 +97,9 @@ class Attention(nnx.Module):
         found = self._heads(x)
         if norm is not None and kind == "head":
             found = norm(found)
-        if rope is None:
+        if rope is None or isinstance(rope, Temperature):
             return found
-        found = layers.rotate(found, *rope)
+        found = layers.rotate(found, *rope, self.config.rotary_interleaved)
         if kind == "l2":
             found = layers.rms_normalised(found, self.config.rms_norm_eps).astype(found.dtype)
         return found
@@ -234,40 +122,49 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """`down(activation(gate(x)) * up(x))`."""
+    """`down(gated(gate(x), up(x)))`."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, size: int, *, dtype: Any, rngs: nnx.Rngs):
         parts, bias = _Parts(config, dtype, rngs), config.mlp_bias
-        self.gate = parts.linear(config.hidden_size, config.intermediate_size, bias)
-        self.up = parts.linear(config.hidden_size, config.intermediate_size, bias)
-        self.down = parts.linear(config.intermediate_size, config.hidden_size, bias)
-        self.activation = config.activation
+        self.gate = parts.linear(config.hidden_size, size, bias)
+        self.up = parts.linear(config.hidden_size, size, bias)
+        self.down = parts.linear(size, config.hidden_size, bias)
+        self.gated = config.gate
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        inner = layers.ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
+        inner = self.gated(self.gate(x), self.up(x))
         return self.down(sharding.inner(inner, x.shape[-1]))
 
 
-def _feed_forward(config: DecoderConfig, dtype: Any, rngs: nnx.Rngs) -> MLP | Experts:
-    if not config.experts:
-        return MLP(config, dtype=dtype, rngs=rngs)
+def _feed_forward(
+    config: DecoderConfig, has_experts: bool, dtype: Any, rngs: nnx.Rngs
+) -> MLP | Experts:
+    options = {"dtype": dtype, "rngs": rngs}
+    if not has_experts:
+        return MLP(config, config.intermediate_size, **options)
+    shared = config.shared_expert_size
     return Experts(
         config.hidden_size,
         config.expert_size,
         config.experts,
-        config.experts_per_token,
-        normalised=config.normalised_experts,
-        activation=config.activation,
+        Routing(
+            config.experts_per_token,
+            config.routing,
+            config.normalised_experts,
+            config.weighted_inputs,
+        ),
+        gate=config.gate,
+        bias=config.mlp_bias,
         std=config.initializer_std,
-        dtype=dtype,
-        rngs=rngs,
+        shared=MLP(config, shared, **options) if shared else None,
+        **options,
     )
 
 
 class Block(nnx.Module):
     """Attention and feed-forward with residuals, and norms before or after them, or both."""
 
-    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, has_experts: bool, *, dtype: Any, rngs: nnx.Rngs):
         def norm(is_there: bool):
             return _Parts(config, dtype, rngs).norm(config.hidden_size) if is_there else None
 
@@ -275,7 +172,7 @@ class Block(nnx.Module):
         self.attention_norm, self.mlp_norm = norm(before), norm(before)
         self.after_attention_norm, self.after_mlp_norm = norm(after), norm(after)
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.mlp = _feed_forward(config, dtype, rngs)
+        self.mlp = _feed_forward(config, has_experts, dtype, rngs)
         self.prefix = soft_prefix(
             config.prefix,
             config.num_kv_heads,
@@ -289,7 +186,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        rope: Rope | None,
+        rope: Placing,
         mask: Visible,
         random_key: Key[Array, ""] | None = None,
         at: Int[AnyArray, "B J"] | None = None,
@@ -310,7 +207,7 @@ class Block(nnx.Module):
     def cached(
         self,
         x: Float[Array, "B T D"],
-        rope: Rope | None,
+        rope: Placing,
         mask: Visible,
         cache: Cache,
         layer: Int[Array, ""],
@@ -376,9 +273,18 @@ class Decoder(Headed):
         self.embed = layers.Embed(
             config.vocab_size, config.hidden_size, std=std, dtype=param_dtype, rngs=rngs
         )
-        self.layers = layers.stacked(
-            lambda rngs: Block(config, dtype=param_dtype, rngs=rngs), config.num_layers, rngs
-        )
+        order = config.order
+
+        def blocks(has_experts: bool, count: int) -> nnx.Module:
+            return scan.stacked(
+                lambda rngs: Block(config, has_experts, dtype=param_dtype, rngs=rngs), count, rngs
+            )
+
+        if order:
+            sparse, dense = order.count("sparse"), order.count("dense")
+            self.layers = nnx.Dict(sparse=blocks(True, sparse), dense=blocks(False, dense))
+        else:
+            self.layers = blocks(config.experts > 0, config.num_layers)
         parts = _Parts(config, param_dtype, rngs)
         self.norm = parts.norm(config.hidden_size)
         if not config.tie_embeddings and not config.heads:
@@ -429,8 +335,8 @@ class Decoder(Headed):
             return block(x, rope, seen, layers.fold_key(key, index), at)
 
         alone = all(isinstance(seen, jax.Array | SharedMask) for seen in masks)
-        kinds = self.config.kinds
-        x = layers.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone, kinds)
+        options = {"kinds": self.config.kinds, "order": self.config.order}
+        x = scan.scan_layers(self.layers, body, x, self.remat, self.unroll, at, alone, **options)
         return self.norm(x)
 
     def _sights(self) -> Sequence[Sight]:
@@ -506,24 +412,27 @@ class Decoder(Headed):
                 seen = before.mask(seen, layer, positions, kind.sight)
             return block.cached(x, rope, seen, cache, layer, slot)
 
-        kinds = self.config.kinds
-        x, cache = layers.scan_layers(self.layers, body, (x, cache), remat=False, kinds=kinds)
+        options = {"kinds": self.config.kinds, "order": self.config.order}
+        x, cache = scan.scan_layers(self.layers, body, (x, cache), remat=False, **options)
         return self.norm(x), cache
 
     def start(
         self, tokens: Int[AnyArray, "B T"], positions: Int[AnyArray, "B T"]
-    ) -> tuple[Float[Array, "B T D"], dict[str, Rope]]:
-        """Embeddings, and the rotary positions of each kind of layer that has some."""
+    ) -> tuple[Float[Array, "B T D"], dict[str, Placing]]:
+        """Embeddings, and what places queries and keys of each kind of layer."""
         config = self.config
         rotated, scaling = int(config.head_dim * config.rotary_share), config.rope_scaling
         used = {kind.rope for kind in config.kinds or (ALIKE,)}
-        ropes = {}
+        ropes: dict[str, Placing] = {}
         if "global" in used:
             given = config.rope_theta, scaling, self.dtype
             ropes["global"] = layers.rope(positions, rotated, *given)
         if "local" in used:
             given = config.local_rope_theta, None, self.dtype
             ropes["local"] = layers.rope(positions, rotated, *given)
+        if "none" in used and config.temperature_scale:
+            given = config.temperature_floor, config.temperature_scale, self.dtype
+            ropes["none"] = layers.temperature(positions, *given)
         x = self.embed(tokens).astype(self.dtype)
         if config.embed_scale != 1:
             x *= jnp.asarray(config.embed_scale, self.dtype)

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxclf.core.types import AnyArray, Array, Float, Int, Key
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
-from jaxclf.models import distances, heads, layers
+from jaxclf.models import distances, heads, layers, scan
 from jaxclf.models.attention import Bias, attend, filled_blocks
 from jaxclf.models.distances import Distances
 from jaxclf.models.heads import PLAIN, HeadConfig, Headed, HeadStyle
@@ -347,7 +347,7 @@ class Encoder(Headed):
         self.embed = Embeddings(config, dtype=param_dtype, rngs=rngs)
         projects = config.embedding_size != hidden
         self.project = parts.linear(config.embedding_size, hidden) if projects else None
-        self.layers = layers.stacked(
+        self.layers = scan.stacked(
             lambda rngs: Block(config, dtype=param_dtype, rngs=rngs),
             1 if config.same_layer else config.num_layers,
             rngs,
@@ -402,7 +402,7 @@ class Encoder(Headed):
             x = self._repeated(x, key, full)
             x = x if at is None else layers.take_places(x, at)
         else:
-            x = layers.scan_layers(self.layers, body, x, *options)
+            x = scan.scan_layers(self.layers, body, x, *options)
         x = x if self.norm is None else self.norm(x)
         return x[:, :count] if at is None else x
 
@@ -445,6 +445,6 @@ class Encoder(Headed):
             def body(block, x, index, at):
                 return block(x, around, layers.fold_key(key, number), at, is_first=number == 0)
 
-            return layers.scan_layers(self.layers, body, x, self.remat), None
+            return scan.scan_layers(self.layers, body, x, self.remat), None
 
         return jax.lax.scan(again, x, jnp.arange(self.config.num_layers))[0]

@@ -21,7 +21,8 @@ from jaxclf.models.unstacked import SplitTable
 class LoraKernel:
     """A frozen kernel and its low-rank addition `scale * a @ b`, never multiplied out.
 
-    `base`: an array `[*L D F]` or a QuantKernel; `a` `[*L D R]`, `b` `[*L R F]`, `scale` `[*L]`.
+    `base`: an array `[*L D F]` or a QuantKernel; `a` `[*L D R]`, `b` `[*L R F]`, `scale` `[*L]`
+    (of experts L and E).
     `magnitude`: DoRA's norm of each column, `[*L F]`, or None. `key`: `[*L]`, turns dropout (of
     what enters `a`) on. Source: Hu et al. 2021; Liu et al. 2024 (DoRA).
     """

@@ -7,7 +7,7 @@ nested dict of arrays that `pure_params` returns.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,27 @@ ACTIVATIONS: dict[str, Callable[[Any], Array]] = {
     "relu": jax.nn.relu,
     "tanh": jnp.tanh,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What feed-forward makes of its two projections: `activation(gate) * up`.
+
+    limit: above 0 it is `(up + 1) * gate * sigmoid(alpha * gate)` instead, of gates that are at
+    most that and of `up` between it and its negative. Source: OpenAI 2025 (gpt-oss).
+    """
+
+    activation: str
+    limit: float = 0.0
+    alpha: float = 0.0
+
+    def __call__(
+        self, gate: Float[Array, "*batch F"], up: Float[Array, "*batch F"]
+    ) -> Float[Array, "*batch F"]:
+        if not self.limit:
+            return ACTIVATIONS[self.activation](gate) * up
+        gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        return (up + 1) * gate * jax.nn.sigmoid(self.alpha * gate)
 
 
 def matmul(x: Float[Array, "*batch D"], kernel: Kernel) -> Float[Array, "*batch F"]:
@@ -218,7 +239,7 @@ def rope_frequencies(
     else:
         turns = scaling.original_max_position * frequencies / (2 * math.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0) if low < high else turns > low
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
@@ -252,6 +273,23 @@ def rope_angles(
 Rope = tuple[Float[Array, "B T 1 R"], Float[Array, "B T 1 R"]]  # cosine and sine
 
 
+class Temperature(NamedTuple):
+    """What queries are multiplied by in layers that do not rotate."""
+
+    factor: Float[Array, "B T 1 1"]
+
+
+def temperature(
+    positions: Int[AnyArray, "B T"], floor: float, scale: float, dtype: Any = jnp.float32
+) -> Temperature:
+    """`1 + scale · log(1 + ⌊(position + 1) / floor⌋)`, so that weights stay sharp far on.
+
+    Source: Nakanishi 2025 (scalable softmax), as Llama 4 has it.
+    """
+    steps = jnp.floor((jnp.asarray(positions).astype(jnp.float32) + 1) / floor)
+    return Temperature((1 + scale * jnp.log1p(steps)).astype(dtype)[..., None, None])
+
+
 def rope(
     positions: Int[AnyArray, "B T"],
     rotated: int,
@@ -269,143 +307,26 @@ def rotate(
     x: Float[Array, "B T heads H"],
     cos: Float[Array, "B T 1 R"],
     sin: Float[Array, "B T 1 R"],
+    interleaved: bool = False,
 ) -> Float[Array, "B T heads H"]:
-    """Turn each pair (i, i + R/2) of the first R elements by its angle; the others stay."""
+    """Turn each pair (i, i + R/2) of the first R elements by its angle; the others stay.
+
+    interleaved: pairs are (2i, 2i + 1).
+    """
     rotated = cos.shape[-1]
     rest = [x[..., rotated:]] if rotated < x.shape[-1] else []
-    first, second = jnp.split(x[..., :rotated], 2, axis=-1)
     cos, sin = (jnp.split(each.astype(x.dtype), 2, axis=-1)[0] for each in (cos, sin))
+    if interleaved:
+        first, second = x[..., :rotated:2], x[..., 1:rotated:2]
+    else:
+        first, second = jnp.split(x[..., :rotated], 2, axis=-1)
     turned = [first * cos - second * sin, second * cos + first * sin]
+    if interleaved:
+        turned = [jnp.stack(turned, axis=-1).reshape(*x.shape[:-1], rotated)]
     return jnp.concatenate([*turned, *rest], axis=-1)
 
 
-def stacked(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`count` modules as one whose parameters have a leading L axis, each from its own key."""
-    graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    keys = jax.random.split(rngs.params(), count)
-    return nnx.merge(graphdef, jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(keys))
-
-
 Places = Int[AnyArray, "B J"]
-Body = Callable[[Any, Any, Int[Array, ""], Places | None], Any]
-
-
-def scan_layers(
-    layers: nnx.Module,
-    body: Body,
-    carry: Any,
-    remat: int,
-    unroll: int = 1,
-    at: Places | None = None,
-    alone: bool = True,
-    kinds: Sequence[Any] = (),
-) -> Any:
-    """Thread `carry` through `body(layer, carry, index, at)` for every stacked layer.
-
-    One compiled body serves all layers. With `remat` a layer's activations are computed again in
-    the backward pass, so that only each layer's input is kept, and where it is 2 or more, only that
-    of each group of so many layers (or as many as divide their number) and those of the group at
-    work. Without, what kernels and matrix products with parameters gave is kept too, and on a CPU,
-    where memory is cheap and norms and activations are not, everything. `unroll` layers are
-    compiled one by one and looped over: it saves copies into and out of the stack, and costs time
-    to compile. `at`: the places that alone are wanted of the last layer; where all layers are
-    compiled one by one, there are fewer than tokens and `alone` allows it, that layer computes no
-    others. In all other calls of `body` it is None. Source: Chen et al. 2016 (groups of layers).
-
-    `kinds`: one for each layer, where they differ in more than parameters: `body` gets it as
-    `kind`. Layers are then scanned by the period in which kinds come again, and those after the
-    last whole period one by one.
-    """
-    graphdef, params = nnx.split(layers)
-    count = jax.tree.leaves(params)[0].shape[0]
-    kinds = kinds or (None,) * count
-
-    def layer(kind: Any, prevent_cse: bool):
-        def step(carry, item, at=None):
-            layer_params, index = item
-            layer_params = sharding.laid_out(kernels.of_layer(layer_params, index))
-            options = {} if kind is None else {"kind": kind}
-            return body(nnx.merge(graphdef, layer_params), carry, index, at, **options), None
-
-        if not remat and sharding.platform() == "cpu":
-            return step
-        return jax.checkpoint(step, prevent_cse=prevent_cse, policy=None if remat else _is_dear)
-
-    if unroll >= count:
-        apart = [_parts(leaf) for leaf in jax.tree.leaves(params)]
-        *first, last = (
-            (jax.tree.unflatten(jax.tree.structure(params), parts), jnp.int32(index))
-            for index, parts in enumerate(zip(*apart, strict=True))
-        )
-        for kind, item in zip(kinds, first, strict=False):
-            carry, _ = layer(kind, prevent_cse=True)(carry, item)
-        step = layer(kinds[-1], prevent_cse=True)
-        if alone and at is not None and at.shape[1] < carry.shape[1]:
-            return step(carry, last, at)[0]
-        carry, _ = step(carry, last)
-        return carry if at is None else take_places(carry, at)
-
-    period = _period(kinds)
-    whole = count // period * period
-
-    def of_period(carry, items):
-        """Inside a scan no common-subexpression elimination crosses iterations."""
-        if period == 1:
-            return layer(kinds[0], prevent_cse=False)(carry, items)
-        for place, kind in enumerate(kinds[:period]):
-            item = jax.tree.map(lambda leaf, place=place: leaf[place], items)
-            carry, _ = layer(kind, prevent_cse=False)(carry, item)
-        return carry, None
-
-    def scanned(carry, items):
-        return jax.lax.scan(of_period, carry, items, unroll=unroll)
-
-    def grouped(items, size: int):
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), items)
-
-    items = (params, jnp.arange(count))
-    rest = [
-        jax.tree.map(lambda leaf, place=place: leaf[place], items) for place in range(whole, count)
-    ]
-    if rest:
-        items = jax.tree.map(lambda leaf: leaf[:whole], items)
-    if period > 1:
-        items = grouped(items, period)
-    group = group_size(whole // period, remat // period)
-    if group == 1:
-        carry, _ = scanned(carry, items)
-    else:
-        steps = jax.checkpoint(scanned, prevent_cse=False)
-        carry, _ = jax.lax.scan(steps, carry, grouped(items, group))
-    for kind, item in zip(kinds[whole:], rest, strict=True):
-        carry, _ = layer(kind, prevent_cse=True)(carry, item)
-    return carry if at is None else take_places(carry, at)
-
-
-def _period(kinds: Sequence[Any]) -> int:
-    """After how many layers their kinds come again."""
-    lengths = range(1, len(kinds) + 1)
-    return next(n for n in lengths if all(a == b for a, b in zip(kinds, kinds[n:], strict=False)))
-
-
-def group_size(count: int, remat: int) -> int:
-    """Layers that are computed again as one, of `count`: at most `remat`, and a divisor."""
-    return max(size for size in range(1, max(1, remat) + 1) if count % size == 0)
-
-
-def _is_dear(primitive: Any, *arguments: Any, **params: Any) -> bool:
-    """Whether an operation's result is kept where all else is computed again.
-
-    Source: Korthikanti et al. 2022, section 5 (selective activation recomputation).
-    """
-    products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    is_kernel = primitive.name == "pallas_call" or "attention" in primitive.name
-    return is_kernel or products(primitive, *arguments, **params)
-
-
-def _parts(stack: Shaped[Array, "L ..."]) -> list[Array]:
-    """Each layer's part; unlike indexing, its gradient is one concatenation."""
-    return [jnp.squeeze(part, 0) for part in jax.lax.split(stack, (1,) * len(stack))]
 
 
 def take_places(x: Shaped[AnyArray, "B T *rest"], at: Places) -> Shaped[Array, "B J *rest"]:

@@ -13,7 +13,8 @@ from jaxclf.core.errors import InputError
 from jaxclf.core.suggest import nearest_names
 from jaxclf.core.types import Array, Key, Params
 from jaxclf.models import layers, quantization
-from jaxclf.models.decoder import Decoder, DecoderConfig
+from jaxclf.models.decoder import Decoder
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import Encoder, EncoderConfig
 from jaxclf.models.masks import Implementation
 from jaxclf.models.quantization import Quantise

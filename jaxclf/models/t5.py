@@ -17,7 +17,7 @@ from flax import nnx
 from jaxclf.core.types import AnyArray, Array, Bool, Float, Int, Key
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
-from jaxclf.models import layers
+from jaxclf.models import layers, scan
 from jaxclf.models.attention import Bias, attend, filled_blocks
 from jaxclf.models.distances import Distances
 from jaxclf.models.kv_cache import Before, Cache, Source
@@ -269,7 +269,7 @@ class T5(nnx.Module):
             def block(rngs):
                 return Block(config, decodes=decodes, dtype=param_dtype, rngs=rngs)
 
-            return layers.stacked(block, count, rngs)
+            return scan.stacked(block, count, rngs)
 
         def norm():
             return layers.RMSNorm(hidden, eps=config.rms_norm_eps, dtype=param_dtype)
@@ -316,7 +316,7 @@ class T5(nnx.Module):
             return block(x, mask, bias(block), layers.fold_key(key, index))
 
         x = self._start(tokens, first)
-        x = layers.scan_layers(self.layers["encoder"], body, x, self.remat, self.unroll)
+        x = scan.scan_layers(self.layers["encoder"], body, x, self.remat, self.unroll)
         return layers.dropout(self.encoder_norm(x), self.config.dropout, last)[:, :count]
 
     def hidden(
@@ -344,7 +344,7 @@ class T5(nnx.Module):
             return block(x, mask, bias(block), random_key, encoded, encoded_mask)
 
         x = self._start(_shifted(labels, label_segments, self.config.start_id), first)
-        x = layers.scan_layers(self.layers["decoder"], body, x, self.remat, self.unroll)
+        x = scan.scan_layers(self.layers["decoder"], body, x, self.remat, self.unroll)
         return layers.dropout(self.decoder_norm(x), self.config.dropout, last)
 
     def begin(
@@ -370,7 +370,7 @@ class T5(nnx.Module):
         def keys(block, cache, layer, _):
             return cache.write(layer, 0, *block.cross.keys(encoded))
 
-        read = layers.scan_layers(self.layers["decoder"], keys, empty(count), remat=False)
+        read = scan.scan_layers(self.layers["decoder"], keys, empty(count), remat=False)
         source = Source(read.key, read.value, jnp.asarray(segment_ids) > 0)
         cache = empty(slots - count + 1)
         cache = cache._replace(
@@ -408,7 +408,7 @@ class T5(nnx.Module):
             return block.cached(x, mask, bias(block), cache, layer, slot, read)
 
         carry = self._start(tokens, None), Cache(cache.key, cache.value)
-        x, cache = layers.scan_layers(self.layers["decoder"], body, carry, remat=False)
+        x, cache = scan.scan_layers(self.layers["decoder"], body, carry, remat=False)
         return self.decoder_norm(x), cache._replace(positions=places, source=source)
 
     def _biases(self, side: str, of: Callable[[Distances], Bias]) -> Callable[[Block], Bias]:

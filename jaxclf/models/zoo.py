@@ -4,8 +4,9 @@ A checkpoint brings its own; a name is for a random start, and for plans of what
 """
 
 import dataclasses
+import math
 
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import FAMILIES, EncoderConfig
 from jaxclf.models.layers import RopeScaling
 from jaxclf.models.t5 import T5Config
@@ -195,6 +196,37 @@ def _qwen3_moe(*sizes, size):
     return dataclasses.replace(_qwen3(*sizes), family="qwen3_moe", **experts)
 
 
+def _gpt_oss(num_layers, experts):
+    return _decoder(
+        "gpt_oss",
+        *(201_088, 2880, 2880, num_layers, 64, 8),
+        head_dim=64,
+        rope_theta=150_000.0,
+        rope_scaling=_GPT_OSS_ROPE,
+        max_position=131_072,
+        layer_types=("window", "full") * (num_layers // 2),
+        window=128,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        sinks=True,
+        swiglu_limit=7.0,
+        swiglu_alpha=1.702,
+        experts=experts,
+        experts_per_token=4,
+        expert_size=2880,
+    )
+
+
+_GPT_OSS_ROPE = RopeScaling(
+    32.0,
+    original_max_position=4096,
+    kind="yarn",
+    truncate=False,
+    attention_factor=0.1 * math.log(32) + 1,
+)
+
+
 def _gemma(family, vocab_size, hidden, *sizes, scalar=256, period=2, **rest):
     num_layers = sizes[1]
     types = ("window",) * (period - 1) + ("full",)
@@ -336,6 +368,29 @@ _OTHERS = {
     ),
     "qwen3_30b_a3b": _qwen3_moe(2048, 6144, 48, 32, 4, size=768),
     "qwen3_235b_a22b": _qwen3_moe(4096, 12_288, 94, 64, 4, size=1536),
+    "llama4_scout": _decoder(
+        "llama4_text",
+        *(202_048, 5120, 16_384, 48, 40, 8),
+        head_dim=128,
+        rope_theta=500_000.0,
+        rope_scaling=RopeScaling(16.0, 1.0, 1.0, original_max_position=8192),
+        max_position=10_485_760,
+        rotary_layers=(True, True, True, False) * 12,
+        rotary_interleaved=True,
+        temperature_floor=8192.0,
+        temperature_scale=0.1,
+        layer_types=("chunk", "chunk", "chunk", "full") * 12,
+        chunk=8192,
+        query_norm="l2",
+        experts=16,
+        experts_per_token=1,
+        expert_size=8192,
+        routing="sigmoid",
+        weighted_inputs=True,
+        shared_expert_size=8192,
+    ),
+    "gpt_oss_20b": _gpt_oss(24, 32),
+    "gpt_oss_120b": _gpt_oss(36, 128),
     "smollm2_135m": _smollm2(576, 1536, 30, 9, 3),
     "smollm2_360m": _smollm2(960, 2560, 32, 15, 5),
     "smollm2_1.7b": _smollm2(2048, 8192, 24, 32, 32, theta=130_000.0),

@@ -17,9 +17,9 @@ from jaxclf.adapters import tuning
 from jaxclf.core.tree import flatten
 from jaxclf.data.batching import ANSWER, Batch, Targets
 from jaxclf.distributed import sharding
-from jaxclf.models import attention, layers, registry
+from jaxclf.models import attention, registry, scan
 from jaxclf.models.cutting import with_layers
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
@@ -106,8 +106,11 @@ class PlannedRun:
         self.depth = jax.tree.leaves(plain)[0].shape[0]
         self.body = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plain))
         self.computed = self.body  # with each token
+        if isinstance(dimensions, DecoderConfig):
+            self.depth = dimensions.num_layers
         if isinstance(dimensions, DecoderConfig) and dimensions.experts:
-            of_experts = 3 * dimensions.hidden_size * dimensions.expert_size * self.depth
+            depth = sum(dimensions.expert_layers) or self.depth
+            of_experts = 3 * dimensions.hidden_size * dimensions.expert_size * depth
             idle = dimensions.experts - dimensions.experts_per_token
             self.computed -= idle * of_experts
         if isinstance(dimensions, EncoderConfig) and dimensions.same_layer:
@@ -180,11 +183,11 @@ class PlannedRun:
             within += 3 * at_once * self.length * heads * 4
         model = self.config.model
         remat = model.gradient_checkpointing and model.checkpoint_layers
-        group = layers.group_size(depth, remat)
+        group = scan.group_size(depth, remat)
         inputs = depth / group + (group if group > 1 else 0)  # of groups, and of layers in one
         kept = inputs * rows * width / _divided(width, sizes, "between") * hidden * self.width
         if not self.config.model.gradient_checkpointing and not plain:
-            # What matrix products and the attention kernel gave, see `layers.scan_layers`.
+            # What matrix products and the attention kernel gave, see `scan.scan_layers`.
             kept += depth * tokens * (self._given(sizes) + hidden / sizes["tensor"]) * self.width
         is_all_kept = not self.config.model.gradient_checkpointing and plain
         activations = depth * within if is_all_kept else within + kept
@@ -207,7 +210,8 @@ class PlannedRun:
         layers = self.model.abstract["layers"]
         layers = layers["encoder"] if self.model.reads_apart else layers
         for path, leaf in flatten(layers).items():
-            if path.endswith(("/kernel", "/kernel/values")):
+            # Products in groups, those of experts `[L E D F]`, are not kept.
+            if path.endswith(("/kernel", "/kernel/values")) and leaf.ndim == 3:
                 *_, cut = sharding.spec(f"layers/{path}", leaf.shape, sizes)
                 axes = [axis for axis in np.atleast_1d(cut or ()) if axis == "tensor"]
                 total += leaf.shape[-1] / math.prod(sizes[axis] for axis in axes)

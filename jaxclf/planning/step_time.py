@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 
-from jaxclf.models import layers
+from jaxclf.models import scan
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.planning import collectives
 from jaxclf.planning.collectives import Collective, Crossing
@@ -74,7 +74,7 @@ def work(job: PlannedRun, sizes: Sizes, accumulate: int, again: float | None = N
     tokens = train.batch_size * job.length + accumulate * held.prefix
     if again is None:
         again = float(config.gradient_checkpointing)
-        if again and layers.group_size(job.depth, config.checkpoint_layers) > 1:
+        if again and scan.group_size(job.depth, config.checkpoint_layers) > 1:
             again = 2.0
     backward = 2 if job.config.tune == "full" else 1
     count = job.topology.count

@@ -31,7 +31,7 @@ from jaxclf.data.tasks import Record, Task, has_gold, words
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.registry import ModelConfig
 from jaxclf.models.t5 import T5Config
 from jaxclf.prompts import builder as prompts

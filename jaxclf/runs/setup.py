@@ -25,7 +25,7 @@ from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
 from jaxclf.models.cutting import with_layers
-from jaxclf.models.decoder import DecoderConfig
+from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig

@@ -12,10 +12,13 @@ from jaxclf.adapters.lora import Adapters, Spec
 from jaxclf.core.errors import InputError
 from jaxclf.core.tree import flatten
 from jaxclf.models import registry
-from jaxclf.models.quantization import quantise
+from jaxclf.models.quantization import QuantKernel, quantise
+from jaxclf.models.quantization import quantised as quantised_model
 from tests import tiny, tiny_encoders
 
 LLAMA = registry.create(tiny.CONFIG)
+EXPERTS = registry.create(dataclasses.replace(tiny.CONFIG, **tiny.EXPERTS))
+LLAMA4 = registry.create(dataclasses.replace(tiny.CONFIG, **tiny.LLAMA4))
 BERT = registry.create(tiny_encoders.with_heads("bert", "sequence"))
 TOKENS = np.arange(24, dtype=np.int32).reshape(3, 8) % tiny.CONFIG.vocab_size
 POSITIONS = np.tile(np.arange(8, dtype=np.int32), (3, 1))
@@ -36,6 +39,17 @@ SPECS = {
     ),
 }
 
+
+OF_EXPERTS = {
+    "experts": Spec(targets=("gate", "up", "down"), rank=3, alpha=5.0),
+    "rslora": Spec(targets=("down",), rank=3, rslora=True),
+    "lora_fa": Spec(kind="lora_fa", targets=("up",), rank=3),
+    "patterns": Spec(
+        targets=("all-linear", "layers/[02]/mlp/(gate|down)"),
+        rank_pattern=(("layers/2/mlp/.*", 5),),
+        alpha_pattern=(("gate", 2.0),),
+    ),
+}
 
 _COMPILED = {}
 
@@ -73,9 +87,17 @@ def start(spec: Spec, model=LLAMA, seed: int = 0):
     return params, lora.init(params, spec, jax.random.key(seed))
 
 
-@pytest.mark.parametrize("model", [LLAMA, BERT], ids=["llama", "bert"])
-@pytest.mark.parametrize("spec", SPECS.values(), ids=list(SPECS))
-def test_new_adapters_change_nothing_and_merged_equals_bound(spec, model):
+CASES = [
+    *((model, spec) for model in (LLAMA, BERT) for spec in SPECS.values()),
+    *((EXPERTS, spec) for spec in OF_EXPERTS.values()),
+    (LLAMA4, Spec(targets=("all-linear", "layers/1/sparse/mlp/gate"), rank=2)),
+]
+NAMES = [*(f"{name}-{spec}" for name in ("llama", "bert") for spec in SPECS)]
+NAMES += [*(f"experts-{spec}" for spec in OF_EXPERTS), "llama4"]
+
+
+@pytest.mark.parametrize(("model", "spec"), CASES, ids=NAMES)
+def test_new_adapters_change_nothing_and_merged_equals_bound(model, spec):
     params, adapters = start(spec, model)
     base = hidden(params, model)
     np.testing.assert_allclose(hidden(lora.bind(params, adapters), model), base, atol=2e-6)
@@ -195,6 +217,54 @@ def test_nothing_of_the_base_gets_a_gradient():
     outputs = [part.memory_analysis().output_size_in_bytes for part in (small, full)]
     assert outputs[0] < 0.1 * outputs[1]
     assert memory[0] < memory[1]
+
+
+@pytest.mark.parametrize("spec", OF_EXPERTS.values(), ids=list(OF_EXPERTS))
+def test_factors_of_experts_are_unmerged_and_counted(spec):
+    params, adapters = start(spec, EXPERTS)
+    adapters = filled(adapters)
+    again = lora.unmerge(lora.merge(params, adapters), adapters)
+    for path, leaf in flatten(again).items():
+        np.testing.assert_allclose(leaf, flatten(params)[path], atol=1e-6, err_msg=path)
+    drawn = {path: np.count_nonzero(leaf) for path, leaf in flatten(adapters.factors).items()}
+    frozen = spec.kind == "lora_fa"
+    trained = sum(count for path, count in drawn.items() if path[-2:] != "/a" or not frozen)
+    assert lora.count(params, spec) == trained
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
+def test_quantised_experts_stand_below_adapters(kind):
+    params, adapters = start(OF_EXPERTS["experts"], EXPERTS)
+    quantised = quantised_model(params, kind)
+    of_mlp = quantised["layers"]["mlp"]
+    assert all(isinstance(of_mlp[name]["kernel"], QuantKernel) for name in ("gate", "up", "down"))
+    assert not isinstance(of_mlp["router"]["weight"], QuantKernel)
+    restored = jax.tree.map(
+        lambda leaf: leaf.dequantise(jnp.float32) if hasattr(leaf, "dequantise") else leaf,
+        quantised,
+        is_leaf=lambda leaf: hasattr(leaf, "dequantise"),
+    )
+    adapters = filled(adapters)
+    bound = hidden(lora.bind(quantised, adapters), EXPERTS)
+    np.testing.assert_allclose(bound, hidden(lora.bind(restored, adapters), EXPERTS), atol=1e-5)
+    gradient = jax.grad(lambda one: jnp.sum(hidden(lora.bind(quantised, one), EXPERTS) ** 2))(
+        adapters
+    )
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_all_linear_layers_are_not_experts():
+    found = lora.places(EXPERTS.abstract, SPECS["all-linear"])
+    assert set(found) == {f"layers/attention/{name}" for name in "qkvo"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"kind": "dora"}, {"dropout": 0.1, "targets": ("q", "layers/1/mlp/up")}]
+)
+def test_experts_have_no_dropout_and_no_magnitude(change):
+    spec = dataclasses.replace(OF_EXPERTS["experts"], **change)
+    with pytest.raises(InputError, match=r"layers/mlp/(up|down) are experts.*target_modules"):
+        lora.places(EXPERTS.abstract, spec)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])

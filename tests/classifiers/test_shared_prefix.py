@@ -14,7 +14,7 @@ from jaxclf.decoding import decode
 from jaxclf.models import quantization, registry
 from jaxclf.models import shared_prefix_attention as shared
 from jaxclf.training import losses
-from tests.tiny import ATTRIBUTES, CONFIG, examples, random_params, shapes, sharing
+from tests.tiny import ATTRIBUTES, CONFIG, EXPERTS, LLAMA4, examples, random_params, shapes, sharing
 from tests.tiny_adapters import random_adapters
 
 SIZES = [(0, 5, 1), (0, 9, 2), (0, 2, 1), (0, 11, 1), (0, 4, 3), (0, 1, 4), (0, 3, 2), (0, 7, 1)]
@@ -219,16 +219,24 @@ def test_parts_attend_as_the_whole(monkeypatch):
 
 
 LESS = dataclasses.replace(CONFIG, **ATTRIBUTES, rotary_share=0.7)
+LESS_BY_EXPERTS = dataclasses.replace(LESS, **EXPERTS)
+KINDS = {
+    "feed-forward": LESS,
+    "experts": LESS_BY_EXPERTS,
+    "llama4": dataclasses.replace(CONFIG, **LLAMA4),
+}
 
 
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize(("make", "lengths"), [(padded, (40, 1)), (packed, (9, 6, 4))])
-def test_layers_that_see_less_of_it(make, lengths):
-    model = registry.create(LESS)
+def test_layers_that_see_less_of_it(make, lengths, config):
+    model = registry.create(config)
     agree(model, gentle(model), None, *make(documents(*lengths)))
 
 
-def test_prompts_go_on_from_a_computed_prefix_where_layers_see_less():
-    model = registry.create(LESS)
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_prompts_go_on_from_a_computed_prefix_where_layers_see_less(config):
+    model = registry.create(config)
     params, random = random_params(model), np.random.default_rng(1)
     lead, rows, count, new = 7, 3, 6, 9
     tokens = random.integers(0, CONFIG.vocab_size, (rows, lead + count))

@@ -48,11 +48,11 @@ def test_rows_of_one_name_are_parts_of_a_tensor():
         TensorRow("layers.{layer}.qk.weight", "layers/k/kernel", transpose=True),
     )
     tensors = mapping.expand(rows, {"layers/q/kernel": (2, 4, 6), "layers/k/kernel": (2, 4, 3)})
-    assert [(t.name[7], t.ours[7], t.rows) for t in tensors] == [
-        ("0", "q", slice(0, 6)),
-        ("1", "q", slice(0, 6)),
-        ("0", "k", slice(6, 9)),
-        ("1", "k", slice(6, 9)),
+    assert [(t.name[7], t.ours[7], t.slices) for t in tensors] == [
+        ("0", "q", (slice(0, 6, 1),)),
+        ("1", "q", (slice(0, 6, 1),)),
+        ("0", "k", (slice(6, 9, 1),)),
+        ("1", "k", (slice(6, 9, 1),)),
     ]
     mapping.check(tensors, {f"layers.{i}.qk.weight": (9, 4) for i in range(2)}, [], "checkpoint")
 

@@ -14,6 +14,7 @@ CHECKS = (
         "full",
         "attributes",
         "experts",
+        "two_kinds_of_layers",
         "lean",
         "adapters",
         "encoders",

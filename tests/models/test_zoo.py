@@ -11,7 +11,8 @@ from jaxclf.models import registry
 from jaxclf.models.decoder import DecoderConfig
 from jaxclf.models.encoder import EncoderConfig
 
-# Billions, as published on the model cards (Gemma 3: the text decoder's).
+# Billions, as published on the model cards (Gemma 3: the text decoder's; Llama 4: that of all but
+# the 0.87 that see images).
 PUBLISHED = {
     "llama3_8b": 8.03,
     "qwen2.5_0.5b": 0.494,
@@ -34,6 +35,9 @@ PUBLISHED = {
     "mixtral_8x7b": 46.703,
     "qwen3_30b_a3b": 30.532,
     "qwen3_235b_a22b": 235.09,
+    "llama4_scout": 108.642 - 0.872,
+    "gpt_oss_20b": 20.91,
+    "gpt_oss_120b": 116.83,
 }
 
 

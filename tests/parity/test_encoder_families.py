@@ -166,7 +166,7 @@ def compared(hf, folder, kind: str):
     flat, gradients = tree.flatten(gradient), []
     for part in mapping.expand(hf_import.FAMILIES[model.family].rows(config), shapes):
         own = flat[part.ours] if part.layer is None else flat[part.ours][part.layer]
-        wanted = weights[part.name][part.rows]
+        wanted = weights[part.name][part.slices]
         gradients.append((part, own.T if part.transpose else own, wanted))
     scores = output.logits.detach().numpy()
     return (output.loss.item(), scores), (ours[0], np.asarray(ours[1])), gradients, segments
