@@ -75,7 +75,6 @@ class PlannedRun:
         self.compiles = topology.is_tpu or gpus.can_compile()
         dimensions = registry.find(config.model.name)
         if registry.has_heads(config.model.output, dimensions):
-            assert isinstance(dimensions, EncoderConfig | DecoderConfig)
             if workload is not None:
                 dimensions = with_heads(dimensions, workload.dataset.tasks, config.prompt.slots)
             else:
