@@ -127,7 +127,8 @@ def inputs(
         )
     if any(record.pair for record in records):
         raise InputError(
-            "the texts come in pairs, which prompts have no place for; choose an encoder as model"
+            "the texts come in pairs, which prompts have no place for; set model.output=head, or "
+            "choose an encoder as model"
         )
     bare = [dataclasses.replace(record, labels={}) for record in records]
     return tokenize(

@@ -203,9 +203,8 @@ def read_config(
 
 def _is_id(value: Any, values: Mapping[str, Any]) -> bool:
     """Whether it is a token of the model's vocabulary."""
-    return (
-        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < values["vocab_size"]
-    )
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return is_whole and 0 <= value < values["vocab_size"]
 
 
 def write_config(config: T5Config, labels: Sequence[str] = ()) -> dict[str, Any]:
