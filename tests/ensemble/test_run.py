@@ -278,6 +278,7 @@ def test_a_decoder_as_base(root, tmp_path):
     assert report["eval"]["sst2"]["support"] == 7
 
 
+@pytest.mark.slow
 def test_modules_of_a_decoder_that_are_tuned_with_heads(root, tmp_path):
     """They read bare texts, and pairs, as their combination does; each adapter makes a difference.
 

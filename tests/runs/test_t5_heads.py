@@ -21,6 +21,8 @@ from jaxclf.evaluate import run as evaluate
 from jaxclf.models import registry
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.zoo import CONFIGS
+from jaxclf.runs import training
+from jaxclf.runs.setup import prepare
 from jaxclf.runs.training import train
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +106,7 @@ def test_a_text_is_scored_alone_as_among_others(run):
         assert all(a == pytest.approx(b, abs=1e-6) for a, b in values)
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_last_steps_makes_the_same_ones_again(tmp_path):
     fields = config("data.task=intent", "train.steps=4", "train.save_steps=2", "train.keep=2")
     train(fields, tmp_path / "whole")
@@ -236,6 +239,7 @@ def test_what_heads_read_is_all_that_is_kept_of_a_base(adapted, tmp_path):
         registry.has_heads("generate", words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "class"])
 def test_labels_of_every_kind_and_pairs_of_texts(kind, tmp_path):
     labels = {"multilabel": [["a", "b"], []], "regression": [0.5, 2], "class": ["a", "b"]}[kind]
@@ -263,3 +267,11 @@ def test_a_tokenizer_that_does_not_end_texts_is_refused(run, tmp_path):
     tokenizer.check_end(tokenizer.eos_id)
     with pytest.raises(InputError, match="does not end a text with id 77"):
         tokenizer.check_end(77)
+
+
+def test_what_its_decoder_reads_first_trains_with_the_tokens_of_the_texts(tmp_path):
+    fields = config("train.vocabulary=used")
+    setup = prepare(fields, tmp_path, None)
+    (rows,) = training._tuning(fields, setup).partition.rows.values()
+    assert setup.model.config.start_id in rows
+    assert len(rows) < setup.model.config.vocab_size
