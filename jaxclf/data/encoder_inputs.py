@@ -11,7 +11,7 @@ import bisect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int32
@@ -20,6 +20,7 @@ from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Label, Record, SlotFormat, Task, head_labels, plain_slots
 from jaxclf.data.tokenizer import Tokenizer
 
+TokenAt = Literal["first", "last"]
 Target = tuple[np.ndarray, np.ndarray]  # positions [J] and labels [J] or [J, C]
 Soft = tuple[np.ndarray, np.ndarray]  # a teacher's probabilities [J, C], and shares [J, 2]
 
@@ -53,14 +54,13 @@ def encode(
     truncate: bool = True,
     gold: bool = True,
     hidden: bool = False,
-    causal: bool = False,
+    text_at: TokenAt = "first",
+    word_at: TokenAt = "first",
 ) -> list[Encoded]:
     """Encode `records` into at most `max_length` tokens each, with the labels if `gold`.
 
     `hidden`: a task whose gold is not known has its positions all the same, with zeros as labels.
-
-    `causal`: later tokens have seen earlier ones alone. A text is then labelled at its last token,
-    and a word at its last, else each at its first.
+    `text_at`, `word_at`: the token at which a text, or a word, is labelled.
 
     The longer text of a pair is cut first. A word that is cut, or that the tokenizer leaves
     nothing of, has no place. A task whose gold is not known has none either. Raises InputError
@@ -82,11 +82,11 @@ def encode(
         ids, types = encoding.ids or [tokenizer.eos_id], encoding.type_ids or [0]
         word_places: dict[int, int] = {}
         for word, token in _word_tokens(record.text, encoding) if has_slots else ():
-            if causal or word not in word_places:
+            if word_at == "last" or word not in word_places:
                 word_places[word] = token
         targets = {}
         for task in tasks:
-            whole = len(ids) - 1 if causal else 0
+            whole = len(ids) - 1 if text_at == "last" else 0
             places = list(word_places.values()) if task.kind == "slots" else [whole]
             label = record.labels.get(task.name) if gold else None
             if gold and label is None and not hidden:

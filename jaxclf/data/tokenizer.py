@@ -117,6 +117,16 @@ class Tokenizer:
                 second.truncate(second_room)
                 yield backend.post_process(first, second if pair else None), max(0, whole - room)
 
+    def check_end(self, end_id: int) -> None:
+        """Raise InputError where whole inputs do not end with this id, at which T5's heads read."""
+        ((encoding, _),) = self.encode_inputs(["a"], [""], _CHUNK)
+        if encoding.ids[-1:] != [end_id]:
+            raise InputError(
+                f"tokenizer {self.hf.name_or_path or ''} does not end a text with id {end_id}, "
+                "where a T5 with heads reads it. Give the tokenizer of the checkpoint, whose "
+                "post-processor adds that id (eos_token_id in config.json)"
+            )
+
     @functools.cached_property
     def _whole(self) -> Any:
         """The tokenizer as its files have it, but for padding and truncation."""

@@ -62,7 +62,7 @@ def make_pass(
     """
 
     def one(params: Params, batch: Batch | PromptBatch) -> Float[Array, "B D"]:
-        types = (batch.types,) if isinstance(batch, Batch) else ()
+        types = (batch.types,) if isinstance(batch, Batch) and model.is_encoder else ()
         hidden = model.bind(params).hidden(batch.tokens, batch.positions, batch.segment_ids, *types)
         return attens.pool(hidden, jnp.asarray(batch.segment_ids) > 0, pooling)
 

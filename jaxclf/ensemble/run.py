@@ -44,7 +44,7 @@ from jaxclf.ensemble.modules import (
     short,
 )
 from jaxclf.metrics import calibration, metrics
-from jaxclf.models.encoder import EncoderConfig
+from jaxclf.models import registry
 from jaxclf.models.registry import ModelConfig
 from jaxclf.prompts.source import prompt_source
 from jaxclf.runs import claims, facts
@@ -121,10 +121,10 @@ class _Target:
                     "whole texts, for classes and numbers. Choose another data.task"
                 )
         self.split = scored_split(self.dataset, config.eval.split)
-        is_encoder = isinstance(dimensions, EncoderConfig)
+        scored = registry.has_heads(config.model.output, dimensions)
         self.recipe = Recipe(
             tasks=self.tasks,
-            prompt=None if is_encoder else prompt_source(config, self.dataset, tokenizer)[0],
+            prompt=None if scored else prompt_source(config, self.dataset, tokenizer)[0],
             slot_format=config.prompt.slots,
             max_length=config.train.max_length,
             max_new_tokens=0,

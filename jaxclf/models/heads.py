@@ -16,6 +16,7 @@ from jaxclf.models import layers
 
 HeadKind = Literal["sequence", "token"]
 Pooling = Literal["first", "last", "mean", "scores"]
+TokenAt = Literal["first", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,8 @@ class HeadStyle:
     head reads of a text: its `first` token, its `last` one, the `mean` of all, or each token, of
     whose `scores` it then takes the mean. dense: activation of a layer of the head's own; empty:
     there is none. dense_bias: of that layer. drops_first: dropout before it. norm: LayerNorm after
-    it. on_tokens: token heads have it too. bias: of a sequence head's last layer.
+    it. on_tokens: token heads have it too. bias: of a sequence head's last layer. word_at: which of
+    a word's tokens a token head reads.
     """
 
     pooler: bool = False
@@ -46,11 +48,19 @@ class HeadStyle:
     norm: bool = False
     on_tokens: bool = False
     bias: bool = True
+    word_at: TokenAt = "first"
+
+    @property
+    def text_at(self) -> TokenAt:
+        """The token of a text at which its sequence head has its place."""
+        return "last" if self.pooling == "last" else "first"
 
 
 PLAIN = HeadStyle()
 # Of decoders, whose last token has seen the whole text.
-LAST = HeadStyle(pooling="last", bias=False)
+LAST = HeadStyle(pooling="last", bias=False, word_at="last")
+# Of T5, whose decoder reads the text after its encoder: only there has the last token seen all.
+READ_TWICE = HeadStyle(pooling="last", dense="tanh", drops_first=True)
 
 
 class Head(nnx.Module):
@@ -131,7 +141,7 @@ class Headed(nnx.Module):
         self, name: str, hidden: Float[Array, "*batch D"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "*batch C"]:
         """The head's float32 scores for hidden states chosen for it."""
-        if self.pooler is not None and self._kind(name) == "sequence":
+        if self.pooler is not None and self.kind(name) == "sequence":
             hidden = jnp.tanh(self.pooler(hidden))
         return self.heads[name](hidden, key)
 
@@ -144,7 +154,7 @@ class Headed(nnx.Module):
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B J C"]:
         """The head's float32 scores at places, of the hidden states of all tokens."""
-        pooling = self.config.head.pooling if self._kind(name) == "sequence" else "first"
+        pooling = self.config.head.pooling if self.kind(name) == "sequence" else "first"
         if pooling == "scores":
             return means(self.scores(name, hidden, key), segment_ids, at)
         if pooling == "mean":
@@ -157,7 +167,8 @@ class Headed(nnx.Module):
         pools = self.config.head.pooling in ("mean", "scores")
         return pools and any(head.kind == "sequence" for head in self.config.heads)
 
-    def _kind(self, name: str) -> HeadKind:
+    def kind(self, name: str) -> HeadKind:
+        """What the head of this name reads: whole texts, or words."""
         return next(head.kind for head in self.config.heads if head.name == name)
 
 

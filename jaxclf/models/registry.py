@@ -14,7 +14,6 @@ from jaxclf.core.suggest import nearest_names
 from jaxclf.core.types import Array, Key, Params
 from jaxclf.models import layers, quantization
 from jaxclf.models.decoder import Decoder
-from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.encoder import Encoder, EncoderConfig
 from jaxclf.models.masks import Implementation
 from jaxclf.models.quantization import Quantise
@@ -47,13 +46,8 @@ class Model:
         return self.is_encoder or bool(self.config.heads)
 
     @property
-    def is_causal(self) -> bool:
-        """Whether a token sees earlier ones alone."""
-        return isinstance(self.config, DecoderConfig)
-
-    @property
     def reads_apart(self) -> bool:
-        """Whether an encoder reads the prompt, and a decoder of its own writes the answer."""
+        """Whether there is an encoder, and a decoder of its own that writes the answer."""
         return isinstance(self.config, T5Config)
 
     def bind(self, params: Params) -> Any:
@@ -73,13 +67,6 @@ def has_heads(output: str, dimensions: ModelConfig) -> bool:
                 "text. Set it to 'head' or 'auto', or choose a decoder"
             )
         return True
-    if isinstance(dimensions, T5Config):
-        if output == "head":
-            raise InputError(
-                "model.output is 'head', which is for encoders and decoders; T5 writes its labels. "
-                "Set it to 'generate' or 'auto'"
-            )
-        return False
     if output == "generate" and dimensions.heads:
         raise InputError(
             "model.output is 'generate', and the checkpoint has heads in the place of what writes "

@@ -1,4 +1,4 @@
-"""T5 and its kin: an encoder reads the prompt, a decoder writes the label.
+"""T5 and its kin: an encoder reads the prompt, a decoder writes the label, or heads score it.
 
 Source: Raffel et al. 2020 (T5), Chung et al. 2022 (Flan-T5), Xue et al. 2021 (mT5), Chung et al.
 2023 (UMT5), Tay et al. 2023 (UL2); checked against the models of transformers.
@@ -7,19 +7,21 @@ Source: Raffel et al. 2020 (T5), Chung et al. 2022 (Flan-T5), Xue et al. 2021 (m
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxclf.core.errors import InputError
 from jaxclf.core.types import AnyArray, Array, Bool, Float, Int, Key
 from jaxclf.distributed import sharding
 from jaxclf.distributed.sharding import between, gathered
-from jaxclf.models import layers, scan
+from jaxclf.models import heads, layers, scan
 from jaxclf.models.attention import Bias, attend, filled_blocks
 from jaxclf.models.distances import Distances
+from jaxclf.models.heads import READ_TWICE, HeadConfig, Headed, HeadKind, HeadStyle
 from jaxclf.models.kv_cache import Before, Cache, Source
 from jaxclf.models.masks import Implementation, Segments, Visible, causal_mask, visible
 from jaxclf.models.soft_prefix import soft_prefix
@@ -33,8 +35,11 @@ class T5Config:
     and then logarithmic up to `max_distance`; `own_distances`: each layer has its own (UMT5).
     `gated`: feed-forward of T5 1.1 and Flan-T5; else the first T5's. `activation` in it; empty:
     GELU if gated, else ReLU. `scale_outputs`: logits are of hidden states divided by sqrt(D), as in
-    the first T5. `start_id`: what the decoder reads first. `prefix`: trained keys and values before
-    those of every self-attention.
+    the first T5. `start_id`: what the decoder reads first; `end_id`: what ends a text. `prefix`:
+    trained keys and values before those of every self-attention.
+
+    `heads`: what it scores texts by; such a model does not generate, and has a decoder only if one
+    of them reads whole texts. `head_dropout`: within them.
     """
 
     vocab_size: int
@@ -53,15 +58,41 @@ class T5Config:
     initializer_factor: float = 1.0
     dropout: float = 0.1
     start_id: int = 0
+    end_id: int = 1
     prefix: int = 0
     family: str = "t5"
     own_distances: bool = False
     activation: str = ""
+    heads: tuple[HeadConfig, ...] = ()
+    head_dropout: float = 0.0
 
     @property
-    def heads(self) -> tuple[()]:
-        """None: it writes its labels."""
-        return ()
+    def head(self) -> HeadStyle:
+        return READ_TWICE
+
+    @property
+    def initializer_std(self) -> float:
+        """Of what reads hidden states: scores start at order 1."""
+        return self.initializer_factor * self.hidden_size**-0.5
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there is a decoder: words are scored by what the encoder sees."""
+        return not self.heads or any(head.kind == "sequence" for head in self.heads)
+
+    def with_heads(self, found: tuple[HeadConfig, ...]) -> "T5Config":
+        """The same with these heads, in the place of logits of tokens.
+
+        Raises InputError where they read a decoder and there is none.
+        """
+        new = dataclasses.replace(self, heads=found)
+        if new.decodes and not self.decodes:
+            raise InputError(
+                "the checkpoint is a T5 with heads for words alone, which has no decoder; whole "
+                "texts are scored by what a decoder sees. Choose the checkpoint that it was made "
+                "from"
+            )
+        return new
 
     @property
     def max_position(self) -> int:
@@ -142,7 +173,7 @@ class EncodedPrompt(NamedTuple):
 
     key: Float[Array, "B S N H"]
     value: Float[Array, "B S N H"]
-    mask: Bool[Array, "B 1 T S"]
+    mask: Visible
 
 
 class Block(nnx.Module):
@@ -174,7 +205,7 @@ class Block(nnx.Module):
         bias: Bias,
         random_key: Key[Array, ""] | None,
         encoded: Float[Array, "B S D"] | None = None,
-        encoded_mask: Bool[Array, "B 1 T S"] | None = None,
+        encoded_mask: Visible | None = None,
     ) -> Float[Array, "B T D"]:
         """The next hidden states; a decoder's block sees the encoder's outputs by their mask."""
         normal = gathered(self.attention_norm(x))
@@ -245,8 +276,10 @@ def distances(config: T5Config, causal: bool, dtype: Any, rngs: nnx.Rngs) -> Dis
     )
 
 
-class T5(nnx.Module):
+class T5(Headed):
     """Prompts and labels to final hidden states; `logits` of these are the next label tokens'.
+
+    With heads, `states` are what these read.
 
     `dtype` is that of the matmuls, `param_dtype` that of the stored parameters. No kernel adds
     numbers to scores: where `attention` names one, the encoder attends by blocks of queries.
@@ -277,19 +310,24 @@ class T5(nnx.Module):
         # One table serves both sides, and a tied head, whose hidden states then are scaled down.
         std = factor if config.scale_outputs or not config.tie_embeddings else hidden**-0.5
         self.embed = layers.Embed(config.vocab_size, hidden, std=std, dtype=param_dtype, rngs=rngs)
+        sides = {"encoder": config.num_layers}
+        sides |= {"decoder": config.num_decoder_layers} if config.decodes else {}
         self.layers = nnx.Dict(
-            encoder=stack(False, config.num_layers), decoder=stack(True, config.num_decoder_layers)
+            {name: stack(name == "decoder", count) for name, count in sides.items()}
         )
-        sides = {} if config.own_distances else {"encoder": False, "decoder": True}
         self.distances = nnx.Dict(
-            {name: distances(config, causal, param_dtype, rngs) for name, causal in sides.items()}
+            {name: distances(config, name == "decoder", param_dtype, rngs) for name in sides}
+            if not config.own_distances
+            else {}
         )
-        self.encoder_norm, self.decoder_norm = norm(), norm()
-        if not config.tie_embeddings:
+        self.encoder_norm = norm()
+        self.decoder_norm = norm() if config.decodes else None
+        if not config.tie_embeddings and not config.heads:
             std = factor * hidden**-0.5  # so that logits start at order 1
             self.unembed = layers.Linear(
                 hidden, config.vocab_size, std=std, dtype=param_dtype, rngs=rngs
             )
+        self.heads = heads.of_model(config, dtype=param_dtype, rngs=rngs)
         self.config, self.dtype, self.remat, self.unroll = config, dtype, remat, unroll
         self.attention: Implementation = attention
 
@@ -303,13 +341,7 @@ class T5(nnx.Module):
         count = tokens.shape[1]
         tokens, segment_ids = filled_blocks(self.attention, tokens, segment_ids)
         mask = visible(segment_ids, False, self.attention)
-
-        def along(distances: Distances) -> Bias:
-            if isinstance(mask, jax.Array):
-                return distances.along(tokens.shape[1])
-            return functools.partial(distances.part, tokens.shape[1])
-
-        bias = self._biases("encoder", along)
+        bias = self._biases("encoder", _along(mask, tokens.shape[1]))
         first, key, last = layers.split_key(key, 3)
 
         def body(block, x, index, _):
@@ -332,17 +364,55 @@ class T5(nnx.Module):
         `label_segments`: the segment of `tokens` that a label token answers; 0 is padding. Those of
         one segment stand together, in their order.
         """
-        of_encoder, first, key, last = layers.split_key(key, 4)
+        of_encoder, *keys = layers.split_key(key, 4)
         encoded = gathered(self.encode(tokens, segment_ids, of_encoder))
         mask = causal_mask(label_segments)
         same = jnp.asarray(label_segments)[:, :, None] == jnp.asarray(segment_ids)[:, None, :]
         encoded_mask = (same & (jnp.asarray(segment_ids)[:, None, :] > 0))[:, None]
-        bias = self._biases("decoder", lambda distances: distances.along(labels.shape[1]))
+        return self._decode(labels, label_segments, mask, encoded, encoded_mask, keys)
+
+    def states(
+        self,
+        tokens: Int[AnyArray, "B T"],
+        segment_ids: Int[AnyArray, "B T"],
+        key: Key[Array, ""] | None = None,
+    ) -> dict[HeadKind, Float[Array, "B T D"]]:
+        """What each kind of head reads of every token; a key turns dropout on.
+
+        Of words the encoder's outputs. Of whole texts what the decoder makes of them: it reads the
+        text a second time, a token behind, beside all that the encoder saw of it. Source:
+        T5ForTokenClassification and T5ForSequenceClassification of transformers.
+        """
+        count = tokens.shape[1]
+        tokens, segment_ids = filled_blocks(self.attention, tokens, segment_ids)
+        of_encoder, *keys = layers.split_key(key, 4)
+        encoded = self.encode(tokens, segment_ids, of_encoder)
+        found: dict[HeadKind, Float[Array, "B T D"]] = {"token": encoded[:, :count]}
+        if self.config.decodes:
+            masks = [visible(segment_ids, causal, self.attention) for causal in (True, False)]
+            seen = gathered(encoded), masks[1]
+            states = self._decode(tokens, segment_ids, masks[0], *seen, keys)
+            found["sequence"] = states[:, :count]
+        return found
+
+    def _decode(
+        self,
+        labels: Int[AnyArray, "B J"],
+        label_segments: Int[AnyArray, "B J"],
+        mask: Bool[Array, "B 1 J J"] | Segments,
+        encoded: Float[Array, "B S D"],
+        encoded_mask: Visible,
+        keys: Sequence[Key[Array, ""] | None],
+    ) -> Float[Array, "B J D"]:
+        """The decoder's hidden states beside what the encoder wrote; `keys`: three of dropout."""
+        first, key, last = keys
+        bias = self._biases("decoder", _along(mask, labels.shape[1]))
 
         def body(block, x, index, _):
             random_key = layers.fold_key(key, index)
             return block(x, mask, bias(block), random_key, encoded, encoded_mask)
 
+        assert self.decoder_norm is not None
         x = self._start(_shifted(labels, label_segments, self.config.start_id), first)
         x = scan.scan_layers(self.layers["decoder"], body, x, self.remat, self.unroll)
         return layers.dropout(self.decoder_norm(x), self.config.dropout, last)
@@ -409,6 +479,7 @@ class T5(nnx.Module):
 
         carry = self._start(tokens, None), Cache(cache.key, cache.value)
         x, cache = scan.scan_layers(self.layers["decoder"], body, carry, remat=False)
+        assert self.decoder_norm is not None
         return self.decoder_norm(x), cache._replace(positions=places, source=source)
 
     def _biases(self, side: str, of: Callable[[Distances], Bias]) -> Callable[[Block], Bias]:
@@ -436,6 +507,17 @@ class T5(nnx.Module):
         self, tokens: Int[AnyArray, "B T"], key: Key[Array, ""] | None
     ) -> Float[Array, "B T D"]:
         return layers.dropout(self.embed(tokens).astype(self.dtype), self.config.dropout, key)
+
+
+def _along(mask: Bool[Array, "B 1 T T"] | Segments, count: int) -> Callable[[Distances], Bias]:
+    """What scores of a row's `count` tokens get, in the form that goes with a mask."""
+
+    def found(distances: Distances) -> Bias:
+        if isinstance(mask, jax.Array):
+            return distances.along(count)
+        return functools.partial(distances.part, count)
+
+    return found
 
 
 def _shifted(

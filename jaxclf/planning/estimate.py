@@ -76,7 +76,6 @@ class PlannedRun:
         self.compiles = topology.is_tpu or gpus.can_compile()
         dimensions = with_layers(registry.find(config.model.name), config.model.layers)
         if registry.has_heads(config.model.output, dimensions):
-            assert isinstance(dimensions, EncoderConfig | DecoderConfig)
             if workload is not None:
                 dimensions = with_heads(dimensions, workload.dataset.tasks, config.prompt.slots)
             else:
@@ -101,10 +100,11 @@ class PlannedRun:
         self.tuning = tuning.choose(config, self.model.abstract, tokens)
         self.optimizer = optim.optimizer(config.train, config.lora.loraplus_lr_ratio)
         plain = registry.create(dimensions).abstract["layers"]
-        if self.model.reads_apart:  # a decoder of its own has the label's few tokens
-            plain = plain["encoder"]
-        self.depth = jax.tree.leaves(plain)[0].shape[0]
-        self.body = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plain))
+        stacks = [plain]
+        if self.model.reads_apart:  # a decoder that writes has the label's few tokens, else all
+            stacks = [*plain.values()] if self.model.has_heads else [plain["encoder"]]
+        self.depth = sum(jax.tree.leaves(stack)[0].shape[0] for stack in stacks)
+        self.body = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(stacks))
         self.computed = self.body  # with each token
         if isinstance(dimensions, DecoderConfig):
             self.depth = dimensions.num_layers
@@ -208,7 +208,9 @@ class PlannedRun:
         """Numbers a token that the matrix products of a layer give, on one chip."""
         total = 0.0
         layers = self.model.abstract["layers"]
-        layers = layers["encoder"] if self.model.reads_apart else layers
+        if self.model.reads_apart:  # of the widest that all tokens go through
+            decodes = self.model.has_heads and "decoder" in layers
+            layers = layers["decoder" if decodes else "encoder"]
         for path, leaf in flatten(layers).items():
             # Products in groups, those of experts `[L E D F]`, are not kept.
             if path.endswith(("/kernel", "/kernel/values")) and leaf.ndim == 3:

@@ -251,7 +251,7 @@ def _modules(job: PlannedRun) -> int:
 
 def _texts(job: PlannedRun, rows: int) -> Batch | PromptBatch:
     """Texts as an ensemble's base reads them; those of other modules may fill max_length."""
-    if not job.model.is_encoder:
+    if not job.model.has_heads:
         return _rows_of(_workload(job).prompt_batch(rows, share=False)[0])
     length = job.config.attens.padding or batching.bucket(job.config.train.max_length)
     tokens, segments, positions, types = (of_rows((rows, length), jnp.int32, 0) for _ in range(4))

@@ -80,7 +80,7 @@ def work(job: PlannedRun, sizes: Sizes, accumulate: int, again: float | None = N
     count = job.topology.count
     forward = 2.0 * tokens * job.computed
     read = 0.0  # by the vocabulary's matrix product
-    if not isinstance(dims, EncoderConfig):
+    if not job.model.has_heads:
         read = 2.0 * train.batch_size * held.labels * dims.vocab_size * dims.hidden_size
     within = dims.num_heads * getattr(dims, "head_dim", dims.hidden_size // dims.num_heads)
     scores = (4.0 if isinstance(dims, EncoderConfig) else 2.0) * tokens * job.length * within

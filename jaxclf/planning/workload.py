@@ -31,7 +31,6 @@ from jaxclf.data.tasks import Record, Task, has_gold, words
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
-from jaxclf.models.decoder_config import DecoderConfig
 from jaxclf.models.registry import ModelConfig
 from jaxclf.models.t5 import T5Config
 from jaxclf.prompts import builder as prompts
@@ -141,10 +140,11 @@ def read(config: ConfigDict, dimensions: ModelConfig) -> Workload:
     slots, length = config.prompt.slots, config.train.max_length
     fills = bool(data_note) and config.data.name != "massive"
     if registry.has_heads(config.model.output, dimensions):
-        causal = isinstance(dimensions, DecoderConfig)
+        head = dimensions.head
 
         def encoded(records: Sequence[Record]) -> list[Encoded]:
-            return encode(records, dataset.tasks, tokenizer, slots, length, causal=causal)
+            fixed = (dataset.tasks, tokenizer, slots, length)
+            return encode(records, *fixed, text_at=head.text_at, word_at=head.word_at)
 
         examples = encoded([*longest, *means])
         recipe = Recipe(dataset.tasks, None, slots, length, 0, seed=config.seed)

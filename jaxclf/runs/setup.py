@@ -85,7 +85,6 @@ def prepare(config: ConfigDict, workdir: Path, base: ModelSource | None) -> Setu
     datasets.scored_split(dataset, config.eval.split)  # raises where there is none
     dimensions = _dimensions(config, base)
     if registry.has_heads(config.model.output, dimensions):
-        assert not isinstance(dimensions, T5Config)
         return _headed(config, workdir, base, dataset, dimensions)
     assert not isinstance(dimensions, EncoderConfig)
     return _generative(config, workdir, base, dataset, dimensions)
@@ -188,7 +187,7 @@ def _headed(
     workdir: Path,
     base: ModelSource | None,
     dataset: Dataset,
-    dimensions: EncoderConfig | DecoderConfig,
+    dimensions: ModelConfig,
 ) -> Setup:
     """Classification by heads, one a task."""
     if config.train.max_length > dimensions.max_position:
@@ -214,10 +213,13 @@ def _headed(
         config.train.max_length,
         truncate=config.data.truncate,
         hidden=bool(config.distil.teacher),
-        causal=isinstance(dimensions, DecoderConfig),
+        text_at=dimensions.head.text_at,
+        word_at=dimensions.head.word_at,
     )
     dimensions = with_vocabulary(dimensions, tokenizer, base)
     dimensions = with_heads(dimensions, dataset.tasks, config.prompt.slots)
+    if isinstance(dimensions, T5Config) and dimensions.decodes:
+        tokenizer.check_end(dimensions.end_id)
     recipe = Recipe(
         tasks=dataset.tasks,
         prompt=None,
@@ -238,12 +240,9 @@ def _headed(
     return Setup(dataset, tokenizer, model, recipe, None, examples, objective, unlabelled=beside)
 
 
-HeadedConfig = EncoderConfig | DecoderConfig
-
-
 def with_heads(
-    dimensions: HeadedConfig, tasks: Sequence[Task], slot_format: SlotFormat
-) -> HeadedConfig:
+    dimensions: ModelConfig, tasks: Sequence[Task], slot_format: SlotFormat
+) -> ModelConfig:
     """The model with one head a task, and the pooler if they read one."""
     heads = tuple(
         HeadConfig(
@@ -313,7 +312,8 @@ def with_vocabulary(
             # Where transformers begins to count, so that an export means the same there.
             dimensions = dataclasses.replace(dimensions, position_offset=tokenizer.pad_id + 1)
         if isinstance(dimensions, T5Config):  # as in the released models
-            dimensions = dataclasses.replace(dimensions, start_id=tokenizer.pad_id)
+            ids = {"start_id": tokenizer.pad_id, "end_id": tokenizer.eos_id}
+            dimensions = dataclasses.replace(dimensions, **ids)
         return dimensions
     if tokenizer.vocab_size > dimensions.vocab_size:
         raise InputError(

@@ -39,6 +39,7 @@ from jaxclf.data.tasks import Record
 from jaxclf.distributed import peers, processes, sharding
 from jaxclf.distributed.preemption import Interrupts
 from jaxclf.metrics import calibration
+from jaxclf.models.t5 import T5Config
 from jaxclf.runs import claims, facts
 from jaxclf.runs.distillation import Lessons
 from jaxclf.runs.setup import Setup, prepare
@@ -109,6 +110,8 @@ def _tuning(config: ConfigDict, setup: Setup) -> Whole | Adapted:
     """What is trained of the model; raises InputError where the config names what it has not."""
     used = config.train.vocabulary == "used"
     tokens = loader.used_tokens(setup.examples) if used else None
+    if tokens is not None and isinstance(setup.model.config, T5Config):
+        tokens = np.union1d(tokens, setup.model.config.start_id)  # what its decoder reads first
     return tuning.choose(config, setup.model.abstract, tokens)
 
 

@@ -113,10 +113,18 @@ def label_logits(
 
 
 def head_scores(
-    module: Encoder | Decoder, batch: Batch, key: Key[Array, ""] | None = None
+    module: Encoder | Decoder | T5, batch: Batch, key: Key[Array, ""] | None = None
 ) -> Scores:
     """Each head's scores where it predicts, and nowhere else."""
     first, *keys = layers.split_key(key, 1 + len(batch.targets))
+    if isinstance(module, T5):
+        states = module.states(batch.tokens, batch.segment_ids, first)
+        return {
+            name: module.read(
+                name, states[module.kind(name)], batch.segment_ids, targets.positions, of_head
+            )
+            for (name, targets), of_head in zip(batch.targets.items(), keys, strict=True)
+        }
     places = [targets.positions for targets in batch.targets.values()]
     at = None if module.reads_all else jnp.concatenate(places, axis=1)
     row = batch.tokens, batch.positions, batch.segment_ids

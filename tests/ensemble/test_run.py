@@ -17,6 +17,7 @@ import pytest
 import jaxclf
 from jaxclf import report
 from jaxclf.checkpoint.model_dir import resolve
+from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
 from jaxclf.config.defaults import default
 from jaxclf.core import streams
@@ -275,6 +276,46 @@ def test_a_decoder_as_base(root, tmp_path):
     report = train_ensemble(config, tmp_path)
     assert list(report["attens"]["sst2"]["methods"]) == ["Model", "FFN", "FT_LoRA", "AttEns"]
     assert report["eval"]["sst2"]["support"] == 7
+
+
+@pytest.mark.slow
+def test_modules_of_a_decoder_that_are_tuned_with_heads(root, tmp_path):
+    """They read bare texts, and pairs, as their combination does; each adapter makes a difference.
+
+    A text's vector is that of its last token, whatever stands after it in a batch.
+    """
+    config = tiny(
+        root,
+        "model.name=llama_smoke",
+        "model.output=head",
+        "attens.modules=('glue/cola','glue/rte')",
+        "attens.tokens=last",
+    )
+    report = train_ensemble(config, tmp_path)
+    facts = report["attens"]["rte"]
+    assert list(facts["methods"]) == ["Model", "FFN", "FT_LoRA", "AttEns"]
+    own = report_of(tmp_path / "adapters/rte")
+    assert own["model"]["output"] == "head"
+    assert facts["methods"]["FT_LoRA"] == own["eval"]["rte"]
+    vectors = {
+        name: np.load(tmp_path / f"features/rte/dev/{name}.npy") for name in ("base", "cola", "rte")
+    }
+    for name, other in (("base", "cola"), ("cola", "rte"), ("rte", "base")):
+        assert np.abs(vectors[name] - vectors[other]).max() > 1e-4
+
+    opened = opening.open_any(tmp_path, "best")
+    assert evaluate(opened, tmp_path / "again")["eval"] == report["eval"]
+    pair = Record("0", "the cat", {}, "a mat was fine")
+    many = [pair, Record("1", " ".join(WORDS), {}, " ".join(WORDS))]
+    alone, among = (opened.classifier.predict(each, 2)[0].scores for each in ([pair], many))
+    assert alone["rte"] == pytest.approx(among["rte"], abs=1e-6)
+    # A module's vector is what the head of its own run read.
+    single = open_run(tmp_path / "adapters/rte").classifier
+    records = modules.load_data(config, "glue/rte").splits["dev"]
+    found = single.predict(records, 4, tempered=False)
+    scores = vectors["rte"] @ np.asarray(single.params["heads"]["rte"]["out"]["kernel"])
+    expected = np.array([[*(each.scores or {})["rte"].values()] for each in found])
+    np.testing.assert_allclose(jax.nn.softmax(scores), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -44,17 +44,22 @@ TOLERANCE = 1e-5
 def theirs(name: str):
     """A random model whose unembedding is its own, as the released files have it."""
     title, changes = CASES[name]
-    torch.set_num_threads(1)
     config = getattr(transformers, f"{title}Config")(**COMMON | changes)
     model = getattr(transformers, f"{title}ForConditionalGeneration")(config).eval()
     model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
+    return filled(model)
+
+
+def filled(model):
+    """Random weights, large enough that every part matters."""
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for path, weight in model.named_parameters():
             if "norm" in path:
                 weight.uniform_(0.5, 1.5, generator=generator)
             else:
-                std = 1.0 if "bias" in path else weight.shape[1] ** -0.5
+                std = 1.0 if "bias" in path else weight.shape[-1] ** -0.5
                 std *= 12**-0.25 if path.endswith("Attention.q.weight") else 1
                 weight.normal_(0.0, std, generator=generator)
     return model
@@ -135,4 +140,111 @@ def test_logits_every_gradient_answers_and_export(name, tmp_path):
             "attention_mask": torch.tensor(segments),
             "labels": torch.tensor(labels),
         }
+        assert torch.equal(again(**asked).logits, hf(**asked).logits)
+
+
+# The first T5 and Flan-T5 beside the others.
+HEADED = CASES | {
+    "t5": ("T5", {"feed_forward_proj": "relu"}),
+    "flan": ("T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+}
+END, LENGTHS = 2, (40, 21)
+# Of each row's tokens the first whose words are scored, so that other tokens have no loss.
+LABELS, WORDS = 4, 9
+
+
+def headed(name: str, kind: str, labels: int = LABELS):
+    """A random model of theirs with a head."""
+    title, changes = HEADED[name]
+    options = {"eos_token_id": END, "num_labels": labels, "classifier_dropout": 0.3}
+    config = getattr(transformers, f"{title}Config")(**COMMON | changes | options)
+    return filled(getattr(transformers, f"{title}For{kind.title()}Classification")(config).eval())
+
+
+def texts():
+    """Tokens that end with the id that ends texts, padded, and their segments."""
+    segments = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
+    tokens = np.random.default_rng(0).integers(6, 61, segments.shape) * segments
+    tokens[np.arange(2), np.array(LENGTHS) - 1] = END
+    return tokens, segments
+
+
+def compared(hf, folder, kind: str):
+    """(loss, scores) of theirs and of ours, and for every tensor its gradient here and there."""
+    hf.save_pretrained(folder / "theirs")
+    hf_import.convert(folder / "theirs", folder / "ours", progress=lambda line: None)
+    config, _ = read_model(folder / "ours/model.json")
+    model = registry.create(config)
+    params = load_params(folder / "ours", model.abstract)
+    tokens, segments = texts()
+    random = np.random.default_rng(1)
+    if kind == "sequence":
+        at, labels = np.array(LENGTHS)[:, None] - 1, random.integers(0, LABELS, (2, 1))
+        targets = labels[:, 0]
+    else:
+        at, labels = np.tile(np.arange(WORDS), (2, 1)), random.integers(0, LABELS, (2, WORDS))
+        targets = np.full(tokens.shape, -100)
+        targets[:, :WORDS] = labels
+    asked = (torch.tensor(each) for each in (tokens, segments, targets))
+    output = hf(**dict(zip(("input_ids", "attention_mask", "labels"), asked, strict=True)))
+    output.loss.backward()
+
+    def loss(params):
+        module = model.bind(params)
+        scores = module.read(kind, module.states(tokens, segments)[kind], segments, at)
+        logs = jax.nn.log_softmax(scores)
+        return -jnp.take_along_axis(logs, labels[..., None], axis=-1).mean(), scores
+
+    ours, gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    flat, weights, gradients = tree.flatten(gradient), saved_gradients(hf), []
+    shapes = {path: leaf.shape for path, leaf in tree.flatten(model.abstract).items()}
+    for part in mapping.expand(hf_import.FAMILIES[model.family].rows(config), shapes):
+        own = flat[part.ours] if part.layer is None else flat[part.ours][part.layer]
+        gradients.append((part, own.T if part.transpose else own, weights[part.name]))
+    logits = output.logits.detach().numpy()
+    expected = logits[:, None] if kind == "sequence" else logits[:, :WORDS]
+    return (output.loss.item(), expected), ours, gradients, (model, params)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token"])
+@pytest.mark.parametrize("name", HEADED)
+def test_heads_are_read_compared_and_written(name, kind, tmp_path):
+    hf = headed(name, kind)
+    expected, found, gradients, (model, params) = compared(hf, tmp_path, kind)
+    assert model.config.end_id == END
+    assert model.config.head_dropout == 0.3
+    assert ("decoder" in model.abstract["layers"]) == (kind == "sequence")
+    assert "unembed" not in model.abstract
+    assert float(found[0]) == pytest.approx(expected[0], rel=TOLERANCE)
+    assert off(found[1], expected[1]) < TOLERANCE
+    for part, own, wanted in gradients:
+        assert np.abs(wanted).max() > 1e-5, part
+        assert off(own, wanted) < 5 * TOLERANCE, part
+
+    # Texts side by side in one row, and scores by blocks of queries, are the same.
+    tokens, segments = texts()
+    packed = [np.concatenate([each[row, :length] for row, length in enumerate(LENGTHS)])[None]
+              for each in (tokens, segments * [[1], [2]])]  # fmt: skip
+    last = np.cumsum(LENGTHS)[None] - 1
+    for attention in ("plain", "cudnn"):
+        module = registry.create(model.config, attention=attention).bind(params)
+        rows = jax.jit(lambda params, module=module: module.states(*packed))(params)[kind]
+        if kind == "sequence":
+            own = module.read(kind, rows, packed[1], last)[0][:, None]
+        else:
+            starts = last[0, :, None] + 1 - np.array(LENGTHS)[:, None] + np.arange(WORDS)
+            own = module.read(kind, rows, packed[1], starts.reshape(1, -1))
+            own = own.reshape(2, WORDS, -1)
+        assert off(own, expected[1]) < TOLERANCE, attention
+
+    hf_export.export(tmp_path / "ours", tmp_path / "again", progress=lambda line: None)
+    again, info = type(hf).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not info["missing_keys"] | info["unexpected_keys"] | info["mismatched_keys"]
+    for (path, old), new in zip(hf.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(old, new), path
+    asked = {
+        "input_ids": torch.tensor(tokens),
+        "attention_mask": torch.tensor(segments),
+    }
+    with torch.no_grad():
         assert torch.equal(again(**asked).logits, hf(**asked).logits)

@@ -388,6 +388,7 @@ def read(name: str, *fields: str) -> tuple:
         ("tiny_llama_massive.py:smoke", ("train.max_length=256",)),
         ("roberta_base_massive.py:smoke", ("train.max_length=64",)),
         ("flan_t5_base_massive.py:smoke", ()),
+        ("flan_t5_base_massive.py:smoke", ("model.output=head", "train.pack=True")),
     ],
 )
 def test_the_planned_batch_has_room_for_every_batch_of_the_run(tmp_path, name, fields):
@@ -455,6 +456,7 @@ def compiled(name: str, topology: str, mesh: str, *fields: str) -> dict[str, pro
         ("llama3_8b_massive.py:smoke", ("eval.decoding=score",), {"reading", "scoring"}),
         ("roberta_base_massive.py:smoke", ("train.max_length=64",), {"prediction"}),
         ("flan_t5_base_massive.py:smoke", (), {"decoding"}),
+        ("flan_t5_base_massive.py:smoke", ("model.output=head",), {"prediction"}),
         ("attens_bert_base.py:smoke", ("data.task=intent",), {"features", "combiner"}),
     ],
 )
