@@ -1,14 +1,15 @@
 """Would the tests notice? Small changes of the package, one at a time, against the tests of each.
 
-    pip install pytest-cov
+    pip install coverage
     python benchmarks/mutants.py trace --scratch /tmp/mutants
     python benchmarks/mutants.py run --scratch /tmp/mutants --seed 0 --count 200
 
-`trace` runs the suite once and keeps which tests run which line, and how long each takes. `run`
-samples places of the package, changes one (a comparison, an operator, a condition, a number, a call
-left out), and runs the tests that reach it, the quickest first, in processes forked from one that
-has imported what takes long. A change is killed by a failed test or by a process that does not end
-in time. A stopped run goes on where it stood; the survivors are listed at the end.
+`trace` runs the suite once and keeps which tests run which line, also in processes that they start
+or fork, and how long each takes; arguments of pytest may follow a `--`. `run` samples places of the
+package, changes one (a comparison, an operator, a condition, a number, a call left out), and runs
+the tests that reach it, the quickest first, then all of the module's own, in processes forked from
+one that has imported what takes long. A change is killed by a failed test or by a process that does
+not end in time. A stopped run goes on where it stood; the survivors are listed at the end.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import copy
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -53,6 +55,30 @@ SWAPPED: dict[type, type] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
+MESSAGES = ("say", "print", "warn")  # calls whose arguments are read by people alone
+# What the traced processes import at their start: coverage measures them by the file that
+# COVERAGE_PROCESS_START names, and their lines are those of the test that started them.
+FOLLOWED = """
+import os
+from coverage import Coverage
+
+def follow(test=None):
+    if measured := Coverage.current():
+        measured.switch_context(test or os.environ.get("PYTEST_CURRENT_TEST", ""))
+
+follow()
+os.register_at_fork(after_in_child=follow)
+"""
+# The same in pytest's own processes.
+PLUGIN = """
+import pytest
+from sitecustomize import follow
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    follow(item.nodeid)
+    return (yield)
+"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +134,17 @@ def _computing(tree: ast.AST) -> Iterator[ast.AST]:
             if isinstance(node, ast.AnnAssign) and node.value is None:
                 continue
             yield node
-            yield from _computing(node)
+            if not _is_message(node):
+                yield from _computing(node)
+
+
+def _is_message(node: ast.AST) -> bool:
+    """Whether what stands in it is a text for people: an error, a line of a log."""
+    if isinstance(node, ast.Call):
+        called = node.func
+        name = getattr(called, "attr", getattr(called, "id", ""))
+        return name in MESSAGES
+    return isinstance(node, ast.Raise)
 
 
 def _changed(node: ast.AST) -> Iterator[str]:
@@ -152,15 +188,32 @@ def _of_texts(node: ast.BinOp) -> bool:
     return texts or (nothing and isinstance(node.op, ast.BitOr))
 
 
-def trace(scratch: Path, workers: int) -> int:
+def trace(scratch: Path, workers: int, more: list[str]) -> int:
     """Run the suite and keep the lines and seconds of each test; the exit code."""
     tree = _copy(scratch / "traced")
-    arguments = ["-q", f"-n{workers}", "--cov=jaxclf", "--cov-context=test", "--cov-report="]
+    parts = scratch / "parts"
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir()
+    settings = parts / "coveragerc"
+    settings.write_text(
+        f"[run]\nsource_pkgs = jaxclf\nparallel = true\ndata_file = {parts / 'coverage'}\n"
+        "core = ctrace\npatch = fork, _exit\ndisable_warnings = module-not-imported\n"
+    )
+    (parts / "sitecustomize.py").write_text(FOLLOWED)
+    (parts / "followed.py").write_text(PLUGIN)
+    arguments = ["-q", f"-n{workers}", "-pfollowed", "-pno:cov", *more]
     arguments += [f"--junitxml={scratch / 'tests.xml'}", "-o", "junit_family=xunit1"]
-    environment = _environment(tree, scratch) | {"COVERAGE_FILE": str(scratch / "coverage")}
-    return subprocess.run(
+    environment = _environment(tree, scratch) | {"COVERAGE_PROCESS_START": str(settings)}
+    environment["PYTHONPATH"] += f"{os.pathsep}{parts}"
+    ended = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments], cwd=tree, env=environment, check=False
     ).returncode
+    from coverage import Coverage
+
+    whole = Coverage(data_file=scratch / "coverage")
+    whole.combine([str(parts)])
+    whole.save()
+    return ended
 
 
 class Traces:
@@ -185,7 +238,7 @@ class Traces:
                 " join file on file.id = file_id join context on context.id = context_id"
             )
             for path, context, numbits in found:
-                test = context.rsplit("|", 1)[0]
+                test = re.sub(r" \((setup|call|teardown)\)$", "", context)
                 if test in self.seconds:
                     name = path[path.rindex("/jaxclf/") + 1 :]
                     self.files.setdefault(name, set()).add(test)
@@ -193,26 +246,38 @@ class Traces:
                         self.lines.setdefault((name, line), set()).add(test)
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """The tests to run, for about as long as AT_MOST; those of the module come first.
+        """The tests to run: those that reach the line, then all in the files named as the module.
 
-        Where no test reaches the line in the tests' own process (a process forked by a test, or
-        what runs once at import), those that reach the file, and those of the package's folder.
+        Of both as many as take about AT_MOST, the quickest first, those of the module before others.
+        Where no test reaches the line (it runs once, at import, or in a process that was killed),
+        those that reach the file, and those of the package's folder.
         """
         reach = self.lines.get((mutant.file, mutant.line), set())
-        folder = "tests/" + "/".join(mutant.file.split("/")[1:-1])
-        own = f"{folder}/test_{Path(mutant.file).stem}.py".replace("//", "/")
+        folder = "tests/" + "".join(f"{part}/" for part in mutant.file.split("/")[1:-1])
+        own = {test for test in self.seconds if _is_of(test, folder, Path(mutant.file).stem)}
         if not reach:
-            reach = self.files.get(mutant.file, set()) | {
-                test for test in self.seconds if test.startswith(folder + "/")
-            }
-        ordered = sorted(reach, key=lambda test: (not test.startswith(own), self.seconds[test]))
+            reach = self.files.get(mutant.file, set())
+            reach = reach | {test for test in self.seconds if test.startswith(folder)}
+        chosen = self._quickest(reach & own) + self._quickest(reach - own)
+        return self._within(chosen) + self._within(self._quickest(own - reach))
+
+    def _quickest(self, tests: set[str]) -> list[str]:
+        return sorted(tests, key=lambda test: (self.seconds[test], test))
+
+    def _within(self, tests: list[str]) -> list[str]:
         chosen, total = [], 0.0
-        for test in ordered:
+        for test in tests:
             total += self.seconds[test] + 0.05
             if chosen and total > AT_MOST:
                 break
             chosen.append(test)
         return chosen
+
+
+def _is_of(test: str, folder: str, module: str) -> bool:
+    """`tests/data/test_readers.py::test_x` is of `readers` in `tests/data/`; so is test_readers_y."""
+    name = test.partition("::")[0].removeprefix(folder)
+    return name == f"test_{module}.py" or name.startswith(f"test_{module}_")
 
 
 def run(scratch: Path, seed: int, count: int, workers: int) -> int:
@@ -348,10 +413,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=200, help="changes to try")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args()
+    words, more = sys.argv[1:], []
+    if "--" in words:
+        words, more = words[: words.index("--")], words[words.index("--") + 1 :]
+    options = parser.parse_args(words)
     options.scratch.mkdir(parents=True, exist_ok=True)
     if options.what == "trace":
-        return trace(options.scratch, options.workers)
+        return trace(options.scratch, options.workers, more)
     return run(options.scratch, options.seed, options.count, options.workers)
 
 

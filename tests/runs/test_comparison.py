@@ -108,6 +108,20 @@ def test_two_runs_from_folders_to_page(runs, capsys):
     assert "buy <now>" not in page
 
 
+def test_texts_are_told_apart_by_their_ids_in_the_order_of_a(runs, config):
+    """However b wrote its predictions down."""
+    a, b = comparison.read(runs / "A"), comparison.read(runs / "B")
+    expected = comparison.compare(a, b, samples=50)
+    write(runs / "B", config, B, SLOTS["B"], lambda predictions: predictions[::-1])
+    turned = comparison.compare(a, comparison.read(runs / "B"), samples=50)
+    assert turned["tasks"] == expected["tasks"]
+    assert turned["joint"] == expected["joint"]
+    back = comparison.compare(comparison.read(runs / "B"), a, samples=50)["tasks"]
+    assert [each["id"] for each in back["slots"]["lost"]] == ["r3", "r2", "r1", "r0"]
+    assert [each["id"] for each in back["label"]["lost"]] == ["r3", "r1"]
+    assert [each["id"] for each in back["label"]["won"]] == ["r0"]
+
+
 def test_one_task_alone(runs):
     a, b = comparison.read(runs / "A"), comparison.read(runs / "B")
     found = comparison.compare(a, b, "slots", samples=10)

@@ -12,6 +12,7 @@ from jaxclf.core.errors import ArtifactError, InputError, Preempted
 from jaxclf.data import datasets
 from jaxclf.data.predictions import Prediction
 from jaxclf.metrics import metrics
+from jaxclf.runs import learning_curve
 
 CONFIG = str(Path(__file__).parents[2] / "configs/my_task.py")
 
@@ -90,6 +91,43 @@ def test_a_run_for_every_size_and_seed(command, trained, tmp_path, capsys):
     page = (tmp_path / "curve.html").read_text()
     assert "37.50 % ± 17.68" in page
     assert "data:image/svg+xml;base64," in page
+
+
+def reported(tasks: dict[str, str], seed: int, **values) -> tuple[dict, dict]:
+    """A run of these tasks by their kinds, and what its report says."""
+    described = {
+        name: {"kind": kind, "labels": [] if kind == "regression" else ["a", "b"]}
+        for name, kind in tasks.items()
+    }
+    found = {"data": {"tasks": described}, "eval": values, "provenance": {"checkpoint": "c"}}
+    return {"size": "5", "examples": 5, "seed": seed}, found
+
+
+def test_several_tasks_have_a_curve_together_where_all_are_right_or_wrong():
+    tasks = {"intent": "class", "stars": "regression"}
+    each = {"intent": {"accuracy": 0.5}, "stars": {"pearson": 0.25}}
+    joint = {"joint": {"exact_match": 0.125, "support": 8}}
+    found = learning_curve.summary([reported(tasks, 0, **each, **joint)])
+    assert [*found["tasks"]] == ["intent", "stars", "joint"]
+    assert found["tasks"]["joint"]["metric"] == "exact_match"
+    assert found["tasks"]["joint"]["points"][0]["mean"] == 0.125
+    assert [*learning_curve.summary([reported(tasks, 0, **each)])["tasks"]] == ["intent", "stars"]
+    # A task alone may be called so.
+    alone = learning_curve.summary([reported({"joint": "class"}, 0, joint={"accuracy": 0.5})])
+    assert alone["tasks"]["joint"]["metric"] == "accuracy"
+    assert alone["tasks"]["joint"]["points"][0]["values"] == [0.5]
+
+
+def test_a_run_without_the_metric_is_in_no_mean():
+    values = [{"accuracy": 0.5}, {}, {"accuracy": 1.0}]
+    runs = [reported({"label": "class"}, n, label=each) for n, each in enumerate(values)]
+    (point,) = learning_curve.summary(runs)["tasks"]["label"]["points"]
+    assert point["values"] == [0.5, None, 1.0]
+    assert (point["mean"], point["deviation"]) == (0.75, pytest.approx(0.5 / 2**0.5))
+    (point,) = learning_curve.summary(runs[:2])["tasks"]["label"]["points"]
+    assert (point["mean"], point["deviation"]) == (0.5, None)
+    (point,) = learning_curve.summary(runs[1:2])["tasks"]["label"]["points"]
+    assert (point["mean"], point["deviation"]) == (None, None)
 
 
 def test_finished_runs_are_read_and_others_made(command, trained, monkeypatch):
