@@ -162,6 +162,15 @@ def test_a_run_that_counted_its_steps_is_finished(trained, data, tmp_path):
     assert not report.finished(config, tmp_path)
 
 
+def test_all_seeds_are_checked_before_the_first_run(command, trained):
+    largest = 2**32 - 1
+    with pytest.raises(InputError, match=f"seed is {largest + 1}"):
+        command("--sizes", "10", "--seeds", "2", f"--config.seed={largest}")
+    assert trained == []
+    command("--sizes", "10", "--seeds", "1", f"--config.seed={largest}")
+    assert trained == [f"10-{largest}"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
