@@ -32,7 +32,7 @@ def _table_run(folder: Path) -> TableRun:
     return TableRun(definitions.find("zhao3", smoke=True).runs[0], 0, folder)
 
 
-class Configured(Exception):
+class AskedError(Exception):
     """The compiler was asked."""
 
 
@@ -56,10 +56,10 @@ def test_every_command_that_computes_asks_the_compiler_first(command, monkeypatc
     """Where it did not, all would be computed the same, only later."""
 
     def asked():
-        raise Configured
+        raise AskedError
 
     monkeypatch.setattr(compiler, "configure", asked)
     monkeypatch.setattr("jaxclf.runs.labelling.read_texts", lambda *_, **__: [])
-    with pytest.raises(Configured):
+    with pytest.raises(AskedError):
         command(tmp_path)
     assert not [*tmp_path.glob("*.json")]

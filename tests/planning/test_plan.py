@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -473,7 +474,9 @@ def test_the_planned_batch_has_room_for_every_batch_of_the_run(tmp_path, name, f
 
 def test_steps_that_are_shorter_than_planned_are_told():
     """Without packing rows are those of the longest texts, and the mean is said."""
-    line = "  rows are those of the longest texts; the mean has 1,234 tokens, so that most steps are"
+    line = (
+        "  rows are those of the longest texts; the mean has 1,234 tokens, so that most steps are"
+    )
     for pack, mean, said in ((False, 1234.4, True), (True, 1234.4, False), (False, None, False)):
         planned = job("llama3_8b_20ng.py", "h100:1", f"train.pack={pack}")
         shown = plans._head(planned, ONE, 1, mean)
@@ -499,6 +502,33 @@ def test_what_is_not_here_is_stood_in_for_and_said(monkeypatch):
     assert sharing.rows(8).prefix == 0  # a micro-batch of one row shares nothing
     sizes = ONE | {"fsdp": 8}
     assert sharing.need(sizes, 1).activations > rows.need(sizes, 1).activations
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "with_data", "without"),
+    [
+        ("llama3_8b_massive.py:smoke", (), {"decoding"}, {"decoding"}),
+        (
+            "llama3_8b_massive.py:smoke",
+            ("eval.decoding=score",),
+            {"reading", "scoring"},
+            {"decoding"},
+        ),
+        ("roberta_base_massive.py:smoke", ("train.max_length=64",), {"prediction"}, set()),
+        ("flan_t5_base_massive.py:smoke", (), {"decoding"}, {"decoding"}),
+        (
+            "attens_bert_base.py:smoke",
+            ("data.name=builtin", "data.task=intent"),
+            {"features", "combiner"},
+            {"features", "combiner"},
+        ),
+    ],
+)
+def test_the_programs_of_a_run_are_those_that_it_will_compile(name, fields, with_data, without):
+    planned = job(name, "h100:4", *fields)
+    assert programs.of(planned, ONE, 1).keys() == {"train_step", *without}
+    planned.workload = Mock(workload.Workload)
+    assert programs.of(planned, ONE, 1).keys() == {"train_step", *with_data}
 
 
 def compiled(name: str, topology: str, mesh: str, *fields: str) -> dict[str, programs.Program]:
