@@ -27,6 +27,8 @@ PUBLISHED = {
     "mistral_7b_v0.3": 7.248,
     "phi4": 14.66,
     "smollm2_135m": 0.1345,
+    "smollm2_360m": 0.3618,
+    "smollm2_1.7b": 1.7114,
     "smollm3_3b": 3.075,
     "olmo2_7b": 7.299,
     "olmo2_32b": 32.234,
@@ -64,6 +66,13 @@ def test_parameters_are_about_as_many_as_cards_say(name, millions):
 def test_parameters_are_as_many_as_published(name, billions):
     leaves = jax.tree.leaves(registry.create(name).abstract)
     assert sum(math.prod(leaf.shape) for leaf in leaves) / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_heads_share_key_heads_evenly():
+    """Also in the models from scratch, which are nobody's but ours."""
+    decoders_ = {n: each for n, each in registry.CONFIGS.items() if isinstance(each, DecoderConfig)}
+    assert len(decoders_) > 30
+    assert [n for n, each in decoders_.items() if each.num_heads % each.num_kv_heads] == []
 
 
 # What a count of parameters does not see, from the config.json that each was published with: heads,
