@@ -1,36 +1,41 @@
 """Would the tests notice? Small changes of the package, one at a time, against the tests of each.
 
-    pip install pytest-cov
+    pip install coverage
     python benchmarks/mutants.py trace --scratch /tmp/mutants
     python benchmarks/mutants.py run --scratch /tmp/mutants --seed 0 --count 200
 
-`trace` runs the suite once and keeps which tests run which line, and how long each takes. `run`
-samples places of the package, changes one (a comparison, an operator, a condition, a number, a call
-left out), and runs the tests that reach it, the quickest first, in processes forked from one that
-has imported what takes long. A change is killed by a failed test or by a process that does not end
-in time. A stopped run goes on where it stood; the survivors are listed at the end.
+`trace` runs the suite once and keeps which tests run which line, also in processes that they start
+or fork, and how long each takes; arguments of pytest may follow a `--`. `run` samples places of the
+package, changes one (a comparison, an operator, a condition, a number, a call left out), and runs
+the tests that reach it, the quickest first, then all of the module's own, in processes forked from
+one that has imported what takes long. A change is killed by a failed test or by a process that does
+not end in time. A stopped run goes on where it stood; the survivors are listed at the end.
 """
 
 import argparse
 import ast
 import contextlib
 import copy
+import gc
+import inspect
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-AT_MOST = 300.0  # seconds of tests, as measured by `trace`, for one change
 SWAPPED: dict[type, type] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
@@ -53,6 +58,31 @@ SWAPPED: dict[type, type] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
+_PLAIN = ("-p", "no:cacheprovider", "-p", "no:cov")  # pytest's, which leaves nothing behind
+MESSAGES = ("say", "print", "warn")  # calls whose arguments are read by people alone
+# What the traced processes import at their start: coverage measures them by the file that
+# COVERAGE_PROCESS_START names, and their lines are those of the test that started them.
+FOLLOWED = """
+import os
+from coverage import Coverage
+
+def follow(test=None):
+    if measured := Coverage.current():
+        measured.switch_context(test or os.environ.get("PYTEST_CURRENT_TEST", ""))
+
+follow()
+os.register_at_fork(after_in_child=follow)
+"""
+# The same in pytest's own processes.
+PLUGIN = """
+import pytest
+from sitecustomize import follow
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    follow(item.nodeid)
+    return (yield)
+"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +138,17 @@ def _computing(tree: ast.AST) -> Iterator[ast.AST]:
             if isinstance(node, ast.AnnAssign) and node.value is None:
                 continue
             yield node
-            yield from _computing(node)
+            if not _is_message(node):
+                yield from _computing(node)
+
+
+def _is_message(node: ast.AST) -> bool:
+    """Whether what stands in it is a text for people: an error, a line of a log."""
+    if isinstance(node, ast.Call):
+        called = node.func
+        name = getattr(called, "attr", getattr(called, "id", ""))
+        return name in MESSAGES
+    return isinstance(node, ast.Raise)
 
 
 def _changed(node: ast.AST) -> Iterator[str]:
@@ -152,21 +192,39 @@ def _of_texts(node: ast.BinOp) -> bool:
     return texts or (nothing and isinstance(node.op, ast.BitOr))
 
 
-def trace(scratch: Path, workers: int) -> int:
+def trace(scratch: Path, workers: int, more: list[str]) -> int:
     """Run the suite and keep the lines and seconds of each test; the exit code."""
     tree = _copy(scratch / "traced")
-    arguments = ["-q", f"-n{workers}", "--cov=jaxclf", "--cov-context=test", "--cov-report="]
+    parts = scratch / "parts"
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir()
+    settings = parts / "coveragerc"
+    settings.write_text(
+        f"[run]\nsource_pkgs = jaxclf\nparallel = true\ndata_file = {parts / 'coverage'}\n"
+        "core = ctrace\npatch = fork, _exit\ndisable_warnings = module-not-imported\n"
+    )
+    (parts / "sitecustomize.py").write_text(FOLLOWED)
+    (parts / "followed.py").write_text(PLUGIN)
+    arguments = ["-q", f"-n{workers}", "-pfollowed", "-pno:cov", *more]
     arguments += [f"--junitxml={scratch / 'tests.xml'}", "-o", "junit_family=xunit1"]
-    environment = _environment(tree, scratch) | {"COVERAGE_FILE": str(scratch / "coverage")}
-    return subprocess.run(
+    environment = _environment(tree, scratch) | {"COVERAGE_PROCESS_START": str(settings)}
+    environment["PYTHONPATH"] += f"{os.pathsep}{parts}"
+    ended = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments], cwd=tree, env=environment, check=False
     ).returncode
+    from coverage import Coverage
+
+    whole = Coverage(data_file=scratch / "coverage")
+    whole.combine([str(parts)])
+    whole.save()
+    return ended
 
 
 class Traces:
     """Which tests reach a line, the quickest first."""
 
-    def __init__(self, scratch: Path):
+    def __init__(self, scratch: Path, limit: float):
+        self.limit = limit
         self.seconds: dict[str, float] = {}
         for case in ElementTree.parse(scratch / "tests.xml").iter("testcase"):
             if not {child.tag for child in case} & {"failure", "error", "skipped"}:
@@ -185,7 +243,7 @@ class Traces:
                 " join file on file.id = file_id join context on context.id = context_id"
             )
             for path, context, numbits in found:
-                test = context.rsplit("|", 1)[0]
+                test = re.sub(r" \((setup|call|teardown)\)$", "", context)
                 if test in self.seconds:
                     name = path[path.rindex("/jaxclf/") + 1 :]
                     self.files.setdefault(name, set()).add(test)
@@ -193,29 +251,72 @@ class Traces:
                         self.lines.setdefault((name, line), set()).add(test)
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """The tests to run, for about as long as AT_MOST; those of the module come first.
+        """The tests to run: those that reach the line, then all in the files named as the module.
 
-        Where no test reaches the line in the tests' own process (a process forked by a test, or
-        what runs once at import), those that reach the file, and those of the package's folder.
+        Of both as many as take about `limit`, the quickest first, those of the module before the
+        others. Where no test reaches the line (it runs once, at import, or in a process that was
+        killed), those that reach the file, and those of the package's folder.
         """
         reach = self.lines.get((mutant.file, mutant.line), set())
-        folder = "tests/" + "/".join(mutant.file.split("/")[1:-1])
-        own = f"{folder}/test_{Path(mutant.file).stem}.py".replace("//", "/")
+        folder = "tests/" + "".join(f"{part}/" for part in mutant.file.split("/")[1:-1])
+        own = {test for test in self.seconds if _is_of(test, folder, Path(mutant.file).stem)}
         if not reach:
-            reach = self.files.get(mutant.file, set()) | {
-                test for test in self.seconds if test.startswith(folder + "/")
-            }
-        ordered = sorted(reach, key=lambda test: (not test.startswith(own), self.seconds[test]))
+            reach = self.files.get(mutant.file, set())
+            reach = reach | {test for test in self.seconds if test.startswith(folder)}
+        chosen = self._quickest(reach & own) + self._quickest(reach - own)
+        return self._within(chosen) + self._within(self._quickest(own - reach))
+
+    def _quickest(self, tests: set[str]) -> list[str]:
+        return sorted(tests, key=lambda test: (self.seconds[test], test))
+
+    def _within(self, tests: list[str]) -> list[str]:
         chosen, total = [], 0.0
-        for test in ordered:
+        for test in tests:
             total += self.seconds[test] + 0.05
-            if chosen and total > AT_MOST:
+            if chosen and total > self.limit:
                 break
             chosen.append(test)
         return chosen
 
 
-def run(scratch: Path, seed: int, count: int, workers: int) -> int:
+class Names:
+    """Without a trace: the tests in files named as the module, then in those that import it."""
+
+    def __init__(self) -> None:
+        files = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/**/test_*.py"))
+        self.imports = {file: _imported(ROOT / file) for file in files}
+
+    def tests(self, mutant: Mutant) -> list[str]:
+        """Its own files first, then those of the same folder, those that import least first."""
+        path = Path(mutant.file).with_suffix("")
+        folder = "tests/" + "".join(f"{part}/" for part in path.parts[1:-1])
+        module = ".".join(path.parent.parts if path.name == "__init__" else path.parts)
+        own = [file for file in self.imports if _is_of(file, folder, path.name)]
+        others = [file for file, names in self.imports.items() if module in names]
+        if not own and not others:
+            others = [file for file in self.imports if file.startswith(folder)]
+        others.sort(key=lambda file: (not file.startswith(folder), len(self.imports[file])))
+        return ["-mnot slow", *dict.fromkeys([*own, *others])]
+
+
+def _imported(file: Path) -> set[str]:
+    """`from jaxclf.core import locks` imports jaxclf.core and jaxclf.core.locks."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def _is_of(test: str, folder: str, module: str) -> bool:
+    """`tests/data/test_readers.py::test_x` is of `readers` in `tests/data/`; test_readers_y too."""
+    name = test.partition("::")[0].removeprefix(folder)
+    return name == f"test_{module}.py" or name.startswith(f"test_{module}_")
+
+
+def run(scratch: Path, seed: int, count: int, workers: int, seconds: float) -> int:
     """Try `count` changes; 0 where at least nine of ten are killed."""
     places = [mutant for file in sorted(ROOT.glob("jaxclf/**/*.py")) for mutant in mutants(file)]
     sample = random.Random(seed).sample(places, count)
@@ -224,9 +325,9 @@ def run(scratch: Path, seed: int, count: int, workers: int) -> int:
     known = {found["name"]: found for found in map(json.loads, lines)}
     left = [mutant for mutant in sample if mutant.name not in known]
     print(f"{len(places):,} places, {count} sampled, {len(left)} to try", flush=True)
-    traces = Traces(scratch)
+    select = Traces(scratch, seconds) if (scratch / "tests.xml").is_file() else Names()
     with get_context("spawn").Pool(workers, _prepare, (scratch,)) as pool:
-        tasks = [(mutant, traces.tests(mutant)) for mutant in left]
+        tasks = [(mutant, select.tests(mutant), seconds) for mutant in left]
         for found in pool.imap_unordered(_try, tasks):
             known[found["name"]] = found
             with output.open("a", encoding="utf-8") as file:
@@ -237,78 +338,145 @@ def run(scratch: Path, seed: int, count: int, workers: int) -> int:
     killed = len(results) - len(survivors)
     print(f"\n{killed} of {len(results)} killed: {killed / len(results):.1%}. Survivors:")
     for found in sorted(survivors, key=lambda found: found["name"]):
-        print(f"- {found['name']}  ({found['tests']} tests)")
+        print(f"- {found['name']}{'' if found['whole'] else '  (not all tests: no time)'}")
     return int(killed < 0.9 * len(results))
 
 
 _tree = Path()
+_UNFIT, _LATE = 90, 91  # exit codes: cannot be swapped; not all tests were run
 
 
 def _prepare(scratch: Path) -> None:
-    """A worker's own copy of the tree, and imports that its children find done."""
+    """A worker's own copy of the tree, and all of it imported, which its children find done."""
     global _tree
     _tree = _copy(scratch / f"worker-{os.getpid()}")
     os.environ.update(_environment(_tree, scratch))
     os.chdir(_tree)
     sys.path[:] = [str(_tree), *(path for path in sys.path if path != str(ROOT))]
-    import datasets  # noqa: F401
-    import flax.linen  # noqa: F401
-    import grain.python  # noqa: F401
-    import hypothesis  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import optax  # noqa: F401
-    import orbax.checkpoint  # noqa: F401
-    import peft  # noqa: F401
-    import qwix  # noqa: F401
-    import rich.progress  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-    import tensorboard.summary.writer.record_writer  # noqa: F401
-    import torch  # noqa: F401
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+    import pytest
+
+    with (_tree / "collected.log").open("w") as log, contextlib.redirect_stdout(log):
+        pytest.main(["--collect-only", "-q", *_PLAIN, "--ignore=tests/test_faults.py"])
 
 
-def _try(task: tuple[Mutant, list[str]]) -> dict:
-    mutant, tests = task
+def _try(task: tuple[Mutant, list[str], float]) -> dict:
+    """The change's verdict, by functions swapped in what is imported, else by a new process."""
+    mutant, tests, seconds = task
     begun = time.monotonic()
     file = _tree / mutant.file
     whole = file.read_bytes()
     assert whole[mutant.start : mutant.end].decode() == mutant.old
-    file.write_bytes(whole[: mutant.start] + mutant.new.encode() + whole[mutant.end :])
+    changed = whole[: mutant.start] + mutant.new.encode() + whole[mutant.end :]
+    file.write_bytes(changed)
     try:
-        verdict = _killed(tests)
+        code = _code_of(lambda: _run_swapped(file, whole, changed, tests, seconds), seconds)
+        if code == _UNFIT:
+            code = _code_of(lambda: _run_anew(tests, seconds), seconds)
     finally:
         file.write_bytes(whole)
-    seconds = round(time.monotonic() - begun, 1)
     return asdict(mutant) | {
         "name": mutant.name,
-        "verdict": verdict,
+        "verdict": "survived" if code in (0, _LATE) else "timeout" if code is None else "killed",
+        "whole": code != _LATE,
+        "by": re.findall(r"^(?:FAILED|ERROR) (\S+)", _log().read_text("utf-8", "replace"), re.M),
         "tests": len(tests),
-        "seconds": seconds,
+        "seconds": round(time.monotonic() - begun, 1),
     }
 
 
-def _killed(tests: list[str]) -> str:
-    if not tests:
-        return "survived"
+def _log() -> Path:
+    return _tree.with_suffix(".log")
+
+
+def _code_of(program: Callable[[], object], seconds: float) -> int | None:
+    """The exit code of a forked process; None where it does not end."""
     child = os.fork()
     if not child:
         os.setpgid(0, 0)
-        log = os.open(_tree.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        log = os.open(_log(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        import pytest
-
-        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", *tests]))
-    end = time.monotonic() + 4 * AT_MOST
+        program()
+        os._exit(1)
+    end = time.monotonic() + 10 * seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             _end(child)
-            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.05)
     _end(child)
     os.waitpid(child, 0)
-    return "timeout"
+    return None
+
+
+def _run_swapped(file: Path, whole: bytes, changed: bytes, tests: list[str], seconds: float):
+    module = ".".join(file.relative_to(_tree).with_suffix("").parts).removesuffix(".__init__")
+    if module not in sys.modules or not _swap(sys.modules[module], file, whole, changed):
+        os._exit(_UNFIT)
+    run_tests(tests, seconds, ["-o", "addopts=--strict-markers"])  # the package is imported already
+
+
+def _run_anew(tests: list[str], seconds: float):
+    program = f"from benchmarks.mutants import run_tests; run_tests({tests!r}, {seconds})"
+    os.execv(sys.executable, [sys.executable, "-c", program])
+
+
+def run_tests(tests: list[str], seconds: float, more: Sequence[str] = ()) -> NoReturn:
+    """End with pytest's exit code, 0 also where nothing is to be run, or _LATE."""
+    import pytest
+
+    class Deadline:
+        end, late = time.monotonic() + seconds, False
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_protocol(self, item):
+            if time.monotonic() > self.end:
+                self.late = True
+                item.session.shouldstop = "no time left"
+            return (yield)
+
+    if not any("test" in each for each in tests):
+        os._exit(0)
+    deadline = Deadline()
+    code = pytest.main(["-x", "-q", *_PLAIN, *more, *tests], [deadline])
+    done = code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    late = deadline.late and code in (pytest.ExitCode.OK, pytest.ExitCode.INTERRUPTED)
+    os._exit(_LATE if late else 0 if done else int(code))
+
+
+def _swap(module: ModuleType, file: Path, whole: bytes, changed: bytes) -> bool:
+    """Give the module's functions their changed code; False where the change is outside of them."""
+    loader: Any = module.__spec__ and module.__spec__.loader
+    old, new = (list(_codes(loader.source_to_code(text, str(file)))) for text in (whole, changed))
+    if len(old) != len(new):
+        return False
+    swapped = {}
+    for before, after in zip(old, new, strict=True):
+        if not before.co_flags & inspect.CO_NEWLOCALS:  # a module's or a class's own lines
+            if _own(before) != _own(after):
+                return False
+        elif before != after:
+            swapped[before] = after
+    functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
+    functions = [each for each in functions if each.__code__ in swapped]
+    try:
+        for function in functions:
+            function.__code__ = swapped[function.__code__]
+    except ValueError:  # it closes over other names
+        return False
+    return bool(functions)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
+
+
+def _own(code: CodeType) -> tuple:
+    return code.co_code, code.co_names, [c for c in code.co_consts if not isinstance(c, CodeType)]
 
 
 def _end(group: int) -> None:
@@ -347,12 +515,17 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, required=True, help="kept between the two")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=200, help="changes to try")
+    parser.add_argument("--seconds", type=float, default=300, help="of tests for a change (300)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args()
+    words, more = sys.argv[1:], []
+    if "--" in words:
+        words, more = words[: words.index("--")], words[words.index("--") + 1 :]
+    options = parser.parse_args(words)
+    options.scratch = options.scratch.resolve()
     options.scratch.mkdir(parents=True, exist_ok=True)
     if options.what == "trace":
-        return trace(options.scratch, options.workers)
-    return run(options.scratch, options.seed, options.count, options.workers)
+        return trace(options.scratch, options.workers, more)
+    return run(options.scratch, options.seed, options.count, options.workers, options.seconds)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def run(asked):
 for line in sys.stdin:
     asked = json.loads(line)
     if "program" in asked:
+        os.environ["PYTEST_CURRENT_TEST"] = asked["test"]  # of which what is forked is a part
         answer = os.fork()
         if not answer:
             sys.stdin.close()
@@ -80,7 +81,8 @@ class Forks:
 
     def start(self, program: str, log: Path, **environment: str) -> Process:
         """Run Python in a process of its own, with more variables in its environment."""
-        pid = self.ask(program=program, log=str(log), environment=environment)
+        test = os.environ["PYTEST_CURRENT_TEST"]
+        pid = self.ask(program=program, log=str(log), environment=environment, test=test)
         return Process(self, pid, log)
 
     def ask(self, **asked) -> int | None:

@@ -1,5 +1,6 @@
 """Labels in Python: what `jaxclf.load` takes, what it gives, and on how many devices."""
 
+import contextlib
 import dataclasses
 import doctest
 import importlib
@@ -148,6 +149,41 @@ def test_batch_size_and_progress_change_no_label(encoder, capsys):
     assert found["intent"].tolist() == expected["intent"].tolist()
     with pytest.raises(InputError, match="batch_size is -1"):
         clf.predict(TEXTS, batch_size=-1)
+
+
+def test_progress_is_shown_where_it_is_asked_for(encoder, monkeypatch):
+    shown = []
+
+    @contextlib.contextmanager
+    def count(what, total):
+        shown.append((what, total))
+        yield lambda done: None
+
+    monkeypatch.setattr(logs, "count", count)
+    clf = jaxclf.load(encoder)
+    for method in (clf.predict, clf.predict_proba, clf.predictions):
+        method(TEXTS)
+        assert shown == []
+        method(TEXTS, progress=True)
+        assert shown == [("labelling", 3)]
+        shown.clear()
+
+
+def test_texts_at_once_are_the_runs_unless_said(encoder, monkeypatch):
+    clf = jaxclf.load(encoder, overrides={"eval.batch_size": 5})
+    sizes = []
+
+    def predict(records, batch_size, **options):
+        sizes.append(batch_size)
+        scores = {"intent": dict.fromkeys(clf.tasks[0].labels, 0.5)}
+        labels = {"intent": None, "slots": None}
+        return [Prediction(each.id, each.text, {}, labels, scores=scores) for each in records]
+
+    monkeypatch.setattr(clf.opened.classifier, "predict", predict)
+    for method in (clf.predict, clf.predict_proba, clf.predictions):
+        method(TEXTS)
+        method(TEXTS, batch_size=1)
+    assert sizes == [5, 1] * 3
 
 
 def test_texts_that_cannot_be_labelled_are_named():

@@ -3,6 +3,7 @@
 import enum
 import pickle
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.validation import validate_data
 
 import jaxclf
+from jaxclf import api
+from jaxclf.checkpoint.model_dir import ModelSource
 from jaxclf.core.errors import ArtifactError, InputError
-from jaxclf.estimator import CHECKPOINTS, TextClassifier, _Labels
+from jaxclf.estimator import CHECKPOINTS, TextClassifier, _Labels, _rate
 from jaxclf.models import registry
 
 TEXTS = ["a good film", "great fun", "a bad film", "so bad and dull"] * 3
@@ -175,6 +178,93 @@ def test_an_option_that_cannot_be_meant_is_told(options, message):
 
 def test_every_short_name_of_a_released_model_is_in_the_zoo():
     assert {*CHECKPOINTS} <= {"minilm", *registry.CONFIGS}
+
+
+def test_options_that_are_not_given_are_those_of_the_documentation():
+    assert TextClassifier().get_params() == {
+        "model": "minilm",
+        "tune": "full",
+        "epochs": None,
+        "learning_rate": None,
+        "batch_size": 16,
+        "max_length": 128,
+        "validation_fraction": 0.0,
+        "config": None,
+        "random_state": 0,
+        "verbose": True,
+    }
+
+
+def planned(count: int, has_dev: bool = False, model: str = "encoder_smoke", **options):
+    """The config of the run for so many texts, two to a batch unless said otherwise."""
+    records = api.read_texts([f"text {n}" for n in range(count)])
+    options = {"batch_size": 2, **options}
+    labels = _Labels.of(["a"] + ["b"] * (count - 1))
+    return TextClassifier(model, **options)._config(Path("data"), records, labels, has_dev)
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "steps"),
+    [(10, None, 100), (66, None, 100), (68, None, 102), (10, 2, 10), (10, 0.5, 3), (9, 1, 5)],
+)
+def test_few_texts_are_read_more_often(count, epochs, steps):
+    """Three times, or as often as makes 100 steps; where epochs are given, so often."""
+    train = planned(count, epochs=epochs).train
+    assert train.steps == steps
+    assert train.warmup_steps == steps // 10
+    assert (train.batch_size, train.schedule, train.weight_decay) == (2, "linear", 0.01)
+    assert (train.save_steps, train.group_by_length, train.max_shapes) == (0, True, 6)
+
+
+def test_steps_are_compared_on_texts_that_are_held_out():
+    none, dev, part = (
+        planned(40, has_dev, epochs=1, validation_fraction=share)
+        for has_dev, share in ((False, 0.0), (True, 0.5), (False, 0.5))
+    )
+    assert (none.eval.split, none.data.dev, none.data.dev_fraction) == ("test", "", 0.0)
+    # A set of the caller's takes the place of a part of the texts.
+    assert (dev.eval.split, dev.data.dev, dev.data.dev_fraction) == ("dev", "data/dev.jsonl", 0.0)
+    assert (part.eval.split, part.data.dev, part.data.dev_fraction) == ("dev", "", 0.5)
+    assert dev.train.eval_steps == part.train.eval_steps == 5  # of 20
+    assert planned(42, True, epochs=1).train.eval_steps == 6  # of 21: at most four times
+
+
+def test_texts_are_no_longer_than_the_model_reads():
+    limit = registry.find("encoder_smoke").max_position
+    assert planned(4, max_length=limit + 1).train.max_length == limit
+    assert planned(4, max_length=limit - 1).train.max_length == limit - 1
+
+
+def test_a_decoder_answers_by_scores_and_an_encoder_by_a_new_head():
+    encoder, decoder = planned(4), planned(4, model="llama_smoke")
+    assert (encoder.model.heads, encoder.train.vocabulary) == ("new", "used")
+    assert (decoder.eval.decoding, decoder.prompt.template) == ("score", "plain")
+    assert not encoder.model.gradient_checkpointing
+    assert not decoder.model.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("model", "tune", "from_checkpoint", "is_encoder", "rate"),
+    [
+        ("encoder_smoke", "full", False, True, 3e-3),
+        ("llama_smoke", "lora", False, False, 3e-3),
+        ("roberta_base", "lora", True, True, 1e-3),
+        ("llama3_8b", "lora", True, False, 2e-4),
+        ("minilm", "full", True, True, 2e-4),
+        ("roberta_base", "full", True, True, 5e-5),
+        ("llama3_8b", "full", True, False, 1e-5),
+    ],
+)
+def test_the_learning_rate_suits_the_model(model, tune, from_checkpoint, is_encoder, rate):
+    base = ModelSource(Path(), {}, Path(), Path(), None, None) if from_checkpoint else None
+    assert _rate(TextClassifier(model, tune=tune), base, is_encoder) == rate
+
+
+def test_progress_of_labels_is_shown_of_many_texts():
+    assert not TextClassifier()._shows(["x"] * 1000)
+    assert TextClassifier()._shows(["x"] * 1001)
+    assert not TextClassifier(verbose=False)._shows(["x"] * 1001)
+    assert not TextClassifier()._shows(iter(["x"] * 1001))
 
 
 def test_options_reach_the_run(capfd):

@@ -56,7 +56,8 @@ def _class_weights(
     """The weight of every class in the head's order; empty where all are 1.
 
     Balanced: inverse to a class's count, so that each class weighs the same in sum; classes that
-    do not occur have 1. Source: scikit-learn's class_weight="balanced".
+    do not occur have 1. `class_weights` are factors of these. Source: scikit-learn's
+    class_weight="balanced".
     """
     names = head_labels(task, slot_format)
     weights = np.ones(len(names))
@@ -66,5 +67,5 @@ def _class_weights(
         weights = np.where(counts, len(labels) / (len(names) * np.maximum(counts, 1)), 1.0)
     for label, weight in config.class_weights:
         if label in names:
-            weights[names.index(label)] = weight
+            weights[names.index(label)] *= weight
     return () if np.all(weights == 1) else tuple(map(float, weights))

@@ -27,6 +27,16 @@ PARTS = {
 }
 
 
+@pytest.mark.parametrize("shape", [(3, 300), (300, 3), (2, 129, 5), (128,), (4, 256)])
+def test_a_view_is_copied_whole_however_it_is_turned(shape):
+    array = leaf(shape, np.float32)
+    for view in (array, array.T):
+        found = tree_store.contiguous(view, "float64")
+        np.testing.assert_array_equal(found, view)
+        assert found.flags.c_contiguous
+        assert found.dtype == np.float64
+
+
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """A tree written as a conversion does, in blocks of two rows of the kernel."""

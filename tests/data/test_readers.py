@@ -64,6 +64,31 @@ def test_a_quote_that_holds_texts_to_label_is_noticed(tmp_path):
         records(path, Schema("text", id="id"))
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_line_may_have_so_many_bytes_besides_its_end(tmp_path, monkeypatch, end, is_last):
+    monkeypatch.setattr(readers, "MAX_BYTES", 8)
+    path = write(tmp_path / "a.txt", b"x" * 8 + end + (b"" if is_last else b"y"))
+    expected = [(1, b"x" * 8), *([] if is_last else [(2, b"y")])]
+    assert [*readers._lines(path)] == expected
+    write(path, b"x" * 11 + end + b"y")
+    (_, first), second = readers._lines(path)
+    assert isinstance(first, readers._LongLine)
+    assert second == (2, b"y")
+
+
+@pytest.mark.parametrize(("count", "is_told"), [(3, False), (4, True)])
+def test_of_texts_to_label_four_whole_rows_are_no_text(tmp_path, count, is_told):
+    held = "\n".join(f"{number},text {number}" for number in range(count))
+    held = held.replace("text", '"text', 1) + '"'
+    path = write(tmp_path / "train.csv", f"id,text\n{held}\nb,last\n")
+    if is_told:
+        with pytest.raises(InputError, match="4 lines together, of which 4 are whole rows"):
+            records(path, Schema("text", id="id"))
+    else:
+        assert len(records(path, Schema("text", id="id"))[0]) == 2
+
+
 TEXTS = [
     "one line, a comma",
     "dear all,\n\nyours, Bob\n",

@@ -211,6 +211,8 @@ def test_the_page_shows_it(wanted, temperatures):
 def test_the_page_says_where_no_confidence_is_enough():
     found = predictions(PROBABILITIES, [1, 0, 1, 0])
     figures = calibration.measure(found, (TOPIC,), {}, 0.5)
+    nothing = {"wanted": 0.5, "threshold": None, "coverage": 0.0, "accuracy": None}
+    assert figures["topic"]["abstention"] == nothing
     page = render(found, (TOPIC,), [], calibration=figures)
     assert "No confidence has an accuracy of 50.00 % above it" in page.text
 

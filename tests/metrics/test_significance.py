@@ -68,6 +68,22 @@ def test_the_correlation_with_a_constant_is_none(constant):
     assert all(map(math.isnan, significance.estimate(figure, 20)))
 
 
+@pytest.mark.parametrize(
+    ("task", "gold", "predicted"),
+    [
+        (MATTHEWS, "a", "b"),  # either side has but one class
+        (SETS, (), ()),
+        (SLOTS, ("O", "O"), ("Other", "Other")),
+        (SLOTS, ("B-date", "O"), None),
+    ],
+)
+def test_a_figure_of_nothing_is_none_at_all(task, gold, predicted):
+    found = [Prediction(str(n), "", {"t": gold}, {"t": predicted}) for n in range(4)]
+    figure = significance.figure(found, task)
+    assert significance.estimate(figure, 5) == (0, 0, 0)
+    assert metrics.compute(found, (task,))["t"][figure.name] == 0
+
+
 def test_a_metric_that_is_no_function_of_sums_is_refused():
     with pytest.raises(ValueError, match="t: spearman is no function"):
         significance.figure(predictions(NUMBERS, 3), Task("t", "regression", (), metric="spearman"))
@@ -90,6 +106,10 @@ def test_the_seed_alone_decides(monkeypatch):
     assert not np.array_equal(first, significance.resampled(rows, 200, seed=2))
     monkeypatch.setattr(significance, "_DRAWS", 1_500)  # 30 resamples at once
     assert significance.resampled(rows, 200, seed=1).shape == (200, 2)
+    # All 50 texts are drawn in each resample, also in the last 20.
+    assert (significance.resampled(np.ones((50, 1)), 200, seed=1) == 50).all()
+    drawn = significance.resampled(rows, 200, seed=1)
+    assert len(np.unique(drawn[:, 0])) == 200
 
 
 def test_intervals_are_those_of_scipy():
@@ -120,6 +140,8 @@ def test_intervals_are_those_of_scipy():
         (12, 12, 1),
         (10, 30, math.erfc(math.sqrt((20 - 1) ** 2 / 40 / 2))),  # chi-square, one degree
         (15, 15, 1),
+        (5, 19, stats.binomtest(5, 24).pvalue),  # fewer than 25
+        (5, 20, math.erfc(math.sqrt((15 - 1) ** 2 / 25 / 2))),
     ],
 )
 def test_mcnemar(lost, won, p):

@@ -28,6 +28,8 @@ PUBLISHED = {
     "mistral_7b_v0.3": 7.248,
     "phi4": 14.66,
     "smollm2_135m": 0.1345,
+    "smollm2_360m": 0.3618,
+    "smollm2_1.7b": 1.7114,
     "smollm3_3b": 3.075,
     "olmo2_7b": 7.299,
     "olmo2_32b": 32.234,
@@ -68,6 +70,77 @@ def test_parameters_are_about_as_many_as_cards_say(name, millions):
 def test_parameters_are_as_many_as_published(name, billions):
     leaves = jax.tree.leaves(registry.create(name).abstract)
     assert sum(math.prod(leaf.shape) for leaf in leaves) / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_heads_share_key_heads_evenly():
+    """Also in the models from scratch, which are nobody's but ours."""
+    decoders_ = {n: each for n, each in registry.CONFIGS.items() if isinstance(each, DecoderConfig)}
+    assert len(decoders_) > 30
+    assert [n for n, each in decoders_.items() if each.num_heads % each.num_kv_heads] == []
+
+
+# What a count of parameters does not see, from the config.json that each was published with: heads,
+# key heads, positions, the base of rotary angles and the epsilon of norms.
+READ = {
+    "llama2_7b": (32, 32, 4096, 1e4, 1e-5),
+    "llama2_13b": (40, 40, 4096, 1e4, 1e-5),
+    "llama2_70b": (64, 8, 4096, 1e4, 1e-5),
+    "llama3_8b": (32, 8, 8192, 5e5, 1e-5),
+    "llama3_70b": (64, 8, 8192, 5e5, 1e-5),
+    "llama3.1_8b": (32, 8, 131_072, 5e5, 1e-5),
+    "llama3.1_70b": (64, 8, 131_072, 5e5, 1e-5),
+    "llama3.2_1b": (32, 8, 131_072, 5e5, 1e-5),
+    "llama3.2_3b": (24, 8, 131_072, 5e5, 1e-5),
+    "qwen2.5_0.5b": (14, 2, 32_768, 1e6, 1e-6),
+    "qwen2.5_7b": (28, 4, 131_072, 1e6, 1e-6),
+    "qwen2.5_72b": (64, 8, 131_072, 1e6, 1e-5),
+    "qwen3_0.6b": (16, 8, 40_960, 1e6, 1e-6),
+    "qwen3_8b": (32, 8, 40_960, 1e6, 1e-6),
+    "qwen3_32b": (64, 8, 40_960, 1e6, 1e-6),
+    "qwen3_30b_a3b": (32, 4, 40_960, 1e6, 1e-6),
+    "gemma2_2b": (8, 4, 8192, 1e4, 1e-6),
+    "gemma2_27b": (32, 16, 8192, 1e4, 1e-6),
+    "gemma3_1b": (4, 1, 32_768, 1e6, 1e-6),
+    "mistral_7b_v0.1": (32, 8, 32_768, 1e4, 1e-5),
+    "mistral_7b_v0.3": (32, 8, 32_768, 1e6, 1e-5),
+    "mixtral_8x7b": (32, 8, 32_768, 1e6, 1e-5),
+    "phi4": (40, 10, 16_384, 250_000, 1e-5),
+    "smollm2_135m": (9, 3, 8192, 1e5, 1e-5),
+    "smollm2_1.7b": (32, 32, 8192, 130_000, 1e-5),
+    "smollm3_3b": (16, 4, 65_536, 5e6, 1e-6),
+    "olmo2_7b": (32, 32, 4096, 5e5, 1e-6),
+    "granite3_8b": (32, 8, 131_072, 1e7, 1e-5),
+}
+HEADS = {
+    "bert_base": 12,
+    "bert_large": 16,
+    "roberta_base": 12,
+    "roberta_large": 16,
+    "distilbert": 12,
+    "electra_small": 4,
+    "electra_base": 12,
+    "xlm_roberta_base": 12,
+    "xlm_roberta_large": 16,
+    "albert_base": 12,
+    "mpnet_base": 12,
+    "deberta_v3_xsmall": 6,
+    "deberta_v3_small": 12,
+    "deberta_v3_base": 12,
+    "deberta_v3_large": 16,
+}
+
+
+@pytest.mark.parametrize(("name", "read"), READ.items())
+def test_a_decoder_has_the_heads_and_positions_that_it_was_published_with(name, read):
+    each = registry.CONFIGS[name]
+    found = each.num_heads, each.num_kv_heads, each.max_position, each.rope_theta
+    assert (*found, each.rms_norm_eps) == read
+
+
+@pytest.mark.parametrize(("name", "heads"), HEADS.items())
+def test_an_encoder_has_the_heads_and_positions_that_it_was_published_with(name, heads):
+    each = registry.CONFIGS[name]
+    assert (each.num_heads, each.max_position) == (heads, 512)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -354,6 +355,62 @@ def test_tokens_that_a_mesh_does_not_divide_count_whole():
     assert estimate._divided(16_415, sizes, "between") == 1
 
 
+LAYER = 4096 * 4096 * 2 + 4096 * 1024 * 2 + 3 * 4096 * 14_336 + 2 * 4096  # values of llama3_8b's
+GIVEN = 2 * 4096 + 4096 + 2 * 1024 + 2 * 14_336  # by a layer's products, of which o and down whole
+
+
+@pytest.mark.parametrize(
+    ("cut", "fields", "kept"),
+    [
+        # The inputs of 32 layers, of 2 · 1,024 tokens on 2 chips.
+        ({"tensor": 2}, (), 32 * 1024 * 4096 * 2),
+        # Of 8 groups, and of the 4 layers of one.
+        ({"tensor": 2}, ("model.checkpoint_layers=4",), 12 * 1024 * 4096 * 2),
+        # The same, and what products and attention gave.
+        (
+            {"tensor": 2},
+            ("model.gradient_checkpointing=False",),
+            32 * 1024 * 4096 * 2 + 32 * 2048 * ((GIVEN + 2 * 4096) // 2 + 2048) * 2,
+        ),
+        ({"sequence": 2}, (), 32 * 1024 * 4096 * 2),
+    ],
+)
+def test_bytes_of_a_step_by_hand(cut, fields, kept):
+    """Full tuning of 8B on 8 chips: 16 rows of 1,024 tokens in two micro-batches."""
+    rows = ("train.batch_size=16", "train.max_length=1024", "train.pack=False")
+    need = job("llama3_8b_20ng.py", "h100:8", *rows, *fields).need(ONE | {"fsdp": 4} | cut, 2)
+    tensor = cut.get("tensor", 1)
+    tokens = 2 * 1024 * tensor // 2
+    within = tokens * (2 * 4096 + 5 * 14_336 // tensor) * 2
+    assert need.activations == within + kept + 3 * LAYER * 2 // tensor
+    # Each of 8 chips has an eighth of all, but norms; gradients are in bfloat16, their sum is not.
+    kernels = 4 * (32 * (LAYER - 2 * 4096) + 4096 * 128_256) // 8
+    assert need.gradients == 2 * need.parameters - kernels // 2
+    assert need.total == need.parameters + need.optimizer + need.gradients + need.activations
+
+
+def test_scores_need_room_where_attention_makes_them():
+    """T5's, forward and backward, with their weights: by a kernel those of 128 queries at once."""
+    rows = ("train.batch_size=16", "train.max_length=1024")
+    sizes, tokens, heads = ONE | {"fsdp": 4, "tensor": 2}, 2 * 1024, 64 // 2
+    within = tokens * (2 * 4096 + 5 * 10_240 // 2) * 2
+    layer = 4 * 4096 * 4096 + 3 * 4096 * 10_240 + 2 * 4096
+    for attention, at_once in (("cudnn", 2 * 128), ("plain", tokens)):
+        planned = job("flan_t5_xxl_20ng.py", "h100:8", *rows, f"model.attention={attention}")
+        scores = 3 * at_once * 1024 * heads * 4
+        kept = 24 * tokens // 2 * 4096 * 2
+        found = planned.need(sizes, 2).activations
+        assert found == pytest.approx(within + scores + kept + 3 * layer * 2 / 2, rel=1e-6)
+
+
+def test_where_nothing_is_computed_again_every_layer_keeps_what_is_within():
+    rows = ("train.batch_size=16", "train.max_length=1024", "model.gradient_checkpointing=False")
+    planned = job("llama3_8b_20ng.py", "h100:8", *rows, "model.attention=plain")
+    within = 2 * 1024 * (2 * 4096 + 5 * 14_336 // 2) * 2
+    found = planned.need(ONE | {"fsdp": 4, "tensor": 2}, 2).activations
+    assert found == 32 * within + 3 * LAYER * 2 // 2
+
+
 def test_dropout_of_adapters_needs_room_while_it_is_drawn():
     """Of the widest input, feed-forward's, which tensor divides: 2 bfloat16, 2 words, a flag."""
     dropped, whole = (
@@ -416,6 +473,17 @@ def test_the_planned_batch_has_room_for_every_batch_of_the_run(tmp_path, name, f
         assert leaf.shape[1] == widest[jax.tree_util.keystr(path)]
 
 
+def test_steps_that_are_shorter_than_planned_are_told():
+    """Without packing rows are those of the longest texts, and the mean is said."""
+    line = (
+        "  rows are those of the longest texts; the mean has 1,234 tokens, so that most steps are"
+    )
+    for pack, mean, said in ((False, 1234.4, True), (True, 1234.4, False), (False, None, False)):
+        planned = job("llama3_8b_20ng.py", "h100:1", f"train.pack={pack}")
+        shown = plans._head(planned, ONE, 1, mean)
+        assert any(each.startswith(line) for each in shown) == said
+
+
 def test_what_is_not_here_is_stood_in_for_and_said(monkeypatch):
     monkeypatch.delenv("JAXCLF_DATA_ROOT", raising=False)
     loaded = loading.load(str(ROOT / "configs/llama3_8b_20ng.py:five_shot"), ["data.root=nowhere"])
@@ -435,6 +503,33 @@ def test_what_is_not_here_is_stood_in_for_and_said(monkeypatch):
     assert sharing.rows(8).prefix == 0  # a micro-batch of one row shares nothing
     sizes = ONE | {"fsdp": 8}
     assert sharing.need(sizes, 1).activations > rows.need(sizes, 1).activations
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "with_data", "without"),
+    [
+        ("llama3_8b_massive.py:smoke", (), {"decoding"}, {"decoding"}),
+        (
+            "llama3_8b_massive.py:smoke",
+            ("eval.decoding=score",),
+            {"reading", "scoring"},
+            {"decoding"},
+        ),
+        ("roberta_base_massive.py:smoke", ("train.max_length=64",), {"prediction"}, set()),
+        ("flan_t5_base_massive.py:smoke", (), {"decoding"}, {"decoding"}),
+        (
+            "attens_bert_base.py:smoke",
+            ("data.name=builtin", "data.task=intent"),
+            {"features", "combiner"},
+            {"features", "combiner"},
+        ),
+    ],
+)
+def test_the_programs_of_a_run_are_those_that_it_will_compile(name, fields, with_data, without):
+    planned = job(name, "h100:4", *fields)
+    assert programs.of(planned, ONE, 1).keys() == {"train_step", *without}
+    planned.workload = Mock(workload.Workload)
+    assert programs.of(planned, ONE, 1).keys() == {"train_step", *with_data}
 
 
 def compiled(name: str, topology: str, mesh: str, *fields: str) -> dict[str, programs.Program]:

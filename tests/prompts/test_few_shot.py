@@ -5,7 +5,7 @@ import pytest
 from jaxclf.config.defaults import default
 from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Record, Task
-from jaxclf.prompts import few_shot
+from jaxclf.prompts import few_shot, source
 
 TOPIC = Task("topic", "class", ("a", "b", "c"))
 SLOTS = [Record("s", "now", {"slots": ("B-time",)})]
@@ -85,6 +85,30 @@ def test_similar_takes_the_nearest_texts_and_the_nearest_last():
     assert ids(similar(0, records[0])) == ["3", "1"]  # never itself
     assert ids(similar(0, Record("x", "", {}))) == ["1", "0"]
     assert len(similar()) == 2  # without a text, by seed
+
+
+@pytest.mark.parametrize(
+    ("fields", "own"),
+    [
+        ({"shots": 0}, False),
+        ({"shots": 2}, False),
+        ({"shots": 2, "choose": "balanced"}, False),
+        ({"shots": 2, "fresh_shots": True}, True),
+        ({"shots": 2, "choose": "similar"}, True),
+        ({"shots": 0, "fresh_shots": True}, False),  # no examples, so that none differ
+        ({"shots": 0, "choose": "similar"}, False),
+    ],
+)
+def test_a_text_has_a_prompt_of_its_own_where_its_examples_are(fields, own):
+    config = default()
+    with config.unlocked():
+        config.prompt.update(**fields)
+    assert source.has_own_prompts(config) == own
+
+
+def test_too_few_examples_are_told_before_the_first_text():
+    with pytest.raises(InputError, match=r"prompt\.shots is 9; .* has 8 usable"):
+        choose(9, choose="similar")
 
 
 def test_only_records_with_gold_are_examples():

@@ -57,6 +57,23 @@ def run(finished, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.parametrize("name", ["report.json", "adapters", "features", "combiners"])
+def test_whatever_was_computed_makes_a_run(name, tmp_path):
+    assert not claims.is_begun(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").touch()
+    assert not claims.is_begun(tmp_path)
+    (tmp_path / name).mkdir()
+    assert claims.is_begun(tmp_path)
+
+
+def test_a_saved_step_makes_a_run(tmp_path):
+    (tmp_path / "checkpoints/3.partial").mkdir(parents=True)
+    assert not claims.is_begun(tmp_path)
+    (tmp_path / "checkpoints/3").mkdir()
+    assert claims.is_begun(tmp_path)
+
+
 def test_a_command_that_fails_on_its_data_leaves_nothing_behind(tmp_path):
     path = write(tmp_path, rows())
     with pytest.raises(InputError, match="topik"):

@@ -10,7 +10,7 @@ from jaxclf.config.defaults import default
 from jaxclf.core.errors import ArtifactError, InputError
 from jaxclf.data import datasets
 from jaxclf.data.predictions import Prediction
-from jaxclf.metrics import metrics
+from jaxclf.metrics import metrics, significance
 from jaxclf.runs import comparison
 
 GOLD = ("spam", "ham", "ham", "eggs")
@@ -106,6 +106,36 @@ def test_two_runs_from_folders_to_page(runs, capsys):
     page = (runs / "out/comparison.html").read_text()
     assert "buy &lt;now&gt;" in page
     assert "buy <now>" not in page
+
+
+def test_texts_are_told_apart_by_their_ids_in_the_order_of_a(runs, config):
+    """However b wrote its predictions down."""
+    a, b = comparison.read(runs / "A"), comparison.read(runs / "B")
+    expected = comparison.compare(a, b, samples=50)
+    write(runs / "B", config, B, SLOTS["B"], lambda predictions: predictions[::-1])
+    turned = comparison.compare(a, comparison.read(runs / "B"), samples=50)
+    assert turned["tasks"] == expected["tasks"]
+    assert turned["joint"] == expected["joint"]
+    back = comparison.compare(comparison.read(runs / "B"), a, samples=50)["tasks"]
+    assert [each["id"] for each in back["slots"]["lost"]] == ["r3", "r2", "r1", "r0"]
+    assert [each["id"] for each in back["label"]["lost"]] == ["r3", "r1"]
+    assert [each["id"] for each in back["label"]["won"]] == ["r0"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "test"),
+    [(5, 19, "exact binomial"), (5, 20, "chi-square, continuity corrected")],
+)
+def test_the_test_that_was_made_is_named(lost, won, test):
+    a = [True] * lost + [False] * won + [True, False]
+    b = [False] * lost + [True] * won + [True, False]
+    found = comparison._mcnemar(a, b)
+    assert found == {
+        "lost": lost,
+        "won": won,
+        "p": significance.mcnemar(lost, won),
+        "test": test,
+    }
 
 
 def test_one_task_alone(runs):

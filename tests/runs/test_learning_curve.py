@@ -12,6 +12,7 @@ from jaxclf.core.errors import ArtifactError, InputError, Preempted
 from jaxclf.data import datasets
 from jaxclf.data.predictions import Prediction
 from jaxclf.metrics import metrics
+from jaxclf.runs import learning_curve
 
 CONFIG = str(Path(__file__).parents[2] / "configs/my_task.py")
 
@@ -92,6 +93,43 @@ def test_a_run_for_every_size_and_seed(command, trained, tmp_path, capsys):
     assert "data:image/svg+xml;base64," in page
 
 
+def reported(tasks: dict[str, str], seed: int, **values) -> tuple[dict, dict]:
+    """A run of these tasks by their kinds, and what its report says."""
+    described = {
+        name: {"kind": kind, "labels": [] if kind == "regression" else ["a", "b"]}
+        for name, kind in tasks.items()
+    }
+    found = {"data": {"tasks": described}, "eval": values, "provenance": {"checkpoint": "c"}}
+    return {"size": "5", "examples": 5, "seed": seed}, found
+
+
+def test_several_tasks_have_a_curve_together_where_all_are_right_or_wrong():
+    tasks = {"intent": "class", "stars": "regression"}
+    each = {"intent": {"accuracy": 0.5}, "stars": {"pearson": 0.25}}
+    joint = {"joint": {"exact_match": 0.125, "support": 8}}
+    found = learning_curve.summary([reported(tasks, 0, **each, **joint)])
+    assert [*found["tasks"]] == ["intent", "stars", "joint"]
+    assert found["tasks"]["joint"]["metric"] == "exact_match"
+    assert found["tasks"]["joint"]["points"][0]["mean"] == 0.125
+    assert [*learning_curve.summary([reported(tasks, 0, **each)])["tasks"]] == ["intent", "stars"]
+    # A task alone may be called so.
+    alone = learning_curve.summary([reported({"joint": "class"}, 0, joint={"accuracy": 0.5})])
+    assert alone["tasks"]["joint"]["metric"] == "accuracy"
+    assert alone["tasks"]["joint"]["points"][0]["values"] == [0.5]
+
+
+def test_a_run_without_the_metric_is_in_no_mean():
+    values = [{"accuracy": 0.5}, {}, {"accuracy": 1.0}]
+    runs = [reported({"label": "class"}, n, label=each) for n, each in enumerate(values)]
+    (point,) = learning_curve.summary(runs)["tasks"]["label"]["points"]
+    assert point["values"] == [0.5, None, 1.0]
+    assert (point["mean"], point["deviation"]) == (0.75, pytest.approx(0.5 / 2**0.5))
+    (point,) = learning_curve.summary(runs[:2])["tasks"]["label"]["points"]
+    assert (point["mean"], point["deviation"]) == (0.5, None)
+    (point,) = learning_curve.summary(runs[1:2])["tasks"]["label"]["points"]
+    assert (point["mean"], point["deviation"]) == (None, None)
+
+
 def test_finished_runs_are_read_and_others_made(command, trained, monkeypatch):
     command("--sizes", "10", "--seeds", "1")
     command("--sizes", "10,20", "--seeds", "1")
@@ -122,6 +160,15 @@ def test_a_run_that_counted_its_steps_is_finished(trained, data, tmp_path):
     train.run(counted, tmp_path / "run")
     assert report.finished(config, tmp_path / "run")
     assert not report.finished(config, tmp_path)
+
+
+def test_all_seeds_are_checked_before_the_first_run(command, trained):
+    largest = 2**32 - 1
+    with pytest.raises(InputError, match=f"seed is {largest + 1}"):
+        command("--sizes", "10", "--seeds", "2", f"--config.seed={largest}")
+    assert trained == []
+    command("--sizes", "10", "--seeds", "1", f"--config.seed={largest}")
+    assert trained == [f"10-{largest}"]
 
 
 @pytest.mark.parametrize(

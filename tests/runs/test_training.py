@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,7 +14,11 @@ from jaxclf.checkpoint.model_dir import resolve
 from jaxclf.checkpoint.tree_store import manifest_to_json
 from jaxclf.classifiers.opening import open_run
 from jaxclf.config import loading
+from jaxclf.config.defaults import default
 from jaxclf.core.errors import InputError, NonFiniteError
+from jaxclf.core.logs import Logger
+from jaxclf.data.tasks import Task
+from jaxclf.runs import training
 from jaxclf.runs.evaluation import evaluate
 from jaxclf.runs.training import train
 from jaxclf.training.losses import Objective
@@ -124,6 +130,41 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("lengths", "count"), [((5, 8, 8), 0), ((9, 8, 12), 2)])
+def test_texts_beyond_the_models_positions_are_counted_and_said(lengths, count, monkeypatch):
+    monkeypatch.setattr(training.batching, "row", lambda length: {"tokens": [0] * length})
+    model = SimpleNamespace(config=SimpleNamespace(max_position=8))
+    run = SimpleNamespace(setup=SimpleNamespace(model=model, examples=lengths), config=default())
+    logger = Mock(Logger)
+    training._Run.warn_of_long_texts(run, logger)
+    said = [call.args[0] for call in logger.say.call_args_list]
+    start = f"warning: {count} training examples are longer than the 8 positions"
+    assert [line.startswith(start) for line in said] == [True] * (count > 0)
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(4, [4, 8, 10]), (0, [10]), (5, [5, 10]), (100, [10])]
+)
+def test_what_is_due_now_and_then_is_due_at_the_end(every, steps):
+    assert [step for step in range(1, 11) if training._due(step, every, 10)] == steps
+
+
+def test_the_best_step_is_chosen_by_a_metric_that_is_measured():
+    tasks = (Task("topic", "class", ("a", "b")), Task("stars", "regression", ()))
+    config = default()
+    for name, chosen in (
+        ("", ("score", True)),
+        ("topic.macro_f1", ("topic.macro_f1", True)),
+        ("stars.mse", ("stars.mse", False)),
+        ("topic.unparsed", ("topic.unparsed", False)),
+    ):
+        config.train.metric_for_best_model = name
+        assert training._best_metric(config, tasks) == chosen
+    config.train.metric_for_best_model = "topic.support"  # a count is no quality
+    with pytest.raises(InputError, match="expected one of topic.accuracy"):
+        training._best_metric(config, tasks)
+
+
 def test_longer_run_resumes_exactly(whole, tmp_path):
     train(constant("train.steps=3"), tmp_path)
     train(constant(), tmp_path)

@@ -17,7 +17,7 @@ from jaxclf.data import datasets
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
 from jaxclf.report import tables as shown
-from jaxclf.tables import definitions, results
+from jaxclf.tables import definitions, results, runs
 from jaxclf.tables import published as published_tables
 from jaxclf.tables.runs import TableRun, attempt, carry_out, finished
 
@@ -47,6 +47,23 @@ def test_published_figures_stand_where_the_papers_have_them():
     assert published(attens3, "bert-base-ft-lora", "imdb") == 0.8789
     assert published(attens3, "bert-base-ft-lora", "trec") is None
     assert {cell.published for cell in definitions.find("attens_k").cells} == {None}
+
+
+def test_no_published_figure_moves_unseen():
+    """Sums of the figures as they were read off the papers."""
+    sums = {"zhao3": 106.232, "attens2": 89.5621, "attens3": 7.3964}
+    for name, expected in sums.items():
+        figures = [cell.published or 0 for cell in definitions.find(name).cells]
+        assert sum(figures) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_goes_wrong_in_a_run_is_in_its_log_too(tmp_path, capfd):
+    with runs._logged(tmp_path / "log.txt"):
+        os.write(1, b"result\n")
+        os.write(2, b"of a library\n")
+    os.write(2, b"afterwards\n")
+    assert (tmp_path / "log.txt").read_text() == "result\nof a library\n"
+    assert capfd.readouterr() == ("", "afterwards\n")
 
 
 def test_every_row_of_the_papers_is_there():
