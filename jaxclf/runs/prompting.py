@@ -173,7 +173,7 @@ def run(
     data = facts.data_facts(asked.dataset, split=split, predictions=first.predictions)
     result = facts.describe(config, data, asked.model, train)
     result |= facts.scores(config, first.recipe, first.predictions, split)
-    result |= first.facts | facts.cost(first.seconds, len(records))
+    result |= {**first.facts, **facts.cost(first.seconds, len(records))}
     others = [
         metrics.compute(each.predictions, tasks, config.prompt.slots) for each in answered[1:]
     ]
