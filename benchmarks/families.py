@@ -13,6 +13,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import numpy as np
 
 from jaxclf.adapters import lora
@@ -106,7 +107,8 @@ def merged(outputs, params) -> str:
     """How far merged adapters are from the same ones beside their kernels."""
     from tests.parity.test_decoders import off
 
-    adapters = random_adapters(params, lora.Spec(rank=4))
+    experts = ("gate", "up", "down") if "router" in str(jax.tree.structure(params)) else ()
+    adapters = random_adapters(params, lora.Spec(targets=("q", "v", *experts), rank=4))
     found = outputs(lora.bind(params, adapters)), outputs(lora.merge(params, adapters))
     return f"{off(found[1], found[0]):.0e}"
 
@@ -126,6 +128,8 @@ def kernels(config) -> str:
     """Which layers attend by splash (TPUs) and cuDNN (GPUs), alone and beside a shared prefix."""
     if config.attention_cap or config.sinks:
         return f"{KERNELS}; plain beside a prefix"
+    if any(kind.sight.chunk for kind in config.kinds):
+        return "all; plain where a chunk is"
     kinds = {kind.sight.window for kind in config.kinds} or {None}
     if kinds == {None}:
         return "all"

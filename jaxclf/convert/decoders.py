@@ -183,6 +183,7 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
     Raises InputError naming every attribute that we do not honour, ArtifactError for a missing
     or impossible value.
     """
+    off = {name for name in (*_SPANS.values(), *CAPS) if name in theirs and theirs[name] is None}
     theirs = {name: value for name, value in theirs.items() if value is not None}
     family = str(theirs.get("model_type"))
     variant = VARIANTS[family]
@@ -195,7 +196,8 @@ def read_config(theirs: Mapping[str, Any], source: object) -> DecoderConfig:
     known |= {*variant.biases, *variant.by_hand}
     unused = {"attention_bias": False, "mlp_bias": False, "sliding_window": None}
     attributes.refuse_unknown(theirs, known, _FIXED | unused, source)
-    values = _DEFAULTS | variant.defaults | theirs
+    defaults = _DEFAULTS | variant.defaults
+    values = {name: defaults[name] for name in defaults if name not in off} | theirs
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
     values.setdefault("num_key_value_heads", heads)  # files from before grouped queries
     if "head_dim" not in values and is_size(heads) and is_size(hidden):
