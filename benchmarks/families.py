@@ -18,6 +18,7 @@ import numpy as np
 from jaxclf.adapters import lora
 from jaxclf.checkpoint.model_dir import load_params, read_model
 from jaxclf.convert import hf_export, hf_import
+from jaxclf.core import tree
 from jaxclf.models import registry
 from tests.tiny_adapters import random_adapters
 
@@ -123,7 +124,9 @@ def merged(outputs, params) -> str:
     """How far merged adapters are from the same ones beside their kernels."""
     from tests.parity.test_decoders import off
 
-    adapters = random_adapters(params, lora.Spec(rank=4))
+    has_experts = any("/router/" in path for path in tree.flatten(params))
+    experts = ("gate", "up", "down") if has_experts else ()
+    adapters = random_adapters(params, lora.Spec(targets=("q", "v", *experts), rank=4))
     found = outputs(lora.bind(params, adapters)), outputs(lora.merge(params, adapters))
     return f"{off(found[1], found[0]):.0e}"
 
@@ -143,6 +146,8 @@ def kernels(config) -> str:
     """Which layers attend by splash (TPUs) and cuDNN (GPUs), alone and beside a shared prefix."""
     if config.attention_cap or config.sinks:
         return f"{KERNELS}; plain beside a prefix"
+    if any(kind.sight.chunk for kind in config.kinds):
+        return "all; plain where a chunk is"
     kinds = {kind.sight.window for kind in config.kinds} or {None}
     if kinds == {None}:
         return "all"

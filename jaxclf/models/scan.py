@@ -1,6 +1,6 @@
 """Layers as one stack, or several: drawn, and threaded through by a loop that is compiled once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ Body = Callable[[Any, Any, Int[Array, ""], Places | None], Any]
 
 
 def scan_layers(
-    layers: nnx.Module | Mapping[str, nnx.Module],
+    layers: Any,
     body: Body,
     carry: Any,
     remat: int,
@@ -49,7 +49,7 @@ def scan_layers(
     `kinds`: one for each layer, where they differ in more than parameters: `body` gets it as
     `kind`. Layers are then scanned by the period in which kinds come again, and those after the
     last whole period one by one. `order`: where layers lie in several stacks, as they have other
-    parameters, the name of each one's stack.
+    parameters, the name of each one's stack; `layers` has them by name then.
     """
     stacks = {name: layers[name] for name in dict.fromkeys(order)} if order else {"": layers}
     split = {name: nnx.split(stack) for name, stack in stacks.items()}

@@ -1,6 +1,7 @@
 """Feed-forward by experts: what a loop over them computes, on every path."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -131,28 +132,58 @@ def test_packed_rows_sum_to_the_same_loss_as_single_rows(model, params):
     np.testing.assert_allclose(packed.loss, single.loss, rtol=1e-6)
 
 
-@pytest.mark.parametrize("unroll", [1, 2, 5])
-@pytest.mark.parametrize("remat", [0, 1, 2])
-def test_layers_of_two_kinds_are_looped_over_in_their_order(unroll, remat):
-    """However they are compiled: by periods of several layers, by one, or each on its own."""
-    tokens = np.arange(11)[None]
-    params = random_params(registry.create(LAYERS_OF_TWO_KINDS))
+BY_PERIODS = dataclasses.replace(
+    LAYERS_OF_TWO_KINDS,
+    num_layers=9,
+    layer_types=("chunk", "full") * 4 + ("chunk",),
+    rotary_layers=(True, False) * 4 + (True,),
+    expert_layers=(False, True) * 4 + (False,),
+)
 
-    def hidden(unroll, remat):
-        model = registry.create(LAYERS_OF_TWO_KINDS, unroll=unroll, remat=remat)
+
+@pytest.mark.parametrize(
+    ("config", "unroll", "remat"),
+    [
+        (LAYERS_OF_TWO_KINDS, 1, 0),
+        (LAYERS_OF_TWO_KINDS, 5, 1),
+        (BY_PERIODS, 1, 0),
+        (BY_PERIODS, 2, 1),
+        (BY_PERIODS, 1, 4),
+    ],
+)
+def test_layers_of_two_kinds_are_looped_over_in_their_order(config, unroll, remat):
+    """However they are compiled: by periods, by groups of periods, or each on its own."""
+    tokens = np.arange(11)[None]
+    params = random_params(registry.create(config))
+
+    @jax.jit
+    def hidden(params):
+        model = registry.create(config, unroll=unroll, remat=remat)
         return model.bind(params).hidden(tokens, tokens, np.ones_like(tokens))
 
-    plain = registry.create(LAYERS_OF_TWO_KINDS).bind(params)
-    x, ropes = plain.start(tokens, tokens)
-    graphs = {name: nnx.split(plain.layers[name]) for name in ("sparse", "dense")}
-    places = {"sparse": 0, "dense": 0}
-    for kind, name in zip(LAYERS_OF_TWO_KINDS.kinds, LAYERS_OF_TWO_KINDS.order, strict=True):
-        graphdef, stack = graphs[name]
-        block = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=places[name]: leaf[i], stack))
-        mask = causal_mask(np.ones_like(tokens)) & kind.sight.reaches(tokens, tokens)[:, None]
-        x = block(x, ropes.get(kind.rope), mask)
-        places[name] += 1
-    np.testing.assert_allclose(hidden(unroll, remat), plain.norm(x), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(hidden(params), one_by_one(config)(params), rtol=0, atol=1e-5)
+
+
+@functools.cache
+def one_by_one(config):
+    """Hidden states by a loop over the layers of two stacks."""
+    tokens = np.arange(11)[None]
+
+    @jax.jit
+    def hidden(params):
+        plain = registry.create(config).bind(params)
+        x, ropes = plain.start(tokens, tokens)
+        graphs = {name: nnx.split(plain.layers[name]) for name in ("sparse", "dense")}
+        places = {"sparse": 0, "dense": 0}
+        for kind, name in zip(config.kinds, config.order, strict=True):
+            graphdef, stack = graphs[name]
+            own = jax.tree.map(lambda leaf, place=places[name]: leaf[place], stack)
+            mask = causal_mask(np.ones_like(tokens)) & kind.sight.reaches(tokens, tokens)[:, None]
+            x = nnx.merge(graphdef, own)(x, ropes.get(kind.rope), mask)
+            places[name] += 1
+        return plain.norm(x)
+
+    return hidden
 
 
 def test_kernels_kept_in_more_bits_than_they_are_multiplied_in():
