@@ -33,7 +33,7 @@ class Said(LocalClassifier):
             "flags": dict(zip("xy", flags, strict=True)),
             "size": {"value": size},
         }
-        self.words = words
+        self.words, self.cut = words, int(size)
 
     def _labelled(self, records, batch_size, prompt, progress):
         progress(len(records))
@@ -47,7 +47,7 @@ class Said(LocalClassifier):
                 labels,
                 scores=self.said,
                 slot_scores={"slots": self.words},
-                cut=index + int(self.said["size"]["value"]),
+                cut=index + self.cut,
             )
             for index, record in enumerate(records)
         }

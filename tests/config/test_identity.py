@@ -32,7 +32,8 @@ def test_what_a_field_affects_decides_who_may_change_it(name):
 def test_fields_that_move_no_figure():
     assert {name for name, field in schema.FIELDS.items() if field.affects == "nothing"} == {
         *("api.base_url", "api.concurrency", "api.key_env", "api.max_cost", "api.retries"),
-        *("api.timeout", "mesh.data", "mesh.dcn_data", "mesh.fsdp", "mesh.sequence", "mesh.tensor"),
+        *("api.timeout", "distil.folder", "mesh.data", "mesh.dcn_data", "mesh.fsdp"),
+        *("mesh.sequence", "mesh.tensor"),
         *("model.attention", "train.keep", "train.logging_steps", "train.max_shapes"),
         "train.save_steps",
     }

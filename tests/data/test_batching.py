@@ -1,5 +1,7 @@
 """Examples as rows: where labels are predicted, and what padding looks like."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from jaxclf.data import batching, loader
 from jaxclf.data.batching import ANSWER
 from jaxclf.data.encoder_inputs import Encoded
 from jaxclf.data.examples import Tokens
+from jaxclf.data.shape_budget import Budget
 
 
 def example(prefix, text, label) -> Tokens:
@@ -125,3 +128,40 @@ def test_packed_encoder_targets_stay_with_their_example():
                 np.testing.assert_array_equal(target.labels[row][mine], labels)
             found.add(example.id)
     assert len(found) >= 4
+
+
+def taught(sizes, seed=0):
+    """The same with a teacher's word at each place, which tells the place."""
+    return [
+        dataclasses.replace(
+            example,
+            soft={
+                name: (
+                    np.stack([places + 100 * number, labels], 1).astype(np.float32),
+                    np.tile(np.array([0.25, 0.75], np.float32), (len(places), 1)),
+                )
+                for name, (places, labels) in example.targets.items()
+            },
+        )
+        for number, example in enumerate(encoded(sizes, seed), 1)
+    ]
+
+
+def test_a_teachers_word_stays_at_its_place_padded_and_packed():
+    examples = taught([3, 6, 5, 2, 7], seed=1)
+    rows = batching.padded([batching.row(example) for example in examples])
+    packed = next(loader.train_batches(examples, batch_size=2, seed=0, row_length=16))
+    for batch in (rows, packed, Budget(0, [(64, 16, 16)]).fit(rows)):
+        assert batch.soft is not None
+        for name, soft in batch.soft.items():
+            target = batch.targets[name]
+            assert soft.probabilities.shape == (*target.mask.shape, 2)
+            assert soft.shares[target.mask].tolist() == [[0.25, 0.75]] * target.mask.sum()
+            assert not soft.shares[~target.mask].any()
+            np.testing.assert_array_equal(
+                soft.probabilities[..., 1][target.mask], target.labels[target.mask]
+            )
+    mask = rows.targets["slots"].mask
+    place = rows.soft["slots"].probabilities[..., 0] % 100
+    np.testing.assert_array_equal(place[mask], rows.targets["slots"].positions[mask])
+    assert batching.padded([batching.row(each) for each in encoded([3])]).soft is None

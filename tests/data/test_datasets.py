@@ -455,3 +455,17 @@ def test_real_newsgroups(shared_root):
     assert dataset.tasks[0].labels == ("alt", "comp", "misc", "rec", "sci", "soc", "talk")
     assert len(dataset.tasks[1].labels) == 20
     assert dataset.splits["train"][0].text.startswith("From: mathew <mathew@mantis.co.uk>\n")
+
+
+def test_what_few_labels_leave_out_is_known(tmp_path):
+    few(tmp_path, 1)
+    config = default().data
+    config.update(name="file", task="label", id="id", train=str(tmp_path / "train.jsonl"))
+    assert datasets.load(config).left_out == ()
+    whole = datasets.load(config).splits["train"]
+    for fields in ({"train_examples": 10}, {"train_limit": 10}):
+        config.update({"train_examples": 0, "train_limit": 0} | fields)
+        found = datasets.load(config)
+        assert len(found.left_out) == 30
+        both = [*found.splits["train"], *found.left_out]
+        assert sorted(both, key=whole.index) == whole
