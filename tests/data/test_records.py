@@ -40,6 +40,20 @@ def row(**changes):
     return {**GOOD, "id": "2", **changes}
 
 
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [("no", "no"), ("yes", "yes"), (0, "no"), (1, "yes"), ("1", "yes"), (2, None), ("maybe", None)],
+)
+def test_a_number_is_the_class_at_its_place_where_classes_have_names(tmp_path, given, label):
+    schema = Schema("text", (Column("label", "class", "label", names=("no", "yes")),))
+    path = write_jsonl(tmp_path / "a.jsonl", {"text": "wake me", "label": given})
+    defects = Defects(skip=True)
+    found = read(path, schema, defects, "train").get("train", [])
+    assert [record.labels["label"] for record in found] == ([label] if label else [])
+    if label is None:
+        assert "is none of no, yes, nor the number of one" in defects.shown[0]
+
+
 DEFECTS = {
     "bad JSON": (b'{"id": "2", "text": "a"', "2: not JSON: "),
     "two objects on a line": (b'{"id": "2"} {"id": "3"}', "2: not JSON: Extra data"),

@@ -17,7 +17,7 @@ from jaxclf.data import datasets
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.tasks import Task
 from jaxclf.report import tables as shown
-from jaxclf.tables import definitions, results, runs
+from jaxclf.tables import costs, definitions, results, runs
 from jaxclf.tables import published as published_tables
 from jaxclf.tables.runs import TableRun, attempt, carry_out, finished
 
@@ -64,6 +64,17 @@ def test_what_goes_wrong_in_a_run_is_in_its_log_too(tmp_path, capfd):
     os.write(2, b"afterwards\n")
     assert (tmp_path / "log.txt").read_text() == "result\nof a library\n"
     assert capfd.readouterr() == ("", "afterwards\n")
+
+
+def test_what_rows_need_is_listed_with_the_reason_where_it_is_not_known():
+    known = costs.Line(("row-a", "row-b"), "a.py:variant", 3 * 2**30, 1.234)
+    unknown = costs.Line(("row-c",), "c.py", note="its server has the model")
+    shown_ = costs.listed([known, unknown])
+    words = [line.split() for line in shown_.splitlines()]
+    assert ["row-a", "a.py:variant", "3.0", "1.23"] in words
+    assert ["row-b"] in words
+    assert ["row-c", "c.py", "-", "-"] in words
+    assert ["its", "server", "has", "the", "model"] in words
 
 
 def test_every_row_of_the_papers_is_there():
