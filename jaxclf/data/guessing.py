@@ -124,9 +124,9 @@ def _check_names(source: Source, wanted: Wanted) -> None:
     """Raise InputError where a name that would be taken stands twice, or a file has texts alone."""
     names = names_of(source)
     for name in names:
-        if names.count(name) > 1 and name.strip().lower() in {*KNOWN, wanted.text, wanted.label}:
+        if name and names.count(name) > 1 and name.strip().lower() in KNOWN:
             raise columns.twice(source, name)
-    if source.columns == ("text",) and not wanted.label and not wanted.slots:
+    if names == ["text"] and source.columns and not wanted.label and not wanted.slots:
         raise InputError(
             f"{source.path}: lines of text without labels. Texts alone can be labelled: jaxclf "
             "predict. If there are labels in the lines, say how they are written: data.format"

@@ -78,7 +78,7 @@ def _units(records: Sequence[Record]) -> list[list[int]]:
 
     first: dict[tuple[str, ...], int] = {}
     for place, record in enumerate(records):
-        keys: list[tuple[str, ...]] = [("text", _folded(record.text), _folded(record.pair))]
+        keys: list[tuple[str, ...]] = [("text", folded(record.text), folded(record.pair))]
         if record.group:
             keys.append(("group", record.group))
         for key in keys:
@@ -89,7 +89,7 @@ def _units(records: Sequence[Record]) -> list[list[int]]:
     return list(units.values())
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """Texts that differ in case or spaces alone are the same."""
     return " ".join(text.split()).casefold()
 

@@ -30,7 +30,11 @@ ARCHIVE = ".zip"
 FOLDER_LABEL = "label"  # the column that names of folders fill
 # Files that lie beside data and are none.
 _ASIDE = ("readme", "license", "licence", "dataset_info", "state.json", "_", ".", "~$", "thumbs.db")
-_SPLITS = {"train", "training", "dev", "valid", "validation", "val", "test", "testing", "heldout"}
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "valid", "validation", "val"), "dev"),
+    **dict.fromkeys(("test", "testing", "heldout"), "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -184,14 +188,19 @@ def _partition(folders: Iterable[str]) -> dict[str, str]:
     }
 
 
+def splits(names: Iterable[str]) -> dict[str, str]:
+    """`("train.csv", "test-0.csv", "notes.txt") → {"train": "train.csv", "test": "test-0.csv"}`."""
+    found: dict[str, str] = {}
+    for name in names:
+        stem = name.lower().split(".")[0].split("-")[0].split("_")[0]
+        if stem in _SPLITS:
+            found.setdefault(_SPLITS[stem], name)
+    return found
+
+
 def _refuse_splits(path: Path, found: Iterable[Part]) -> None:
     """Raise InputError where splits would be read as one: test texts would be trained on."""
-    names: dict[str, str] = {}
-    for part in found:
-        first = PurePosixPath(part.name).parts[0]
-        stem = first.lower().split(".")[0].split("-")[0].split("_")[0]
-        if stem in _SPLITS:
-            names.setdefault(stem, first)
+    names = splits(PurePosixPath(part.name).parts[0] for part in found)
     if len(names) > 1:
         listed = ", ".join(sorted(names.values()))
         raise InputError(
