@@ -6,6 +6,7 @@ text, a NUL character, half of a surrogate pair, an id that an earlier record of
 slots that do not fit the words of the text.
 """
 
+import gc
 import itertools
 import math
 from collections import Counter
@@ -95,7 +96,13 @@ def of_source(
 ) -> dict[str, list[Record]]:
     """The records of a source whose columns are those of the schema; see `read`."""
     folder = len(str(source.path.parent)) + 1 if str(source.path.parent) != "." else 0
-    return parse(source.rows(schema.columns), schema, defects, split, folder)
+    was_enabled = gc.isenabled()
+    gc.disable()  # records are in no cycles, and a collector goes through all of them ever again
+    try:
+        return parse(source.rows(schema.columns), schema, defects, split, folder)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def parse(
@@ -229,6 +236,10 @@ def _check_words(text: str, column: str) -> None:
 
 
 def _text(fields: Mapping[str, Any], column: str, counts: Counter[str]) -> str:
+    value = fields.get(column)
+    if type(value) is str:
+        _check_text(value, column)
+        return value
     value = _field(fields, column)
     if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
         counts["lists of words taken as texts"] += 1
@@ -247,7 +258,8 @@ def _text(fields: Mapping[str, Any], column: str, counts: Counter[str]) -> str:
 
 def _name(fields: Mapping[str, Any], column: str, counts: Counter[str]) -> str:
     """A label or an id: text on one line, a number (4.0 is 4), true or false."""
-    value = _field(fields, column)
+    value = fields.get(column)
+    value = value if type(value) is str else _field(fields, column)
     if type(value) is bool:
         return "true" if value else "false"
     if type(value) is float:
@@ -262,7 +274,7 @@ def _name(fields: Mapping[str, Any], column: str, counts: Counter[str]) -> str:
         raise Defect(column, "empty")
     if len(stripped) < len(value):
         counts["labels and ids with space around them, which is left out"] += 1
-    if len(stripped.splitlines()) > 1:
+    if not stripped.isprintable() and len(stripped.splitlines()) > 1:
         raise Defect(column, f"{show(value)} has a line break in it")
     return stripped
 
@@ -275,9 +287,9 @@ def _class(fields: Mapping[str, Any], target: Column, text: str, counts: Counter
             raise Defect(target.column, f"{expected}, found it in {len(names)}; or set data.kind")
         return names[0]
     value = fields.get(target.column)
-    if isinstance(value, str) and not target.separator:
+    if type(value) is str and not target.separator:
         value = as_list(value)
-    if isinstance(value, list | tuple):
+    if type(value) is list or type(value) is tuple:
         if len(value) != 1:
             reason = f"expected one label, found a list of {len(value)}"
             raise Defect(target.column, f"{reason}. For several set data.kind=multilabel")
@@ -380,6 +392,8 @@ def _split(fields: Mapping[str, Any], column: str) -> str:
 
 
 def _check_text(text: str, column: str) -> None:
+    if text.isascii() and "\0" not in text and len(text) <= limits.MAX_BYTES:
+        return  # most are
     try:
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:

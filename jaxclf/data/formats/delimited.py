@@ -244,7 +244,8 @@ def read(part: Part, form: TextForm, found: Dialect) -> Iterator[RawRow]:
                 is_header = False
                 continue
             where = f"{part.where}:{source.first}"
-            if may_be_spaced and any(value[:1] == " " and _opens(value) for value in values):
+            may_open = may_be_spaced and any(' "' in line for line in source.record)
+            if may_open and any(value[:1] == " " and _opens(value) for value in values):
                 raise _misplaced_quote(source, "a space before a quote, which opens no field so")
             if not values:
                 continue
