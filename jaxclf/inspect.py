@@ -3,9 +3,9 @@
 jaxclf inspect train.csv --test test.csv
 
 FILE: what training reads: a file, an archive, a folder of parts or a class each, a folder with the
-splits of a data set, or hub:OWNER/NAME. Shown are the columns and what is guessed of them, counts of
-classes, lengths, duplicates, texts of a split that are in another, and labels that are nearly the
-same. Nothing is written. Fields of the config say how to read it, as in training:
+splits of a data set, or hub:OWNER/NAME. Shown are the columns and what is guessed of them, counts
+of classes, lengths, duplicates, texts of a split that are in another, and labels that are nearly
+the same. Nothing is written. Fields of the config say how to read it, as in training:
 --config.data.text=body, --config.data.encoding=cp1252. Exit codes: 0 read, 2 not readable so.
 """
 

@@ -108,8 +108,9 @@ def schema_of(source: Source, wanted: Wanted) -> tuple[Schema, list[str]]:
         )
         if slots not in ("slots", wanted.slots):
             said.append(f"slots {show(slots)} (data.slots)")
+    first, *_ = texts
     schema = Schema(
-        text=texts[0],
+        text=first,
         texts=texts if len(texts) > 1 else (),
         targets=tuple(targets),
         id=wanted.id,
@@ -269,7 +270,7 @@ def _target(source: Source, wanted: Wanted, labels: tuple[str, ...], said: list[
         if not wanted.label or kind == "auto":
             said.append(f"a label each: {', '.join(labels[:9])} (data.label), kind {found}")
         return Column("label", found, labels[0], columns=labels, names=wanted.names)
-    (column,) = labels
+    column = labels[0]
     values = [value for value in values_of(source, column) if value is not None and value != ""]
     if _are_spans(values):
         raise InputError(
@@ -343,7 +344,8 @@ def _lists(values: Sequence[Any]) -> list[list[Any]] | None:
     if not values:
         return None
     found = [as_list(value) if isinstance(value, str) else value for value in values]
-    return found if all(isinstance(each, list) for each in found) else None
+    lists = [each for each in found if isinstance(each, list)]
+    return lists if len(lists) == len(found) else None
 
 
 def _separator(values: Sequence[Any], sure: bool) -> str:

@@ -139,7 +139,7 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def _by_number(path: Path, found: Mapping[str, Any]) -> list[Any]:
-    """Also of `{"no": 0}`. A number without name, as 0 where they begin at 1, gets a made-up one."""
+    """Also of `{"no": 0}`. A number without a name, such as 0 in a file from 1, gets one here."""
     pairs = {str(key): value for key, value in found.items()}
     if not all(key.isdecimal() for key in pairs):
         pairs = {str(value): key for key, value in found.items()}

@@ -170,7 +170,7 @@ class _Parts:
         if first.columns is not None:
             self.columns = [*first.columns, *(n for n in found[0].fields if n not in first.columns)]
             for part in self.parts[1:]:
-                if part.columns != first.columns:
+                if part.columns is not None and part.columns != first.columns:
                     raise InputError(
                         f"{part.part.where}: has the columns {', '.join(map(show, part.columns))}"
                         f", where {first.part.where} has {', '.join(map(show, first.columns))}. "
