@@ -73,12 +73,12 @@ def schema_of(source: Source, wanted: Wanted) -> tuple[Schema, list[str]]:
     taken = {*labels, slots, wanted.id, wanted.pair, wanted.group}
     if not labels and not slots and wanted.task != "slots":
         labels = _labels_by_content(source, wanted, taken)
-    texts = text_columns(source, wanted.text, {*taken, *labels})
+    texts = [*text_columns(source, wanted.text, {*taken, *labels})]
     if not slots and wanted.task == "slots":
         raise _unknown(source, "slots", "data.slots", {*texts, *taken})
     if not labels and (wanted.task == "label" or not slots):
         raise _unknown(source, "labels", "data.label", {*texts, *taken})
-    if wanted.text != ",".join(texts) and texts != ("text",):
+    if wanted.text != ",".join(texts) and texts != ["text"]:
         said.append(f"text {' and '.join(map(show, texts))} (data.text)")
     targets: list[Column] = []
     if labels:
@@ -108,10 +108,9 @@ def schema_of(source: Source, wanted: Wanted) -> tuple[Schema, list[str]]:
         )
         if slots not in ("slots", wanted.slots):
             said.append(f"slots {show(slots)} (data.slots)")
-    first, *_ = texts
     schema = Schema(
-        text=first,
-        texts=texts if len(texts) > 1 else (),
+        text=texts[0],
+        texts=tuple(texts) if len(texts) > 1 else (),
         targets=tuple(targets),
         id=wanted.id,
         pair=wanted.pair,
@@ -262,14 +261,14 @@ def _described(values: Sequence[Any]) -> str:
 # Kinds of labels ----------------------------------------------------------------------------------
 
 
-def _target(source: Source, wanted: Wanted, labels: tuple[str, ...], said: list[str]) -> Column:
+def _target(source: Source, wanted: Wanted, labels: Sequence[str], said: list[str]) -> Column:
     """How the labels of these columns are written; what is guessed is added to `said`."""
     kind = wanted.kind
     if len(labels) > 1:
         found: TaskKind = "multilabel" if kind == "auto" else cast(TaskKind, kind)
         if not wanted.label or kind == "auto":
             said.append(f"a label each: {', '.join(labels[:9])} (data.label), kind {found}")
-        return Column("label", found, labels[0], columns=labels, names=wanted.names)
+        return Column("label", found, labels[0], columns=tuple(labels), names=wanted.names)
     column = labels[0]
     values = [value for value in values_of(source, column) if value is not None and value != ""]
     if _are_spans(values):

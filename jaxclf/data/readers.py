@@ -170,11 +170,11 @@ class _Parts:
         if first.columns is not None:
             self.columns = [*first.columns, *(n for n in found[0].fields if n not in first.columns)]
             for part in self.parts[1:]:
-                if part.columns is not None and part.columns != first.columns:
+                theirs, ours = (", ".join(map(show, each.columns or ())) for each in (part, first))
+                if theirs != ours:
                     raise InputError(
-                        f"{part.part.where}: has the columns {', '.join(map(show, part.columns))}"
-                        f", where {first.part.where} has {', '.join(map(show, first.columns))}. "
-                        "Parts of a data set have the same"
+                        f"{part.part.where}: has the columns {theirs}, where {first.part.where} "
+                        f"has {ours}. Parts of a data set have the same"
                     )
 
     def rows(self, columns: Sequence[str]) -> Iterator[RawRow]:
