@@ -64,11 +64,11 @@ def tasks_of(name: str) -> tuple[str, ...]:
     return TASKS["file" if name.startswith(HUB) else name]
 
 
-_DATA_SET = Rule(
-    f"one of {', '.join(TASKS)}, or {HUB}OWNER/NAME",
-    lambda value: value in TASKS or (type(value) is str and value.startswith(HUB) and value != HUB),
-    tuple(TASKS),
-)
+def _is_data_set(value: Any) -> bool:
+    return type(value) is str and (value in TASKS or (value.startswith(HUB) and value != HUB))
+
+
+_DATA_SET = Rule(f"one of {', '.join(TASKS)}, or {HUB}OWNER/NAME", _is_data_set, tuple(TASKS))
 
 
 def _is_trained(value: Any) -> bool:
