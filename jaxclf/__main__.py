@@ -15,6 +15,7 @@ from jaxclf.core.suggest import nearest
 
 # In the order in which one needs them. None imports anything heavy before its options are read.
 COMMANDS = {
+    "inspect": "jaxclf.inspect",
     "train": "jaxclf.train",
     "evaluate": "jaxclf.evaluate",
     "predict": "jaxclf.predict",

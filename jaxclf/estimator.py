@@ -190,6 +190,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
             fields.seed = _seed(self.random_state)
             fields.tune = self.tune
             fields.data.name, fields.data.task = "file", "label"
+            fields.data.text, fields.data.label = "text", "label"
             fields.data.train = str(data / "train.jsonl")
             fields.data.dev = str(data / "dev.jsonl") if has_dev else ""
             fields.data.pair = "pair" if any(record.pair for record in records) else ""

@@ -2,7 +2,7 @@
 
 jaxclf predict --checkpoint runs/quickstart --input texts.jsonl --output labels.jsonl
 
-INPUT: .jsonl, .csv or .parquet with a text column, or plain lines (.txt), also gzipped. OUTPUT: one
+INPUT: whatever training reads (csv, jsonl, parquet, xlsx …), or plain lines (.txt). OUTPUT: one
 JSON object a record, in the input's order: id, the label of each task (null where the output was
 no label), raw output, unparsed tasks. A killed command resumes where it stopped.
 """
@@ -27,9 +27,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--input", required=True, metavar="FILE")
     parser.add_argument("--output", required=True, metavar="FILE.jsonl")
     parser.add_argument("--step", default="best", help="best (default), last or a step's number")
-    parser.add_argument("--text", default="text", help="the input's text column (default: text)")
+    parser.add_argument("--text", default="", help="the input's text column; default: found out")
     parser.add_argument("--pair", default="", help="its column of a second text, for pairs")
     parser.add_argument("--id", default="", help="its id column; default: a record's file:line")
+    parser.add_argument("--encoding", default="", help="of a text file; default: found out")
+    parser.add_argument("--separator", default="", help="of a csv file; default: found out")
     parser.add_argument("--batch-size", type=int, default=0, help="default: the run's")
     parser.add_argument(
         "--on-defect", choices=("fail", "skip"), default="fail", help="what a malformed record does"
@@ -53,6 +55,7 @@ def _label(options: argparse.Namespace) -> None:
     from jaxclf import opening
     from jaxclf.checkpoint.steps import read_step
     from jaxclf.core import compiler
+    from jaxclf.data.readers import Options
     from jaxclf.data.records import Schema
     from jaxclf.runs import labelling
 
@@ -60,6 +63,7 @@ def _label(options: argparse.Namespace) -> None:
         Path(options.input),
         Schema(options.text, id=options.id, pair=options.pair),
         skip=options.on_defect == "skip",
+        options=Options(encoding=options.encoding, separator=options.separator),
     )
     compiler.configure()
     opened = opening.open_source(options.checkpoint, read_step(options.step), options.overrides)

@@ -42,12 +42,13 @@ TASKS = {
     "builtin": ("intent", "slots"),
     "massive": ("intent", "slots"),
     "20ng": ("7class", "20class"),
-    "file": ("label", "slots"),
+    "file": ("label", "slots", "auto"),
     "imdb": ("imdb",),
     "ag_news": ("ag_news",),
     "trec": ("coarse", "fine"),
     **{f"glue/{name}": (name,) for name in GLUE},
 }
+HUB = "hub:"  # before the id of a data set of the hub
 # What `prompt.template` may name.
 TEMPLATES = ("listing", "plain", "labels", "definitions", "choice", "cloze")
 
@@ -56,6 +57,18 @@ _SCHEDULE = one_of("constant", "linear", "cosine")
 _DATA_SETS = tuple_of(
     "names of data sets such as ('glue/rte',)", lambda name: type(name) is str and name != ""
 )
+
+
+def tasks_of(name: str) -> tuple[str, ...]:
+    """What `data.task` may name for a data set, besides "both"."""
+    return TASKS["file" if name.startswith(HUB) else name]
+
+
+def _is_data_set(value: Any) -> bool:
+    return type(value) is str and (value in TASKS or (value.startswith(HUB) and value != HUB))
+
+
+_DATA_SET = Rule(f"one of {', '.join(TASKS)}, or {HUB}OWNER/NAME", _is_data_set, tuple(TASKS))
 
 
 def _is_trained(value: Any) -> bool:
@@ -72,17 +85,31 @@ def _are_templates(values: Any) -> bool:
     return len({*values}) == len(values) and {*values} <= {*TEMPLATES}
 
 
+def _is_separator(value: Any) -> bool:
+    return type(value) is str and (len(value) <= 1 or value in ("tab", "\\t"))
+
+
+# How your own files may be written; jaxclf.data.readers reads them.
+FORMATS = ("jsonl", "json", "csv", "parquet", "arrow", "xlsx", "txt", "fasttext", "conll")
+
 _DATA = Group(
     "The texts and their labels.",
     {
-        "name": Field("builtin", one_of(*TASKS), "Data set; `file`: your own files."),
+        "name": Field(
+            "builtin",
+            _DATA_SET,
+            "Data set; `file`: your own files; `hub:OWNER/NAME`: one of the hub, or a folder.",
+        ),
         "root": Field(
             "",
             rules.folder,
             "Folder with the data sets. Empty: `$JAXCLF_DATA_ROOT`, else the public source.",
         ),
         "task": Field(
-            "both", rules.nonempty, "One task of the data set by its name, or `both` at once."
+            "both",
+            rules.nonempty,
+            "One task of the data set by its name, or `both` at once. Your own files, `auto`: what "
+            "they have labels for.",
         ),
         "on_defect": Field(
             "fail", one_of("fail", "skip"), "On a malformed record, end the run or skip it."
@@ -99,6 +126,20 @@ _DATA = Group(
             real(0, 1),
             "Share of the training split held out as dev where the data set has no dev split.",
         ),
+        "test_fraction": Field(
+            0.0,
+            real(0, 1),
+            "Share of the training split held out as test where there is neither dev nor test.",
+        ),
+        "split_seed": Field(0, whole(0), "Seed of the splits that are drawn from train."),
+        "folds": Field(
+            0,
+            whole(0, 1000),
+            "Parts that train is divided into, of which `fold` is the test split; 0: none.",
+        ),
+        "fold": Field(
+            0, whole(0), "`folds`: the number of the part that is the test split, from 0."
+        ),
         "truncate": Field(
             True,
             boolean,
@@ -108,20 +149,75 @@ _DATA = Group(
             True, boolean, "Require that the sizes of the splits are the published ones."
         ),
         "train": Field(
-            "", rules.file, "`name=file`: the training split, as jsonl, csv or parquet."
+            "",
+            rules.file,
+            "Your own: the training split, a file, folder or archive. Of the hub: a split's name.",
         ),
-        "dev": Field("", rules.file, "`name=file`: the dev split."),
-        "test": Field("", rules.file, "`name=file`: the test split."),
-        "text": Field("text", rules.nonempty, "`name=file`: column of the text."),
-        "label": Field("label", rules.column, "`name=file`: column of the label."),
-        "slots": Field("", rules.column, "`name=file`: column of the slots, one tag a word."),
-        "id": Field(
-            "", rules.column, "`name=file`: column of the record's id. Empty: file and line."
+        "dev": Field("", rules.file, "Your own: the dev split."),
+        "test": Field("", rules.file, "Your own: the test split."),
+        "text": Field(
+            "",
+            rules.column,
+            "Your own: column of the text, or several (`title,body`). Empty: found out.",
         ),
-        "pair": Field("", rules.column, "`name=file`: column of a second text, for encoders."),
+        "label": Field(
+            "",
+            rules.column,
+            "Your own: column of the label, or several of 0 and 1. Empty: found out.",
+        ),
+        "slots": Field("", rules.column, "Your own: column of the slots, one tag a word."),
+        "id": Field("", rules.column, "Your own: column of the record's id. Empty: file and line."),
+        "pair": Field("", rules.column, "Your own: column of a second text, for encoders."),
+        "group": Field(
+            "",
+            rules.column,
+            "Your own: column whose equal values stay on one side of a split that is drawn.",
+        ),
         "kind": Field(
-            "class", one_of("class", "multilabel", "regression"), "`name=file`: what a label is."
+            "auto",
+            one_of("auto", "class", "multilabel", "regression"),
+            "Your own: what a label is.",
         ),
+        "label_names": Field(
+            "",
+            rules.file,
+            "Your own: file with what the numbers of labels or tags stand for, one a line or JSON.",
+        ),
+        "label_separator": Field(
+            "",
+            rules.text,
+            "Your own: what stands between several labels in one column. Empty: found out.",
+        ),
+        "decimal": Field(
+            "auto",
+            one_of("auto", ".", ","),
+            "Your own: what stands before the decimals of numbers.",
+        ),
+        "format": Field(
+            "",
+            one_of("", *FORMATS),
+            "Your own: how files are written. Empty: by the ending of their names.",
+        ),
+        "encoding": Field(
+            "", rules.text, "Your own: encoding of text files, such as `cp1252`. Empty: found out."
+        ),
+        "separator": Field(
+            "",
+            Rule("one character, tab, or nothing", _is_separator),
+            "Your own: what separates the fields of csv files. Empty: found out.",
+        ),
+        "header": Field(
+            "auto",
+            one_of("auto", "yes", "no"),
+            "Your own: whether csv files have a header. `no`: columns are called 1, 2 and so on.",
+        ),
+        "quotes": Field(
+            "auto",
+            one_of("auto", "doubled", "backslash", "none"),
+            "Your own: how a quote inside quotes is written in csv files; `none`: quotes are text.",
+        ),
+        "sheet": Field("", rules.text, "Your own: the sheet of a spreadsheet. Empty: the first."),
+        "hub_config": Field("", rules.text, "Of the hub: the data set's configuration."),
     },
 )
 

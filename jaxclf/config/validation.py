@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxclf.config import renames
 from jaxclf.config.rules import Rule, one_of
-from jaxclf.config.schema import FIELDS, TASKS, leaves
+from jaxclf.config.schema import FIELDS, leaves, tasks_of
 from jaxclf.core.errors import InputError
 from jaxclf.core.suggest import did_you_mean
 
@@ -51,13 +51,10 @@ def _check(name: str, value: Any, rule: Rule) -> None:
 
 
 def _check_data(data: ConfigDict) -> None:
-    _check("data.task", data.task, one_of(*TASKS[data.name], "both"))
+    _check("data.task", data.task, one_of(*tasks_of(data.name), "both"))
     if data.name == "file" and not data.train:
-        raise InputError("data.train is empty; expected a jsonl, csv or parquet file")
-    if data.name == "file" and data.task != "label" and not data.slots:
         raise InputError(
-            f"data.slots is empty, but data.task is {data.task!r}; expected the column that holds "
-            "the slots. Name it, or set data.task to 'label'"
+            "data.train is empty; expected a file (jsonl, csv, parquet, xlsx …), a folder or a zip"
         )
 
 

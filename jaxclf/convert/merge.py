@@ -21,6 +21,7 @@ from jaxclf.core import tree
 from jaxclf.core.errors import InputError
 from jaxclf.data import datasets
 from jaxclf.data.predictions import Prediction
+from jaxclf.data.splits import spread
 from jaxclf.decoding.recipe import Recipe
 from jaxclf.models import registry
 from jaxclf.models.quantization import QuantKernel
@@ -137,7 +138,7 @@ def count_flips(
     config = opened.config
     found = datasets.load(config.data, config.seed)
     split = datasets.scored_split(found, config.eval.split)
-    records = datasets.spread(found.splits[split], limit)
+    records = spread(found.splits[split], limit)
 
     def label(params) -> list[Prediction]:
         classifier = opened.classifier.with_params(params, opened.classifier.mesh)

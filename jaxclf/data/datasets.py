@@ -6,6 +6,7 @@
 | massive | intent, slots   | massive/en-US.jsonl.gz                       | hub                |
 | 20ng    | 7class, 20class | 20newsgroups/train.jsonl.gz, …/test.jsonl.gz | scikit-learn       |
 | file    | label, slots    | none                                         | data.train … test  |
+| hub:ID  | label, slots    | OWNER/NAME                                   | hub                |
 
 and those of `published`: GLUE, IMDB, AG News and TREC.
 
@@ -26,10 +27,11 @@ from typing import Any, Literal
 
 from jaxclf.core.errors import ArtifactError, InputError, StorageError
 from jaxclf.core.suggest import did_you_mean
-from jaxclf.data import builtin, published, readers, records
+from jaxclf.data import builtin, hub, own_files, published, readers, records
+from jaxclf.data import splits as drawing
 from jaxclf.data.readers import RawRow
 from jaxclf.data.records import Column, Defects, Schema
-from jaxclf.data.tasks import Label, Record, Task, label_names
+from jaxclf.data.tasks import Record, Task, label_names
 
 Splits = dict[str, list[Record]]
 Domain = Literal["News", "Utter", "Text"]  # what a text is called in a prompt
@@ -61,17 +63,15 @@ MASSIVE_FILES = tuple(f"en-US/{split}/0000.parquet" for split in ("train", "vali
 
 NEWSGROUPS_SCHEMA = Schema(id="id", text="text", targets=(Column("20class", "class", "label"),))
 
-# `data.dev_fraction` takes the same records whatever the run's seed, so that runs compare.
-HELD_OUT_SEED = 0
-
 
 @dataclass(frozen=True)
 class Dataset:
     """A data set as a run sees it: the selected tasks and the records of each split.
 
     `skipped`: records left out for a defect, by split; `defects`: the first of these, located.
-    `fingerprint`: SHA-256 over splits, ids, texts and labels. `left_out`: training records that
-    `data.train_limit` and `data.train_examples` keep from learning.
+    `fingerprint`: SHA-256 over splits, ids, texts and labels. `guesses`: what was guessed of the
+    files, a line each. `drawn`: the splits that were drawn from train. `left_out`: training records
+    that `data.train_limit` and `data.train_examples` keep from learning.
 
     The labels of a record need not be among its task's: those of a test split that train lacks are
     kept, and count as wrong whatever is answered.
@@ -84,6 +84,8 @@ class Dataset:
     skipped: dict[str, int]
     fingerprint: str
     defects: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
     left_out: tuple[Record, ...] = ()
 
     @functools.cached_property
@@ -99,12 +101,19 @@ def load(config: Any, seed: int = 0) -> Dataset:
     record is wrong, StorageError if the public source cannot be reached, ArtifactError if the data
     are not the published ones.
     """
-    loaders = {"builtin": _builtin, "massive": _massive, "20ng": _newsgroups, "file": _file}
+    loaders = {"builtin": _builtin, "massive": _massive, "20ng": _newsgroups, "file": _own}
     loaders |= dict.fromkeys(published.DATASETS, _published)
-    loader = loaders[_one_of("data.name", config.name, loaders)]
+    if config.name.startswith(hub.PREFIX):
+        loader = _own
+    else:
+        loader = loaders[_one_of("data.name", config.name, loaders)]
     skip = _one_of("data.on_defect", config.on_defect, ("fail", "skip")) == "skip"
-    if not 0 <= config.dev_fraction < 1:
-        raise InputError(f"data.dev_fraction is {config.dev_fraction}; it must be in [0, 1)")
+    shares = {"dev": config.dev_fraction, "test": config.get("test_fraction", 0.0)}
+    for split, share in shares.items():
+        if not 0 <= share < 1:
+            raise InputError(f"data.{split}_fraction is {share}; it must be in [0, 1)")
+    if sum(shares.values()) >= 1:
+        raise InputError("data.dev_fraction and data.test_fraction leave nothing to train on")
     if config.limit < 0:
         raise InputError(f"data.limit is {config.limit}; it must be 0 (all) or more")
 
@@ -114,31 +123,52 @@ def load(config: Any, seed: int = 0) -> Dataset:
         raise InputError(f"{config.train or config.name}: no usable record to train on")
     if config.check_counts:
         _check_counts(config.name, tasks, splits)
-    if config.task != "both":
+    if config.task not in ("both", "auto"):
         name = _one_of("data.task", config.task, [*(task.name for task in tasks), "both"])
         tasks = tuple(task for task in tasks if task.name == name)
         splits = {split: _with_labels(found, (name,)) for split, found in splits.items()}
-    if config.dev_fraction and not splits.get("dev"):
-        splits = splits | _hold_out(splits["train"], config.dev_fraction, tasks)
+    splits, drawn = _drawn(config, splits, shares, tasks)
     if config.limit:
-        splits = {split: spread(found, config.limit) for split, found in splits.items()}
+        splits = {split: drawing.spread(found, config.limit) for split, found in splits.items()}
     whole = splits["train"]
     if config.train_limit:
-        splits["train"] = spread(splits["train"], config.train_limit)
+        splits["train"] = drawing.spread(splits["train"], config.train_limit)
     if count := config.get("train_examples", 0):  # which older runs do not have
-        splits["train"] = _few(splits["train"], count, tasks, seed)
+        splits["train"] = drawing.few(splits["train"], count, tasks, seed)
     splits = {split: splits[split] for split in SPLITS if split in splits}
+    counts, shown, said = dict(defects.counts), tuple(defects.shown), tuple(defects.notes())
+    digest = _fingerprint(splits)
     kept = {*map(id, splits["train"])}
-    return Dataset(
-        config.name,
-        domain,
-        tasks,
-        splits,
-        dict(defects.counts),
-        _fingerprint(splits),
-        tuple(defects.shown),
-        tuple(record for record in whole if id(record) not in kept),
-    )
+    rest = tuple(record for record in whole if id(record) not in kept)
+    return Dataset(config.name, domain, tasks, splits, counts, digest, shown, said, drawn, rest)
+
+
+def _drawn(
+    config: Any, splits: Splits, shares: Mapping[str, float], tasks: Sequence[Task]
+) -> tuple[Splits, tuple[str, ...]]:
+    """The splits with those that are drawn from train, and the names of these.
+
+    Of folds, one is test; dev is drawn from the others. Test is drawn where there is neither dev
+    nor test.
+    """
+    train, seed = splits["train"], config.get("split_seed", 0)
+    drawn: list[str] = []
+    if count := config.get("folds", 0):
+        if not 0 <= config.fold < count:
+            raise InputError(f"data.fold is {config.fold}; expected 0 to {count - 1} (data.folds)")
+        fold_of = drawing.folds(train, count, tasks, seed)
+        test = [record for record, fold in zip(train, fold_of, strict=True) if fold == config.fold]
+        train = [record for record, fold in zip(train, fold_of, strict=True) if fold != config.fold]
+        splits = splits | {"train": train, "test": test}
+        drawn.append("test")
+    has = {split for split in ("dev", "test") if splits.get(split)}
+    wanted = {split: share for split, share in shares.items() if split not in has and share}
+    if "dev" in has:
+        wanted.pop("test", None)
+    if wanted:
+        found = drawing.hold_out(train, wanted, tasks, seed)
+        splits, drawn = splits | found, [*drawn, *(split for split in wanted if split in found)]
+    return splits, tuple(split for split in ("dev", "test") if split in drawn)
 
 
 def scored_split(dataset: Dataset, wanted: str) -> str:
@@ -166,7 +196,7 @@ def keep_records() -> None:
 
 def _read(loader: Loader, config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
     """What the loader gives, or gave before where records are kept."""
-    if _kept is None or config.name == "file":
+    if _kept is None or loader is _own:
         return loader(config, defects)
     key = (config.name, str(local_root(config)), config.on_defect)
     if key not in _kept:
@@ -174,13 +204,6 @@ def _read(loader: Loader, config: Any, defects: Defects) -> tuple[Domain, tuple[
     (domain, tasks, splits), found = _kept[key]
     defects.counts, defects.shown = found.counts, found.shown
     return domain, tasks, dict(splits)
-
-
-def spread(items: Sequence[Record], count: int) -> list[Record]:
-    """At most `count` items at even distances: a file sorted by class gives every class."""
-    if count >= len(items):
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def local_root(config: Any) -> tuple[Path, str] | None:
@@ -283,27 +306,9 @@ def fetch_newsgroups(split: str) -> list[RawRow]:
     return sorted(rows, key=lambda row: row.where)
 
 
-def _file(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
-    targets = []
-    if config.label:
-        targets.append(Column("label", config.kind, config.label))
-    if config.slots:
-        targets.append(Column("slots", "slots", config.slots))
-    if not targets:
-        raise InputError("data.label and data.slots are both empty; name a column with labels")
-    if not config.train:
-        raise InputError("data.name is 'file' and data.train is empty; name the training file")
-    schema = Schema(text=config.text, id=config.id, pair=config.pair, targets=tuple(targets))
-    splits = records.read(config.train, schema, defects, "train")
-    tasks = _tasks(schema, splits.values())
-    for split, path in (("dev", config.dev), ("test", config.test)):
-        if path:
-            splits |= {split: records.read(path, schema, defects, split).get(split, [])}
-    defects.check()
-    for split, found in splits.items():
-        if not found:
-            raise InputError(f"{config[split]}: no usable record")
-    return "Text", tasks, splits
+def _own(config: Any, defects: Defects) -> tuple[Domain, tuple[Task, ...], Splits]:
+    schema, splits = own_files.read(config, defects)
+    return "Text", _tasks(schema, [splits["train"]]), splits
 
 
 # What they share.
@@ -387,51 +392,6 @@ def _with_labels(found: Iterable[Record], names: Sequence[str]) -> list[Record]:
         dataclasses.replace(record, labels={name: record.labels[name] for name in names})
         for record in found
     ]
-
-
-def _hold_out(train: Sequence[Record], fraction: float, tasks: Sequence[Task]) -> Splits:
-    """Train and dev: of each class the given share, rounded, in the order of hashed ids.
-
-    With several class tasks, a class is a combination of their labels. At least one record of
-    each stays in train.
-    """
-    names = [task.name for task in tasks if task.kind == "class"]
-    classes: dict[tuple[Label, ...], list[str]] = {}
-    for record in train:
-        classes.setdefault(tuple(record.labels[name] for name in names), []).append(record.id)
-    held_out = set()
-    for ids in classes.values():
-        ids.sort(key=lambda identity: sha256(f"{HELD_OUT_SEED}:{identity}".encode()).digest())
-        held_out.update(ids[: min(round(fraction * len(ids)), len(ids) - 1)])
-    return {
-        "train": [record for record in train if record.id not in held_out],
-        "dev": [record for record in train if record.id in held_out],
-    }
-
-
-def _few(train: Sequence[Record], count: int, tasks: Sequence[Task], seed: int) -> list[Record]:
-    """`count` of the records, by the labels of the first class task, in the order they had.
-
-    They are the beginning of one order, so that more of a seed hold all of fewer: first a record of
-    each class, the frequent ones before the rare; then each class in turn as its share is due
-    (Sainte-Laguë's divisors). Without a class task the order is random.
-    """
-    if count > len(train):
-        raise InputError(
-            f"data.train_examples is {count:,}; the train split has {len(train):,} records. Lower "
-            "it, or set it to 0 for all"
-        )
-    name = next((task.name for task in tasks if task.kind == "class"), None)
-    classes: dict[Any, list[int]] = {}
-    for place, record in enumerate(train):
-        classes.setdefault(record.labels[name] if name else "", []).append(place)
-    due = {}
-    for label, places in classes.items():
-        digests = {p: sha256(f"{seed}:{train[p].id}".encode()).digest() for p in places}
-        for turn, place in enumerate(sorted(places, key=digests.__getitem__)):
-            share = (turn + 0.5) / len(places)
-            due[place] = (turn > 0, share, str(label), digests[place])
-    return [train[place] for place in sorted(sorted(due, key=due.__getitem__)[:count])]
 
 
 def fingerprint(found: Sequence[Record]) -> str:

@@ -5,6 +5,7 @@
 None of it is an error: the records are used as they are, but for those that were left out.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -20,6 +21,8 @@ _MISSING = frozenset({"nan", "none", "null", "n/a", "<na>", "nat"})
 def notes(dataset: Dataset) -> list[str]:
     """Every line that there is to say."""
     return [
+        *dataset.guesses,
+        *_drawn(dataset),
         *_left_out(dataset),
         *(
             line
@@ -46,6 +49,17 @@ def unseen(dataset: Dataset) -> dict[str, dict[str, dict[str, int]]]:
     return {split: by_task for split, by_task in found.items() if by_task}
 
 
+def _drawn(dataset: Dataset) -> Iterator[str]:
+    if dataset.drawn:
+        sizes = " and ".join(
+            f"{len(dataset.splits[split]):,} of {split}" for split in dataset.drawn
+        )
+        yield (
+            f"{sizes} are drawn from the training split, by class and data.split_seed, equal texts "
+            "together"
+        )
+
+
 def _left_out(dataset: Dataset) -> Iterator[str]:
     if dataset.skipped:
         counts = ", ".join(
@@ -67,6 +81,13 @@ def _unseen(dataset: Dataset, task: Task) -> Iterator[str]:
                 f"{concerned:,} of {len(records):,} records of {split} have a label that train "
                 f"lacks (task {task.name}) and count as wrong: {_counted(counts)}"
             )
+            likely = [group for group in alike({*counts, *task.labels}) if {*group} & {*counts}]
+            if likely:
+                shown = "; ".join(", ".join(map(show, sorted(names))) for names in likely[:_SHOWN])
+                yield (
+                    f"labels of {split} are those of train but for case, spaces, accents or zeros: "
+                    f"{shown}{_more(likely)}. Write them in one way"
+                )
 
 
 def _labels(dataset: Dataset, task: Task) -> Iterator[str]:
@@ -79,22 +100,35 @@ def _labels(dataset: Dataset, task: Task) -> Iterator[str]:
             f"task {task.name} has classes named as a missing value is (and so many records of "
             f"train): {_counted(missing)}. Leave these records out if they have no label"
         )
-    alike: dict[str, list[str]] = {}
-    for name in task.labels:
-        alike.setdefault("".join(name.casefold().split()), []).append(name)
-    pairs = [names for names in alike.values() if len(names) > 1]
+    pairs = alike(task.labels)
     if pairs:
         shown = "; ".join(", ".join(map(show, names)) for names in pairs[:_SHOWN])
         yield (
-            f"task {task.name} has classes that differ by case or spaces alone: "
+            f"task {task.name} has classes that differ by case, spaces or accents alone: "
             f"{shown}{_more(pairs)}"
         )
+    if task.kind == "multilabel" and (empty := sum(not label for label in _gold(train, task))):
+        yield f"{empty:,} records of train have none of the labels (task {task.name})"
     if task.kind == "class" and len(task.labels) == 1:
         yield f"task {task.name} has one class, {show(task.labels[0])}: there is nothing to learn"
     rare = {name: count for name, count in counts.items() if count == 1}
     if task.kind == "class" and rare and len(train) > len(counts):
         shown = ", ".join(map(show, [*rare][:_SHOWN]))
         yield f"task {task.name} has classes of one record in train: {shown}{_more([*rare])}"
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ by case, spaces, accents or zeros before a number alone."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_folded(name), []).append(name)
+    return [group for group in found.values() if len(group) > 1]
+
+
+def _folded(name: str) -> str:
+    plain = unicodedata.normalize("NFKD", "".join(name.casefold().split()))
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    return plain.lstrip("0") or plain
 
 
 def _hidden(dataset: Dataset) -> Iterator[str]:
@@ -124,6 +158,11 @@ def _texts(dataset: Dataset) -> Iterator[str]:
         again = sum((record.text, record.pair) in train for record in records)
         if split != "train" and again:
             yield f"{again:,} of {len(records):,} texts of {split} are also in train"
+    groups = {record.group for record in dataset.splits["train"] if record.group}
+    for split, records in dataset.splits.items():
+        shared = sum(record.group in groups for record in records)
+        if split != "train" and shared:
+            yield f"{shared:,} of {len(records):,} records of {split} are of a group of train"
 
 
 def _by_text(records: Iterable[Record]) -> dict[tuple[str, str], list[Mapping[str, object]]]:

@@ -1,437 +1,285 @@
-"""A file → raw rows: jsonl, csv and parquet, and plain lines (.txt, one text a line); all but
-parquet also gzip'd.
+"""A file, folder or archive → raw rows, however it is written.
 
-Text is UTF-8 without a byte order mark. A line may end in LF or CRLF; blank lines of a jsonl or
-csv file are passed over. A csv file has a header. In a parquet file the "line" of a row is its
-number, counted from 1.
-
-What is held in memory is bounded by a few records, whatever the file holds. Where a quote of a csv
-file is out of place, nobody can tell where the next record begins: such a file is not read on.
+What a file does not say (encoding, separator, header, what a text file's lines are) is found out,
+and `Source.said` has it in words; `Options` set it. What is held in memory is bounded by a few
+records, whatever the file holds, but for objects of columns in JSON.
 """
 
-import csv
 import gzip
 import itertools
-import json
-import math
+import lzma
+import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from jaxclf.core.errors import InputError, JaxclfError, StorageError
+from jaxclf.core.errors import InputError, StorageError
+from jaxclf.data.formats import columnar, corpora, delimited, exports, json_rows, sheets
+from jaxclf.data.formats.exports import Reshape
+from jaxclf.data.formats.lines import TextForm, text_form
+from jaxclf.data.formats.parts import ARCHIVE, COMPRESSED, Part, parts
+from jaxclf.data.formats.rows import Defect, RawRow, kind_of, show
 
-MAX_BYTES = 4 << 20  # of one record; some 25 times the longest of 20 Newsgroups
-MAX_LINE = 64 * MAX_BYTES  # how far the end of a line that is too long is looked for
-# What a compressed file may become, as a multiple of its size; every file may become FREE_BYTES.
-# Texts shrink to a third or a tenth, and rows that are all alike to a few hundredths.
-MAX_EXPANSION, FREE_BYTES = 256, 256 << 20
-_ROW_BYTES = 64  # what a row counts as at least: as a record it takes more
-_BATCH_ROWS, _BATCH_BYTES = 64, 64 << 20  # of a parquet file, held at once at most
-EXTENSIONS = (".jsonl", ".csv", ".txt", ".parquet")
-BYTE_ORDER_MARK = "starts with a byte order mark. Save the file as UTF-8 without one."
+__all__ = ["Defect", "Options", "RawRow", "Source", "kind_of", "open_source", "show"]
 
-
-class Defect(ValueError):  # noqa: N818 - a finding; a row may hold one as its value
-    """Why one record cannot be used, and the field concerned; "" where it is the whole record."""
-
-    def __init__(self, field: str, reason: str):
-        super().__init__(f"{field}: {reason}" if field else reason)
+SAMPLE = 1000  # rows that columns and kinds are guessed from
+_TEXT = "text"  # the column of a file that is text alone
+# data.format → the endings that mean it.
+FORMATS = {
+    "jsonl": (".jsonl", ".ndjson"),
+    "json": (".json",),
+    "csv": (".csv", ".tsv", ".tab", ".psv"),
+    "parquet": (".parquet", ".pq"),
+    "arrow": (".arrow",),
+    "xlsx": (".xlsx", ".xlsm"),
+    "txt": (".txt", ".text"),
+    "fasttext": (".ft", ".fasttext"),
+    "conll": (".conll", ".conllu", ".bio", ".iob", ".iob2"),
+}
+_BY_ENDING = {ending: name for name, endings in FORMATS.items() for ending in endings}
+_IN_TEXT = ("jsonl", "json", "csv", "txt", "fasttext", "conll")
+_OTHER_KINDS = {b"PK\x03\x04": "zip or xlsx", b"\x1f\x8b": "gzip", b"PAR1": "parquet"}
+_OLD = {".xls": "a spreadsheet of before 2007", ".ods": "an OpenDocument spreadsheet"}
 
 
 @dataclass(frozen=True)
-class RawRow:
-    """The raw fields of one record and where they stand (`file:line`), or what is wrong there.
+class Options:
+    """How a source is written, where it is set; "" and "auto": to be found out.
 
-    lines: how many it goes over. inside: those of them that would be a row by themselves, read as
-    one; where they are most of a csv record, the quote that holds them together may be a mistake.
+    known: names that a csv file's header may have, in lower case.
     """
 
-    where: str
-    fields: Mapping[str, Any] | Defect
-    lines: int = 1
-    inside: Sequence[Mapping[str, str]] = ()
+    format: str = ""
+    encoding: str = ""
+    separator: str = ""
+    header: str = "auto"
+    quotes: str = "auto"
+    sheet: str = ""
+    known: frozenset[str] = frozenset()
+
+
+Rows = Callable[[Sequence[str]], Iterator[RawRow]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a path stands for: `rows(columns)` reads it from the start.
+
+    columns: their names; None: each row has its own. sample: the first rows, with every column.
+    said: what was guessed.
+    """
+
+    path: Path
+    columns: Sequence[str] | None
+    rows: Rows
+    said: Sequence[str] = ()
+    sample: Sequence[RawRow] = field(default=(), repr=False)
+
+
+def open_source(path: Path, options: Options | None = None) -> Source:
+    """Find out how a source is written.
+
+    Raises InputError if it cannot be read as a whole (missing, of no known kind, damaged),
+    StorageError if the system fails to read it; so do its rows.
+    """
+    options = options or Options()
+    with _Refusing(path):
+        found, said = parts(path)
+        source = _Documents(path, found, options) if found[0].is_document else None
+        source = source or _Parts(path, found, options)
+        rows = _guarded(path, source.rows)
+        sample = list(itertools.islice(rows(source.columns or ()), SAMPLE))
+        columns, change = source.columns, None
+        if columns is None:
+            change, export = exports.reshape(sample)
+            source.said.append(export)
+        if change is not None:
+            rows = _changed(rows, change)
+            sample = list(exports.reshaped(sample, change))
+    told = dict.fromkeys(filter(None, [said, *source.said]))
+    return Source(path, columns, rows, tuple(told), sample)
 
 
 def rows(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
-    """The rows of a file, holding at least the given columns (of plain lines: the one column).
-
-    Raises InputError if the file as a whole cannot be read (missing, of no known kind, damaged,
-    without one of the columns), StorageError if the system fails to read it.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    name = path.name.lower()
-    kind = next((end for end in EXTENSIONS if name.removesuffix(".gz").endswith(end)), None)
-    if kind is None or name.endswith(".parquet.gz"):
-        raise InputError(
-            f"{path}: the name must end in {', '.join(EXTENSIONS)} (all but .parquet also with "
-            "a further .gz), which says how to read it. Rename the file."
-        )
-    readers = {".jsonl": _jsonl, ".csv": _csv, ".txt": _plain_lines, ".parquet": _parquet}
-    try:
-        yield from readers[kind](path, columns)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip file ({error}). Fetch or make it again.") from error
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    """The rows of a source that needs no guess of its columns; see `open_source`."""
+    yield from open_source(path).rows(columns)
 
 
-def too_large(size: int) -> str:
-    return (
-        f"{size:,} bytes; a record may have {MAX_BYTES:,}. Split the document into several "
-        "records or cut it."
-    )
+def _changed(rows: Rows, change: Reshape) -> Rows:
+    return lambda columns: exports.reshaped(rows(columns), change)
 
 
-def show(value: Any) -> str:
-    """A value as an error message quotes it: escaped, and not longer than a line."""
-    if isinstance(value, list | dict):
-        return kind_of(value)
-    value = value if isinstance(value, str) else str(value)
-    return repr(value if len(value) <= 60 else value[:57] + "...")
-
-
-def kind_of(value: Any) -> str:
-    """What a JSON value is called in an error message."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return json.dumps(value)
-    names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
-
-
-class _Expansion:
-    """Counts what a file is read to become; InputError where that is more than it may."""
+class _Refusing:
+    """Turns what libraries raise over damaged or unreadable files into errors of ours."""
 
     def __init__(self, path: Path):
-        self.path, self.found, self.stored = path, 0, path.stat().st_size
-        self.limit = max(FREE_BYTES, MAX_EXPANSION * self.stored)
+        self.path = path
 
-    def add(self, size: int) -> None:
-        self.found += size
-        self.check(self.found)
+    def __enter__(self) -> None:
+        pass
 
-    def check(self, size: int) -> None:
-        if size > self.limit:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, gzip.BadGzipFile | EOFError | zlib.error | lzma.LZMAError):
+            name = "gzip" if COMPRESSED.get(self.path.suffix.lower()) is gzip.open else "compressed"
             raise InputError(
-                f"{self.path}: decompressed it has more than {self.limit:,} bytes (a row counts as "
-                f"{_ROW_BYTES} at least), the most that a file of its size may become. If it is "
-                "meant so, decompress it or divide it"
-            )
-
-
-class _LongLine(Defect):
-    """A line of more than `MAX_BYTES`, which is not held; `quotes`: how many are in it."""
-
-    def __init__(self, size: int, quotes: int):
-        super().__init__("", too_large(size))
-        self.quotes = quotes
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes | _LongLine]]:
-    """Number and content of every line, without its end."""
-    is_compressed = path.suffix.lower() == ".gz"
-    expansion = _Expansion(path)
-    with gzip.open(path) if is_compressed else path.open("rb") as file:
-        for number in itertools.count(1):
-            line = file.readline(MAX_BYTES + 2)
-            size, quotes = len(line), 0
-            if not size:
-                return
-            if size == MAX_BYTES + 2 and not line.endswith(b"\n"):
-                quotes = line.count(b'"')
-                while not line.endswith(b"\n") and (rest := file.readline(MAX_BYTES)):
-                    line, size, quotes = rest, size + len(rest), quotes + rest.count(b'"')
-                    if size > MAX_LINE:
-                        raise InputError(
-                            f"{path}:{number}: no line end in {MAX_LINE:,} bytes. Write one record "
-                            "a line"
-                        )
-            if is_compressed:
-                expansion.add(max(size, _ROW_BYTES))
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            yield number, line if size <= MAX_BYTES + 2 else _LongLine(size, quotes)
-
-
-def _decode(line: bytes) -> str:
-    """Bad bytes become half surrogates (U+DC80 to U+DCFF), reported with their field later."""
-    return line.decode(errors="surrogateescape")
-
-
-def _jsonl(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        if isinstance(line, Defect):
-            yield RawRow(where, line)
-        elif line.strip():
-            try:
-                yield RawRow(where, _json_object(line))
-            except Defect as defect:
-                yield RawRow(where, defect)
-
-
-def _json_object(line: bytes) -> dict[str, Any]:
-    if line.startswith(b"\xef\xbb\xbf"):
-        raise Defect("", BYTE_ORDER_MARK)
-    try:
-        value = json.loads(line.decode(), object_pairs_hook=_distinct)
-    except UnicodeDecodeError as error:
-        reason = f"not UTF-8 (byte 0x{line[error.start]:02x} at byte {error.start} of the line)"
-        raise Defect("", f"{reason}. Save the file as UTF-8.") from None
-    except json.JSONDecodeError as error:
-        raise Defect("", f"not JSON: {error.msg} at character {error.pos}") from None
-    except Defect:
-        raise
-    except ValueError:
-        # Python refuses to convert very long digit strings, by default above 4,300 digits.
-        raise Defect("", "a number has too many digits. Put it in quotes.") from None
-    except RecursionError:
-        raise Defect("", "lists or objects are nested too deeply") from None
-    if not isinstance(value, dict):
-        raise Defect("", f'expected an object such as {{"text": …}}, found {kind_of(value)}')
-    return value
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
-        raise Defect("", f"{show(twice)} stands twice in an object. Leave one out.")
-    return found
-
-
-def _plain_lines(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
-    for number, line in _lines(path):
-        fields = line if isinstance(line, Defect) else {columns[0]: _decode(line)}
-        yield RawRow(f"{path}:{number}", fields)
-
-
-class _CsvLines(Iterator[str]):
-    """The lines that `csv.reader` asks for; `record` are those since its last row, from `first`."""
-
-    def __init__(self, path: Path):
-        self.path, self.lines, self.number = path, _lines(path), 0
-        self.begin()
-
-    def begin(self) -> None:
-        """From here on lines are of the next record."""
-        self.record: list[str] = []
-        self.size = 0
-
-    @property
-    def first(self) -> int:
-        """The line in which the record begins."""
-        return self.number - max(0, len(self.record) - 1)
-
-    def __next__(self) -> str:
-        self.number, line = next(self.lines)
-        if isinstance(line, _LongLine) and not self.record and line.quotes % 2 == 0:
-            raise line
-        self.size += 0 if isinstance(line, Defect) else len(line) + 1
-        if isinstance(line, Defect) or (self.record and self.size > MAX_BYTES):
-            first = self.number - len(self.record)
+                f"{self.path}: damaged {name} file ({error}). Fetch or make it again."
+            ) from error
+        if isinstance(error, zipfile.BadZipFile | NotImplementedError):
             raise InputError(
-                f"{self.path}:{first}: not csv: the quote that is open at the end of the line is "
-                f"not closed within {MAX_BYTES:,} bytes, the most that a record may have. {_QUOTES}"
-            )
-        self.record.append(_decode(line) + "\n")
-        return self.record[-1]
+                f"{self.path}: damaged zip file ({error}). Fetch or make it again."
+            ) from error
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise StorageError(f"{self.path}: cannot be read: {reason}") from error
 
 
-_QUOTES = (
-    "A field that holds a comma, a quote or a line break stands in quotes, and a quote inside it "
-    'is written twice: "".'
-)
+def _guarded(path: Path, rows: Rows) -> Rows:
+    def guarded(columns: Sequence[str]) -> Iterator[RawRow]:
+        with _Refusing(path):
+            yield from rows(columns)
+
+    return guarded
 
 
-def _csv(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
-    lines = _CsvLines(path)
-    default_limit = csv.field_size_limit((1 << 31) - 1)  # the size of records is checked by lines
-    try:
-        reader = csv.reader(lines, strict=True)
-        header = None
-        while True:
-            lines.begin()
-            try:
-                values = next(reader, None)
-            except csv.Error as error:
-                raise _misplaced_quote(lines, str(error)) from error
-            except Defect as defect:
-                yield RawRow(f"{path}:{lines.number}", defect)
+class _Documents:
+    """A folder per class, with one text a file."""
+
+    def __init__(self, path: Path, found: Sequence[Part], options: Options):
+        self.columns = [_TEXT, *found[0].fields]
+        # One encoding for all: a short text is too little to guess from.
+        forms = {text_form(part, options.encoding).encoding for part in found[:SAMPLE]}
+        legacy = sorted(name for name in forms if not name.startswith("utf"))
+        self.said = [f"encoding {legacy[0]} (files are not UTF-8)"] if legacy else []
+        self.parts, self.given = found, options.encoding or (legacy[0] if legacy else "")
+
+    def rows(self, columns: Sequence[str]) -> Iterator[RawRow]:
+        for part in self.parts:
+            form = text_form(part, "" if self.given.startswith("utf") else self.given)
+            yield from corpora.read_documents([part], [form], _TEXT)
+
+
+class _Parts:
+    """One file, or several of a kind one after the other."""
+
+    def __init__(self, path: Path, found: Sequence[Part], options: Options):
+        self.said: list[str] = []
+        self.parts = [_Opened(part, options, self.said) for part in found]
+        first = self.parts[0]
+        self.columns = first.columns
+        if first.columns is not None:
+            self.columns = [*first.columns, *(n for n in found[0].fields if n not in first.columns)]
+            for part in self.parts[1:]:
+                theirs, ours = (", ".join(map(show, each.columns or ())) for each in (part, first))
+                if theirs != ours:
+                    raise InputError(
+                        f"{part.part.where}: has the columns {theirs}, where {first.part.where} "
+                        f"has {ours}. Parts of a data set have the same"
+                    )
+
+    def rows(self, columns: Sequence[str]) -> Iterator[RawRow]:
+        for opened in self.parts:
+            if not opened.part.fields:
+                yield from opened.rows(columns)
                 continue
-            where = f"{path}:{lines.first}"
-            if header is None:
-                header = values or []
-                _check_columns(path, header, columns)
-            elif values is None:
-                return
-            elif any(value.startswith(" ") and _opens(value) for value in values):
-                raise _misplaced_quote(lines, "a space before a quote, which opens no field so")
-            elif values:
-                fields = dict(zip(header, values, strict=False))
-                if len(values) != len(header):
-                    reason = f"{len(values)} fields; the header has {len(header)}"
-                    fields = Defect("", f"{reason}. Quote fields that hold a comma.")
-                inside = _rows_inside(lines.record, header)
-                yield RawRow(where, fields, len(lines.record), inside)
-    finally:
-        csv.field_size_limit(default_limit)
+            own = [name for name in columns if name not in opened.part.fields]
+            for row in opened.rows(own):
+                if not isinstance(row.fields, Defect):
+                    fields = {**row.fields, **opened.part.fields}
+                    row = RawRow(row.where, fields, row.lines, row.inside)
+                yield row
 
 
-def _misplaced_quote(lines: _CsvLines, reason: str) -> InputError:
-    """What to say where csv cannot be read on."""
-    text = "".join(lines.record)
-    if "new-line" in reason:
-        reason = "a carriage return that ends no line; lines end in LF or CRLF"
-    elif "end of data" in reason:
-        reason = f"a quote is not closed until the file ends, in line {lines.number}"
-    elif len(lines.record) > 1:
-        reason += f" in line {lines.number}"
-    escaped = ' It is not written \\" as here.' if '\\"' in text else ""
-    return InputError(
-        f"{lines.path}:{lines.first}: not csv: {reason}. {_QUOTES}{escaped} Where the next record "
-        "begins cannot be told, so that none can be skipped"
-    )
+class _Opened:
+    """One file: its format, columns and rows."""
 
-
-def _opens(value: str) -> bool:
-    """Whether a value begins with a quote, after spaces, that nothing closes."""
-    return value.lstrip().startswith('"') and value.count('"') % 2 == 1
-
-
-def _rows_inside(record: Sequence[str], header: Sequence[str]) -> list[dict[str, str]]:
-    """See `RawRow.inside`; of a single column nothing can be told."""
-    if len(record) == 1 or len(header) == 1:
-        return []
-    whole = (line for line in record if line.count(",") == len(header) - 1)
-    rows = (line.rstrip("\r\n").replace('"', "").split(",") for line in whole)
-    return [dict(zip(header, row, strict=True)) for row in rows]
-
-
-def _check_columns(path: Path, found: Sequence[str], columns: Sequence[str]) -> None:
-    if found and found[0].startswith("\ufeff"):
-        raise InputError(f"{path}:1: {BYTE_ORDER_MARK}")
-    for column in columns:
-        if found.count(column) != 1:
-            what = "is twice in the file" if column in found else "is not in the file"
-            names = ", ".join(map(show, found[:20])) or "none"
-            raise InputError(
-                f"{path}: column {show(column)} {what}; its columns: {names}. Set data.text, "
-                "data.label, data.slots and data.id to the columns of your file."
+    def __init__(self, part: Part, options: Options, said: list[str]):
+        self.part, self.options = part, options
+        self.format = options.format or _format(part)
+        self.columns: Sequence[str] | None = None
+        self.form = TextForm()
+        if self.format in _IN_TEXT:
+            _check_is_text(part)
+            guesses = self.format not in ("jsonl", "json")
+            self.form = text_form(part, options.encoding, guesses)
+            said.append(self.form.said)
+        if self.format in ("jsonl", "json"):
+            self.is_array = json_rows.is_array(part, self.form)
+            if self.is_array and self.format == "jsonl":
+                said.append("a JSON array")
+        if self.format == "txt" and not options.format:
+            self.format = corpora.kind(part, self.form)
+            names = {"fasttext": "fastText's format", "conll": "CoNLL's format"}
+            if self.format != corpora.PLAIN:
+                said.append(names.get(self.format, "fields separated by tabs"))
+        if self.format == "csv":
+            self.dialect = delimited.dialect(
+                part,
+                self.form,
+                options.known,
+                separator=options.separator,
+                header=options.header,
+                quotes=options.quotes,
             )
+            self.columns = self.dialect.header
+            said.append(self.dialect.said)
+        elif self.format in ("parquet", "arrow"):
+            self.columns = columnar.columns(part)
+        elif self.format == "xlsx":
+            self.columns, chosen = sheets.header(part, options.sheet)
+            said.append(chosen)
+        elif self.format == "fasttext":
+            self.columns = (_TEXT, "label")
+        elif self.format == "conll":
+            self.columns = (_TEXT, "slots")
+        elif self.format == corpora.PLAIN:
+            self.columns = (_TEXT,)
+
+    def rows(self, columns: Sequence[str]) -> Iterator[RawRow]:
+        part, form = self.part, self.form
+        if self.format in ("parquet", "arrow"):
+            return columnar.read(part, list(columns))
+        if self.format == "xlsx":
+            return sheets.read(part, self.options.sheet, self.columns or ())
+        if self.format == "csv":
+            return delimited.read(part, form, self.dialect)
+        if self.format == "fasttext":
+            return corpora.read_fasttext(part, form)
+        if self.format == "conll":
+            return corpora.read_conll(part, form)
+        if self.format == corpora.PLAIN:
+            return corpora.read_lines(part, form, _TEXT)
+        return (json_rows.read_array if self.is_array else json_rows.read_lines)(part, form)
 
 
-# Parquet ------------------------------------------------------------------------------------------
-
-
-def _parquet(path: Path, columns: Sequence[str]) -> Iterator[RawRow]:
-    import pyarrow.parquet
-
-    expansion, number, batches = _Expansion(path), 0, None
-    class_names: dict[str, list[str]] = {}
-    with path.open("rb") as opened:
-        while True:
-            try:
-                if batches is None:
-                    file = pyarrow.parquet.ParquetFile(opened)
-                    _check_columns(path, file.schema_arrow.names, columns)
-                    class_names = _class_names(path, file.schema_arrow.metadata or {}, columns)
-                    rows = _rows_at_once(file.metadata, expansion)
-                    batches = file.iter_batches(batch_size=rows, columns=list(columns))
-                batch = next(batches, None)
-                if batch is None:
-                    return
-                table = [
-                    _column_values(batch.column(column), class_names.get(column), expansion)
-                    for column in columns
-                ]
-            except JaxclfError:
-                raise
-            except Exception as error:  # Arrow has no base in common for what a damaged file does
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise  # the system's
-                reason = f"{error}".splitlines()[0] if f"{error}" else type(error).__name__
-                raise InputError(
-                    f"{path}: not a readable parquet file: {reason}. Fetch or make it again"
-                ) from error
-            for fields in zip(*table, strict=True):
-                number += 1
-                yield RawRow(f"{path}:{number}", dict(zip(columns, fields, strict=True)))
-
-
-def _rows_at_once(metadata: Any, expansion: _Expansion) -> int:
-    """How many rows to hold, by what the file says of its sizes.
-
-    Raises InputError where it says that they are more than a file of its size may become. Sizes of
-    single columns are not asked for: pyarrow ends the process over damaged ones.
-    """
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    sizes = [group.total_byte_size for group in groups]
-    expansion.check(max(sum(sizes), _ROW_BYTES * metadata.num_rows))
-    # A page of a few bytes may hold one value many times.
-    is_dense = sum(sizes) > 16 * expansion.stored
-    largest = max(sizes, default=0) if is_dense else sum(sizes) // max(1, metadata.num_rows)
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, largest)))
-
-
-def _column_values(
-    array: Any, class_names: Sequence[str] | None, expansion: _Expansion
-) -> list[Any]:
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(array.type):
-        names = _column_values(array.dictionary, None, expansion)
-        values = [None if index is None else names[index] for index in array.indices.to_pylist()]
-        expansion.add(sum(len(value) for value in values if isinstance(value, str)))
-        return values
-    expansion.add(array.nbytes)
-    try:
-        values = array.to_pylist()
-    except UnicodeDecodeError:  # pyarrow does not check text when it reads it
-        found = array.cast(pyarrow.large_binary()).to_pylist()
-        values = [None if value is None else _decode(value) for value in found]
-    if class_names is None:
-        return values
-    return [_class_name(value, class_names) for value in values]
-
-
-def _class_name(value: Any, names: Sequence[str]) -> Any:
-    """-1 stands for a hidden label."""
-    if type(value) is not int or value == -1:
-        return None if value == -1 else value
-    if 0 <= value < len(names):
-        return names[value]
-    return Defect("", f"{value} is not the number of one of the {len(names)} classes of the file")
-
-
-def _class_names(
-    path: Path, metadata: Mapping[bytes, bytes], columns: Sequence[str]
-) -> dict[str, list[str]]:
-    """Column → class names, where the `datasets` library stored numbers in place of names.
-
-    Source: the entry "huggingface" it writes into the metadata of a file's schema. Raises
-    InputError where the entry of one of the columns names no classes.
-    """
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        entries = {column: features[column] for column in columns if column in features}
-    except (KeyError, ValueError, TypeError, RecursionError):
-        return {}
-    found: dict[str, list[str]] = {}
-    for column, entry in entries.items():
-        if not isinstance(entry, dict) or entry.get("_type") != "ClassLabel":
-            continue
-        names: Any = entry.get("names")
-        is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if not is_list or len({*names}) < len(names):
-            raise InputError(
-                f"{path}: column {show(column)} has numbers for class names, but its metadata (of "
-                f"the datasets library) name no distinct classes: {show(names)}. Write it again "
-                "with the names as text"
-            )
-        found[column] = names
+def _format(part: Part) -> str:
+    if part.ending in _OLD:
+        raise InputError(f"{part.where}: is {_OLD[part.ending]}. Save it as xlsx or csv")
+    found = _BY_ENDING.get(part.ending)
+    if found is None or (part.is_compressed and found == "parquet" and not _is_member(part)):
+        raise InputError(
+            f"{part.where}: the name must end in {', '.join(_endings())} (all but .parquet also "
+            f"with a further {', '.join(COMPRESSED)}), or in {ARCHIVE}, which says how to read it. "
+            "Rename the file, or set data.format"
+        )
     return found
+
+
+def _is_member(part: Part) -> bool:
+    """Of an archive; those may be read from any place, as parquet needs."""
+    return not part.where.lower().endswith(tuple(COMPRESSED))
+
+
+def _endings() -> Iterable[str]:
+    return (endings[0] for endings in FORMATS.values())
+
+
+def _check_is_text(part: Part) -> None:
+    with part.opening() as file:
+        head = file.read(4)
+    for start, kind in _OTHER_KINDS.items():
+        if head.startswith(start):
+            raise InputError(
+                f"{part.where}: is a {kind} file by its first bytes, not text. Give it the ending "
+                "of its kind"
+            )

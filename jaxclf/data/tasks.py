@@ -44,13 +44,14 @@ class Record:
 
     A label is a class name, a tuple of BIO tags with one tag per word of `text` ("O", "B-time",
     "I-time"), a sorted tuple of class names (multilabel), a number, or None where the data set
-    hides it.
+    hides it. Records of a `group` stay on one side where a split is drawn.
     """
 
     id: str
     text: str
     labels: Mapping[str, Label]
     pair: str = ""
+    group: str = ""
 
 
 def words(text: str) -> list[str]:

@@ -27,6 +27,7 @@ from jaxclf.data.encoder_inputs import Encoded, encode
 from jaxclf.data.examples import Tokens
 from jaxclf.data.loader import Examples
 from jaxclf.data.prefixes import NONE, SharedPrefixes
+from jaxclf.data.splits import spread
 from jaxclf.data.tasks import Record, Task, has_gold, words
 from jaxclf.data.tokenizer import Tokenizer
 from jaxclf.decoding.recipe import Recipe
@@ -132,7 +133,7 @@ def read(config: ConfigDict, dimensions: ModelConfig) -> Workload:
     tokenizer, is_own, tokenizer_note = _tokenizer(config, dataset)
     notes = tuple(filter(None, (data_note, tokenizer_note)))
     records = dataset.splits["train"]
-    longest, means = _longest(records), datasets.spread(records, _SPREAD)
+    longest, means = _longest(records), spread(records, _SPREAD)
     if config.train.pack:  # how many labels a row holds depends on all
         longest, means = [], records
     asked = _longest(dataset.splits.get(config.eval.split) or records)
@@ -216,7 +217,7 @@ def _stand_in(config: ConfigDict) -> Dataset:
     """As many records as a batch has, all alike but for their labels."""
     name = config.data.name
     tasks = _tasks(config)
-    if config.data.task != "both":
+    if config.data.task not in ("both", "auto"):
         tasks = tuple(task for task in tasks if task.name == config.data.task)
     count = _WORDS.get(name, _OTHER_WORDS)
     text = " ".join(["words"] * count)
@@ -244,10 +245,11 @@ def _tasks(config: ConfigDict) -> tuple[Task, ...]:
     if name in published.DATASETS:
         return published.DATASETS[name].tasks
     counts = datasets.LABEL_COUNTS.get(name, {"label": _LABELS})
+    own = "class" if config.data.kind == "auto" else config.data.kind
     return tuple(
         Task(
             task,
-            "slots" if task == "slots" else config.data.kind if name == "file" else "class",
+            "slots" if task == "slots" else own if name == "file" else "class",
             tuple(f"{task}_label_{number:02}" for number in range(count)),
         )
         for task, count in counts.items()
@@ -271,7 +273,7 @@ def _tokenizer(config: ConfigDict, dataset: Dataset) -> tuple[Tokenizer, bool, s
     """The run's tokenizer where it is on this machine, else one that stands in; and a note."""
     if place := _place(config):
         return Tokenizer.load(place), True, ""
-    records = datasets.spread(dataset.splits["train"], _SPREAD)
+    records = spread(dataset.splits["train"], _SPREAD)
     config, _ = _without_template(config, None)
     prompt, _ = prompt_source(config, dataset) if _is_asked(config) else (None, None)
     pieces = [] if prompt is None else [piece.text for piece in (*prompt.before, *prompt.after)]

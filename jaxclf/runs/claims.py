@@ -2,7 +2,8 @@
 
     check   the config alone, before anything else is read
     claim   all that a run is besides its parameters, when all was found good:
-            config.json, data.json, task.json, model.json, tokenizer/
+            config.json, data.json, task.json, model.json, tokenizer/; splits.json, the ids
+            of splits that were drawn
 
 A folder where nothing was computed yet, whose command failed or was killed, is not a run: the next
 command takes it whatever its config.
@@ -27,9 +28,9 @@ from jaxclf.decoding.recipe import Recipe
 from jaxclf.distributed import processes
 from jaxclf.runs.setup import Setup
 
-CONFIG, TASK, MODEL = "config.json", "task.json", "model.json"
+CONFIG, TASK, MODEL, SPLITS = "config.json", "task.json", "model.json", "splits.json"
 _RESULTS = ("report.json", "adapters", "features", "combiners")
-_OF_AN_ATTEMPT = (CONFIG, DATA, TASK, MODEL, "adapters.json", model_files.FILE)
+_OF_AN_ATTEMPT = (CONFIG, DATA, TASK, MODEL, SPLITS, "adapters.json", model_files.FILE)
 _FOLDERS_OF_AN_ATTEMPT = (
     *(model_files.TOKENIZER, "tokenizer.partial", "base", "base.partial"),
     *("checkpoints", "tensorboard"),  # of no step
@@ -95,6 +96,10 @@ def claim_for(workdir: Path, config: ConfigDict, setup: Setup) -> None:
     model = model_text(setup.model.config, fields.param_dtype, fields.quantize)
     fingerprints = setup.data_fingerprints
     claim(workdir, config, fingerprints, setup.recipe, model, setup.tokenizer)
+    drawn = {split: setup.dataset.splits[split] for split in setup.dataset.drawn}
+    if drawn and processes.is_first():
+        ids = {split: [record.id for record in records] for split, records in drawn.items()}
+        files.write_text(workdir / SPLITS, files.json_text(ids))
 
 
 def claim(

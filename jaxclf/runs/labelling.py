@@ -16,7 +16,8 @@ from jaxclf import report
 from jaxclf.classifiers.opening import Opened
 from jaxclf.core import logs, sealed_rows
 from jaxclf.core.errors import InputError
-from jaxclf.data import records as data_records
+from jaxclf.data import own_files
+from jaxclf.data.readers import Options
 from jaxclf.data.records import Defects, Schema
 from jaxclf.data.tasks import Record
 from jaxclf.prompts.builder import PromptSource
@@ -24,13 +25,20 @@ from jaxclf.prompts.builder import PromptSource
 _CHUNK_BATCHES = 8  # batches between two writes: what a kill can cost
 
 
-def read_texts(path: Path, schema: Schema, skip: bool = False) -> list[Record]:
-    """The records of a file without labels; says how many are skipped, or raises InputError."""
+def read_texts(
+    path: Path, schema: Schema, skip: bool = False, options: Options | None = None
+) -> list[Record]:
+    """The records of a file without labels; says how many are skipped, or raises InputError.
+
+    The text's column is found out where the schema does not name it, which is said.
+    """
     defects = Defects(skip=skip)
-    found = data_records.read(path, schema, defects).get("", [])
+    found = own_files.read_texts(path, schema, defects, options)
     defects.check("Correct them, or go on without these records: --on-defect skip.")
     if not found:
         raise InputError(f"{path} holds no text to label")
+    for line in defects.notes():
+        logs.say(f"data: {line}")
     if skipped := sum(defects.counts.values()):
         logs.say(
             f"data: {skipped:,} of {skipped + len(found):,} records of {path} left out for a defect"

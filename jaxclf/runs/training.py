@@ -35,6 +35,7 @@ from jaxclf.data import batching, datasets, loader
 from jaxclf.data.loader import Examples
 from jaxclf.data.predictions import Prediction
 from jaxclf.data.prefixes import NONE, SharedPrefixes
+from jaxclf.data.splits import spread
 from jaxclf.data.tasks import Record
 from jaxclf.distributed import peers, processes, sharding
 from jaxclf.distributed.preemption import Interrupts
@@ -441,7 +442,7 @@ class _Run:
     def dev_records(self) -> list[Record]:
         records = self.setup.dataset.splits.get("dev", [])
         limit = self.config.eval.limit
-        return datasets.spread(records, limit) if limit else records
+        return spread(records, limit) if limit else records
 
     def evaluate_dev(self, logger: Logger) -> dict[str, float]:
         """Flat metrics on the dev split; empty when asked to stop meanwhile."""

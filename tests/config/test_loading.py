@@ -282,8 +282,9 @@ def test_an_edit_of_the_file_is_seen_at_once(tmp_path):
             ["prompt.chain_of_thought=true", "prompt.template=cloze"],
             "prompt.chain_of_thought is an instruction",
         ),
-        (["data.name=file", "data.task=label"], "data.train is empty; expected a jsonl, csv or"),
-        (["data.name=file", "data.train=a.csv"], "data.slots is empty, but data.task is 'both'"),
+        (["data.name=file", "data.task=label"], "data.train is empty; expected a file (jsonl"),
+        (["data.name=file", "data.train=a.csv", "data.separator=;;"], "data.separator is ';;'"),
+        (["data.name=hub:"], "data.name is 'hub:'; expected one of builtin, massive"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused(plain, overrides, message):

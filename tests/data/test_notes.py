@@ -50,7 +50,7 @@ CASES = {
     ),
     "spelling": (
         {"train": [*PLAIN, ("e", "X"), ("f", "X")]},
-        "task label has classes that differ by case or spaces alone: 'X', 'x'",
+        "task label has classes that differ by case, spaces or accents alone: 'X', 'x'",
     ),
     "one class": (
         {"train": [("a", "x"), ("b", "x")]},
@@ -87,6 +87,7 @@ def test_many_labels_are_counted_and_five_named(tmp_path):
 
 def test_unseen_labels_among_several(tmp_path):
     train = [("a", ["x", "y"]), ("b", [])]
-    (line,), dataset = said(tmp_path, "multilabel", train=train, test=[("c", ["x", "z"])])
+    (line, empty), dataset = said(tmp_path, "multilabel", train=train, test=[("c", ["x", "z"])])
     assert line.startswith("1 of 1 records of test have a label that train lacks")
+    assert empty == "1 records of train have none of the labels (task label)"
     assert unseen(dataset) == {"test": {"label": {"z": 1}}}

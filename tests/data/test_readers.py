@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.faults import readers as faults
 from jaxclf.core.errors import InputError, JaxclfError
-from jaxclf.data import readers
+from jaxclf.data.formats import limits, lines
+from jaxclf.data.formats.parts import parts
 from jaxclf.data.records import Column, Defects, Schema, read
 
 CLASS = Schema("text", (Column("label", "class", "label"),))
@@ -67,13 +68,18 @@ def test_a_quote_that_holds_texts_to_label_is_noticed(tmp_path):
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("is_last", [False, True])
 def test_a_line_may_have_so_many_bytes_besides_its_end(tmp_path, monkeypatch, end, is_last):
-    monkeypatch.setattr(readers, "MAX_BYTES", 8)
+    monkeypatch.setattr(limits, "MAX_BYTES", 8)
+
+    def read_lines():
+        (part,), _ = parts(path)
+        return [*lines.lines(part, lines.TextForm())]
+
     path = write(tmp_path / "a.txt", b"x" * 8 + end + (b"" if is_last else b"y"))
     expected = [(1, b"x" * 8), *([] if is_last else [(2, b"y")])]
-    assert [*readers._lines(path)] == expected
+    assert read_lines() == expected
     write(path, b"x" * 11 + end + b"y")
-    (_, first), second = readers._lines(path)
-    assert isinstance(first, readers._LongLine)
+    (_, first), second = read_lines()
+    assert isinstance(first, lines.LongLine)
     assert second == (2, b"y")
 
 
@@ -148,26 +154,26 @@ def test_quotes_inside_a_field_without_quotes_are_text(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Limits that small files reach."""
-    monkeypatch.setattr(readers, "MAX_BYTES", 1000)
-    monkeypatch.setattr(readers, "MAX_LINE", 64_000)
-    monkeypatch.setattr(readers, "FREE_BYTES", 100_000)
+    monkeypatch.setattr(limits, "MAX_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_LINE", 64_000)
+    monkeypatch.setattr(limits, "FREE_BYTES", 100_000)
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
 def test_a_line_without_end_is_not_held(tmp_path, monkeypatch, compress, kind):
-    monkeypatch.setattr(readers, "MAX_BYTES", 1 << 16)
-    monkeypatch.setattr(readers, "MAX_LINE", 64 << 16)
+    monkeypatch.setattr(limits, "MAX_BYTES", 1 << 16)
+    monkeypatch.setattr(limits, "MAX_LINE", 64 << 16)
     ending = "" if compress is bytes else ".gz"
     path = tmp_path / f"train.{kind}{ending}"
     start = b"text,label\n" if kind == "csv" else b""
-    write(path, compress(start + b"a" * (readers.MAX_LINE + 10)))
+    write(path, compress(start + b"a" * (limits.MAX_LINE + 10)))
     tracemalloc.start()
     with pytest.raises(InputError, match="no line end in 4,194,304 bytes"):
         records(path, CLASS if kind != "txt" else Schema("text"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 10 * readers.MAX_BYTES
+    assert peak < 10 * limits.MAX_BYTES
 
 
 def test_long_csv_records(tmp_path, small):

@@ -40,6 +40,8 @@ def config(folder, model="encoder_smoke", **splits):
             "train.batch_size=2",
             "eval.max_new_tokens=8",
             "data.on_defect=skip",
+            "data.dev_fraction=0",
+            "data.test_fraction=0",
             *(f"data.{name}={file}" for name, file in files.items()),
         ],
     )

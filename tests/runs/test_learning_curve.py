@@ -23,7 +23,7 @@ def data(tmp_path) -> list[str]:
     rows = [{"text": f"text {n}", "label": "ab"[n % 2]} for n in range(30)]
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [f"data.train={file}", f"data.test={file}", "data.dev="]
+    return [f"data.train={file}", f"data.test={file}", "data.dev=", "data.dev_fraction=0"]
 
 
 @pytest.fixture
