@@ -131,7 +131,7 @@ class PlannedRun:
         trained, frozen = jax.eval_shape(self.tuning.start, self.model.abstract, key)
         averages = self.config.train.average != "none"
         state = jax.eval_shape(
-            lambda t, k: init_state(t, self.optimizer, k, averages=averages), trained, key
+            lambda t, k: init_state(t, self.optimizer, k, averages), trained, key
         )
         return state, frozen
 

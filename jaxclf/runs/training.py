@@ -218,7 +218,7 @@ class _Run:
             assert params is not None
             trained, self.frozen = sharding.put(tuned.start(params, of_adapters))
             self.state = sharding.born(
-                lambda t, k: init_state(t, self.optimizer, k, averages=self.averages),
+                lambda t, k: init_state(t, self.optimizer, k, self.averages),
                 trained,
                 of_dropout,
             )
@@ -231,7 +231,7 @@ class _Run:
                 tuned.resume(stored, params)[0],
                 self.optimizer,
                 of_dropout,
-                averages=self.averages,
+                self.averages,
             ),
             stored,
             params,

@@ -65,7 +65,7 @@ _ROUNDING, _ADDING = 2**31 - 1, 2**31 - 2
 
 
 def init_state(
-    trained: Tree, optimizer: Optimizer, key: Key[Array, ""], *, averages: bool = False
+    trained: Tree, optimizer: Optimizer, key: Key[Array, ""], averages: bool = False
 ) -> TrainState:
     """The state before the first step; moments are float32. `key`: of dropout alone.
 

@@ -42,7 +42,7 @@ def test_each_step_moves_the_average_by_its_share():
     step = train_step.make_train_step(
         model, partition, steady, optax.constant_schedule(1.0), losses.GENERATION, average_decay=0.2
     )
-    state = train_step.init_state(trained, steady, jax.random.key(0), averages=True)
+    state = train_step.init_state(trained, steady, jax.random.key(0), True)
     run, expected = jax.jit(step), 0.0
     for number, decay in enumerate((0.1, 2 / 11, 0.2, 0.2)):  # (1 + t) / (10 + t), then the given
         state, _ = run(state, frozen, batch_of(1))
