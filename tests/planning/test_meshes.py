@@ -21,9 +21,9 @@ class Given(PlannedRun):
         facts = {"topology": "h100:4", "slices": 1, "rows": 8, "length": 4095, **facts}
         self.topology = hardware.topology(facts["topology"], facts["slices"])
         self.length, self.bytes_of = facts["length"], bytes_of
-        self.config = SimpleNamespace(train=SimpleNamespace(batch_size=facts["rows"]))  # pyright: ignore
+        self.config = SimpleNamespace(train=SimpleNamespace(batch_size=facts["rows"]))
         heads = {"num_heads": 4, **facts.get("heads", {})}
-        self.model = SimpleNamespace(config=SimpleNamespace(**heads))  # pyright: ignore
+        self.model = SimpleNamespace(config=SimpleNamespace(**heads))
 
     def need(self, sizes: Sizes, accumulate: int) -> Need:
         return Need(0, 0, 0, self.bytes_of(sizes, accumulate))
