@@ -514,6 +514,12 @@ _TRAIN = Group(
         ),
         "logging_steps": Field(10, whole(1), "Steps between logged metrics.", affects="nothing"),
         "eval_steps": Field(0, whole(0), "Steps between evaluations on dev; 0: only at the end."),
+        "patience": Field(
+            0,
+            whole(0),
+            "Evaluations on dev in a row that are worse than the best, after which training ends; "
+            "0: it goes on to the last step.",
+        ),
         "save_steps": Field(
             500, whole(0), "Steps between checkpoints; 0: only at the end.", affects="nothing"
         ),

@@ -92,6 +92,11 @@ def _check_batches(train: ConfigDict) -> None:
         raise InputError(
             "train.pack and train.group_by_length exclude each other: packed rows are all full"
         )
+    if train.patience and not train.eval_steps:
+        raise InputError(
+            f"train.patience is {train.patience}, so many evaluations, but train.eval_steps is 0: "
+            "there is one, at the end. Set train.eval_steps, such as a tenth of train.steps"
+        )
     if 0 < train.row_length < train.max_length:
         raise InputError(
             f"train.row_length is {train.row_length:,}; expected 0 or at least train.max_length, "

@@ -164,14 +164,12 @@ def _of_another(
         ours, said = columns.matched(source, schema)
         return ours, said
     labels = [target for target in schema.targets if target.kind != "slots"]
-    if labels and not any(columns.find(names, name) for name in labels[0].read):
-        if not wanted.label and (found := guessing.schema_of(source, wanted)[0].targets):
-            del found  # it has labels of its own, under another name
-        else:
-            raise InputError(
-                f"{source.path}: has no column {show(labels[0].column)} with labels, so it cannot "
-                f"be scored. Leave data.{split} empty, and label the file with jaxclf predict"
-            )
+    has_labels = any(columns.find(names, name) for target in labels[:1] for name in target.read)
+    if labels and wanted.label and not has_labels:
+        raise InputError(
+            f"{source.path}: has no column {show(labels[0].column)} with labels, so it cannot "
+            f"be scored. Leave data.{split} empty, and label the file with jaxclf predict"
+        )
     ours, said = guessing.schema_of(source, wanted)
     return guessing.with_kind(ours, schema), said
 

@@ -317,7 +317,7 @@ class _Run:
             self.make_up(logger)
         late: Metrics | None = None  # the previous step's, read while the device computes this one
         mark = time.perf_counter()
-        while self.step < train.steps:
+        while self.step < train.steps and not self.is_stale(logger):
             batch = next(self.batches)
             with jax.transfer_guard("disallow"):  # but for what is handed over by name
                 device_batch = sharding.put_batch(
@@ -433,6 +433,22 @@ class _Run:
             logger.metrics(step, shown)
 
     # -- evaluation
+
+    def is_stale(self, logger: Logger) -> bool:
+        """Whether the best evaluation on dev lies `train.patience` evaluations back, which it says.
+
+        It follows from the saved checkpoints alone, so that a resumed run stops where it would have.
+        """
+        train, best = self.config.train, self.checkpoints.best_step()
+        if not train.patience or best is None:
+            return False
+        since = self.step // train.eval_steps - best // train.eval_steps
+        if since >= train.patience:
+            logger.say(
+                f"ended at step {self.step:,} of {train.steps:,}: {since} evaluations on dev were "
+                f"worse than that of step {best:,} (train.patience)"
+            )
+        return since >= train.patience
 
     def evaluates(self) -> bool:
         """Whether the current step is to be scored on dev."""

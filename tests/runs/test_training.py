@@ -215,6 +215,23 @@ def test_skipped_steps_are_allowed_up_to_n(tmp_path, monkeypatch):
         train(tiny("train.max_skipped=3", "train.eval_steps=0"), tmp_path)
 
 
+def test_training_ends_when_dev_gets_worse_and_stays_ended(tmp_path, monkeypatch, capsys):
+    scores = {1: 0.5, 2: 0.4, 3: 0.6, 4: 0.5, 5: 0.3, 6: 0.9}
+    monkeypatch.setattr(
+        training._Run, "evaluate_dev", lambda self, logger: {"score": scores[self.step]}
+    )
+    config = tiny("train.eval_steps=1", "train.patience=2")
+    for _ in range(2):  # the second time from the checkpoints
+        result = train(config, tmp_path)
+        assert (result["train"]["steps"], result["train"]["best_step"]) == (5, 3)
+    assert capsys.readouterr().out.count("ended at step 5 of 6: 2 evaluations on dev were") == 2
+
+
+def test_patience_without_evaluations_is_refused():
+    with pytest.raises(InputError, match=r"train\.patience is 2, .* but train\.eval_steps is 0"):
+        tiny("train.eval_steps=0", "train.patience=2")
+
+
 def test_unknown_best_metric_is_told_before_training(tmp_path):
     with pytest.raises(InputError, match=r"Did you mean 'intent\.accuracy'"):
         train(tiny("train.metric_for_best_model=intent.acuracy"), tmp_path)
