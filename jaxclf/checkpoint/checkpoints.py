@@ -156,6 +156,10 @@ class Checkpoints:
     def best_step(self) -> int | None:
         return choose_step(self.directory, "best")
 
+    def best_scored(self) -> int | None:
+        """The best of the steps that have a score, also while it is being written."""
+        return best_step(self._scores)
+
     def restore(self, step: Which, abstract_params: Tree, abstract_state: Any) -> Restored:
         """Load bit for bit what was saved; raises ArtifactError naming each damaged leaf."""
         self.wait()

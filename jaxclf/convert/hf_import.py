@@ -43,7 +43,7 @@ TOKENIZER_FILES = (
 )
 
 _LONGEST_CONVERSION = 3600.0  # seconds to wait for another process that converts the same
-_LAYOUT = "6"  # of a model directory; another one makes old cache entries unused
+_LAYOUT = "7"  # of a model directory; another one makes old cache entries unused
 
 
 def convert(

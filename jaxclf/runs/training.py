@@ -437,9 +437,9 @@ class _Run:
     def is_stale(self, logger: Logger) -> bool:
         """Whether the best evaluation on dev lies `train.patience` evaluations back, which it says.
 
-        It follows from the saved checkpoints alone, so that a resumed run stops where it would have.
+        It follows from what is saved alone, so that a resumed run ends where it would have.
         """
-        train, best = self.config.train, self.checkpoints.best_step()
+        train, best = self.config.train, self.checkpoints.best_scored()
         if not train.patience or best is None:
             return False
         since = self.step // train.eval_steps - best // train.eval_steps
