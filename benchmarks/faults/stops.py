@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from benchmarks.faults.kills import ENSEMBLE
 from benchmarks.faults.world import TRAIN, Result, World, differences, encoder, snapshot
+from jaxclf.core import workers
 
 WITHIN = 10.0  # seconds from the signal to the end
 
@@ -72,5 +73,6 @@ def _load(count: int) -> Iterator[None]:
 
 
 def _spin() -> None:
+    workers.end_with_parent()
     while True:
         pass
