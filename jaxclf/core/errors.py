@@ -77,7 +77,7 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     in_main = threading.current_thread() is threading.main_thread()
     if in_main:
         stop_at_sigterm()
-        atexit.register(_ignore, signal.SIGINT)  # the first of ours, so the last that is called
+        atexit.register(_ignore_signals)  # the first of ours, so the last that is called
     if isinstance(sys.stdout, io.TextIOWrapper):  # in a C locale "±" would end the command
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -93,13 +93,14 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
         _leave(code_of(error))
     finally:
         if in_main:
-            _ignore(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, lambda *_: None)  # the command has its code
     sys.exit(0)
 
 
-def _ignore(number: int) -> None:
-    """The command has its code: a signal while the interpreter ends would take its place."""
-    signal.signal(number, signal.SIG_IGN)
+def _ignore_signals() -> None:
+    """The interpreter drops its handlers as it ends: a signal would take the place of the code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(code: int) -> NoReturn:
