@@ -159,6 +159,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
         with logs.quiet(not self.verbose):
             folder, data = Path(temporary.name) / "run", Path(temporary.name) / "data"
             data.mkdir()
+            (data / "names.json").write_text(json.dumps(labels.names), "utf-8")
             _write(data / "train.jsonl", records, labels.of_each)
             if evaluated is not None:
                 _write(data / "dev.jsonl", *evaluated)
@@ -191,6 +192,7 @@ class TextClassifier(ClassifierMixin, BaseEstimator):
             fields.tune = self.tune
             fields.data.name, fields.data.task = "file", "label"
             fields.data.text, fields.data.label = "text", "label"
+            fields.data.label_names = str(data / "names.json")  # labels are called exactly so
             fields.data.train = str(data / "train.jsonl")
             fields.data.dev = str(data / "dev.jsonl") if has_dev else ""
             fields.data.pair = "pair" if any(record.pair for record in records) else ""

@@ -143,7 +143,7 @@ def test_what_writes_labels_scores_them_by_heads_where_asked_to(model):
     ("texts", "labels", "message"),
     [
         ("a text", ["a"], "put it into a list"),
-        (["a", 5], ["a", "b"], "text 1: text: expected text, found a number"),
+        (["a", True], ["a", "b"], "text 1: text: expected text, found true"),
         (["a", "b"], ["a"], "inconsistent numbers of samples"),
         (["a", "b"], ["a", None], "NaN or None"),
         (["a", "b"], [0.5, 1.5], "Unknown label type: continuous"),
@@ -184,6 +184,7 @@ def test_options_that_are_not_given_are_those_of_the_documentation():
     assert TextClassifier().get_params() == {
         "model": "minilm",
         "tune": "full",
+        "output": "auto",
         "epochs": None,
         "learning_rate": None,
         "batch_size": 16,
@@ -244,20 +245,23 @@ def test_a_decoder_answers_by_scores_and_an_encoder_by_a_new_head():
 
 
 @pytest.mark.parametrize(
-    ("model", "tune", "from_checkpoint", "is_encoder", "rate"),
+    ("model", "tune", "from_checkpoint", "rate"),
     [
-        ("encoder_smoke", "full", False, True, 3e-3),
-        ("llama_smoke", "lora", False, False, 3e-3),
-        ("roberta_base", "lora", True, True, 1e-3),
-        ("llama3_8b", "lora", True, False, 2e-4),
-        ("minilm", "full", True, True, 2e-4),
-        ("roberta_base", "full", True, True, 5e-5),
-        ("llama3_8b", "full", True, False, 1e-5),
+        ("encoder_smoke", "full", False, 3e-3),
+        ("llama_smoke", "lora", False, 3e-3),
+        ("roberta_base", "lora", True, 1e-3),
+        ("llama3_8b", "lora", True, 2e-4),
+        ("flan_t5_base", "lora", True, 5e-4),
+        ("minilm", "full", True, 2e-4),
+        ("roberta_base", "full", True, 5e-5),
+        ("llama3_8b", "full", True, 1e-5),
+        ("flan_t5_base", "full", True, 1e-4),
     ],
 )
-def test_the_learning_rate_suits_the_model(model, tune, from_checkpoint, is_encoder, rate):
+def test_the_learning_rate_suits_the_model(model, tune, from_checkpoint, rate):
     base = ModelSource(Path(), {}, Path(), Path(), None, None) if from_checkpoint else None
-    assert _rate(TextClassifier(model, tune=tune), base, is_encoder) == rate
+    dimensions = registry.find("minilm_l6" if model == "minilm" else model)
+    assert _rate(TextClassifier(model, tune=tune), base, dimensions) == rate
 
 
 def test_progress_of_labels_is_shown_of_many_texts():

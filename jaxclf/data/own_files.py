@@ -58,7 +58,7 @@ def read(config: Any, defects: Defects) -> tuple[Schema, Splits]:
         if not found:
             about = " to train on" if split == "train" else ""
             raise InputError(f"{names[split]}: no usable record{about}")
-    if note := _spell_alike(splits):
+    if not wanted.names and (note := _spell_alike(splits)):
         defects.guesses.append(note)
     return schema, splits
 

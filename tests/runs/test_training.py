@@ -18,7 +18,7 @@ from jaxclf.config.defaults import default
 from jaxclf.core.errors import InputError, NonFiniteError
 from jaxclf.core.logs import Logger
 from jaxclf.data.tasks import Task
-from jaxclf.runs import training
+from jaxclf.runs import facts, training
 from jaxclf.runs.evaluation import evaluate
 from jaxclf.runs.training import train
 from jaxclf.training.losses import Objective
@@ -159,10 +159,10 @@ def test_the_best_step_is_chosen_by_a_metric_that_is_measured():
         ("topic.unparsed", ("topic.unparsed", False)),
     ):
         config.train.metric_for_best_model = name
-        assert training._best_metric(config, tasks) == chosen
+        assert facts.best_metric(config, tasks) == chosen
     config.train.metric_for_best_model = "topic.support"  # a count is no quality
     with pytest.raises(InputError, match="expected one of topic.accuracy"):
-        training._best_metric(config, tasks)
+        facts.best_metric(config, tasks)
 
 
 def test_longer_run_resumes_exactly(whole, tmp_path):
