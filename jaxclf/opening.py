@@ -98,8 +98,7 @@ def open_teacher(source: str, folder: Path) -> Teacher:
         return served_teacher(path, source, folder)
 
     def load() -> Labeller:
-        opened = open_source(source, overrides=_EXACT)
-        return Labeller(opened.classifier, opened.fingerprint, opened.config.eval.batch_size)
+        return _labeller(open_source(source, overrides=_EXACT))
 
     if is_run(path):
         run_dir = path if (path / "task.json").is_file() else path.parent.parent
@@ -109,9 +108,11 @@ def open_teacher(source: str, folder: Path) -> Teacher:
             raise own_prompts(source)
         return Teacher(source, recipe, load)
     opened = open_source(source, overrides=_EXACT)
-    recipe = opened.classifier.recipe
-    found = Labeller(opened.classifier, opened.fingerprint, opened.config.eval.batch_size)
-    return Teacher(source, recipe, lambda: found)
+    return Teacher(source, opened.classifier.recipe, lambda: _labeller(opened))
+
+
+def _labeller(opened: Opened) -> Labeller:
+    return Labeller(opened.classifier, opened.fingerprint, opened.config.eval.batch_size)
 
 
 _EXACT = ("eval.decoding=score", "eval.score_bound=0.0", "eval.temperature=none")

@@ -23,3 +23,10 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return tree
+
+
+def at(found: Any, *names: str) -> Any:
+    """What lies in nested mappings under these names, or None where it is not there."""
+    for name in names:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found

@@ -161,8 +161,7 @@ def _of_another(
     """How a split is read beside train: the same columns, or those that it has instead of them."""
     names = columns.names_of(source)
     if all(columns.find(names, name) is not None for name in schema.columns) or not names:
-        ours, said = columns.matched(source, schema)
-        return ours, said
+        return columns.matched(source, schema)
     labels = [target for target in schema.targets if target.kind != "slots"]
     has_labels = any(columns.find(names, name) for target in labels[:1] for name in target.read)
     if labels and wanted.label and not has_labels:

@@ -99,17 +99,22 @@ def _shares(
 ) -> list[int]:
     """Numbers of units in an order whose every beginning has about its share of each class: each
     class in turn as its share is due (Sainte-Laguë's divisors), by hashed ids within a class."""
-    digests = [
-        min(sha256(f"{seed}:{records[place].id}".encode()).digest() for place in unit)
-        for unit in units
-    ]
+    digests = [min(_digest(records[place], seed) for place in unit) for unit in units]
     classes: dict[Any, list[int]] = {}
     for number, unit in enumerate(units):
         classes.setdefault(_class_of(records[unit[0]], tasks), []).append(number)
-    due: dict[int, tuple[float, str, bytes]] = {}
+    return _in_turn(classes, digests)
+
+
+def _in_turn(
+    classes: Mapping[Any, Sequence[int]], digests: Sequence[bytes], one_each: bool = False
+) -> list[int]:
+    """All numbers, each class in turn as its share is due; `one_each`: first one of each class."""
+    due: dict[int, tuple[bool, float, str, bytes]] = {}
     for name, numbers in classes.items():
         for turn, number in enumerate(sorted(numbers, key=digests.__getitem__)):
-            due[number] = ((turn + 0.5) / len(numbers), str(name), digests[number])
+            share = (turn + 0.5) / len(numbers)
+            due[number] = (one_each and turn > 0, share, str(name), digests[number])
     return sorted(due, key=due.__getitem__)
 
 
@@ -133,13 +138,13 @@ def few(train: Sequence[Record], count: int, tasks: Sequence[Task], seed: int) -
     classes: dict[Any, list[int]] = {}
     for place, record in enumerate(train):
         classes.setdefault(record.labels[name] if name else "", []).append(place)
-    due: dict[int, tuple[bool, float, str, bytes]] = {}
-    for label, places in classes.items():
-        digests = {p: sha256(f"{seed}:{train[p].id}".encode()).digest() for p in places}
-        for turn, place in enumerate(sorted(places, key=digests.__getitem__)):
-            share = (turn + 0.5) / len(places)
-            due[place] = (turn > 0, share, str(label), digests[place])
-    return [train[place] for place in sorted(sorted(due, key=due.__getitem__)[:count])]
+    digests = [_digest(record, seed) for record in train]
+    return [train[place] for place in sorted(_in_turn(classes, digests, one_each=True)[:count])]
+
+
+def _digest(record: Record, seed: int) -> bytes:
+    """What orders the records of a class by chance."""
+    return sha256(f"{seed}:{record.id}".encode()).digest()
 
 
 def spread(items: Sequence[Record], count: int) -> list[Record]:

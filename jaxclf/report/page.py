@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxclf.core import tree
 from jaxclf.data.datasets import NO_SPLIT
 from jaxclf.data.predictions import UNPARSED, Prediction
 from jaxclf.data.tasks import Task, unseen_labels, words
@@ -27,7 +28,7 @@ def page(
     history: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The whole page. `predictions` are of the split that `report["eval"]` was computed on."""
-    slot_format = _get(report, "config", "prompt", "slots") or "names"
+    slot_format = tree.at(report, "config", "prompt", "slots") or "names"
     split = report.get("eval_split", "test")
     sections = [
         ("Results", _results(report["eval"], tasks)),
@@ -43,7 +44,7 @@ def page(
         ("Versions", _facts(report["versions"])),
     ]
     names = [
-        _get(report, part, "name") or _get(report, "config", part, "name")
+        tree.at(report, part, "name") or tree.at(report, "config", part, "name")
         for part in ("data", "model")
     ]
     title = " · ".join(str(name) for name in names if name) or "Report"
@@ -60,19 +61,19 @@ def page(
 def _summary(report: Mapping[str, Any], count: int, split: str) -> str:
     """One line on what was trained and scored."""
     facts = ["no split was scored" if split == NO_SPLIT else f"{count:,} records of {split}"]
-    if parameters := _get(report, "model", "parameters"):
-        trained = _get(report, "model", "trained_parameters") or parameters
+    if parameters := tree.at(report, "model", "parameters"):
+        trained = tree.at(report, "model", "trained_parameters") or parameters
         share = "" if trained == parameters else f", {trained:,} of them trained"
         facts.append(f"{parameters:,} parameters{share}")
-    if steps := _get(report, "train", "steps"):
+    if steps := tree.at(report, "train", "steps"):
         facts.append(f"{steps:,} steps")
-    if seconds := _get(report, "train", "seconds"):
+    if seconds := tree.at(report, "train", "seconds"):
         facts.append(f"{seconds / 60:,.1f} minutes of training")
-    if texts := _get(report, "cost", "texts_per_second"):
+    if texts := tree.at(report, "cost", "texts_per_second"):
         facts.append(f"{texts:,.0f} texts a second scored")
-    if peak := _get(report, "cost", "peak_bytes"):
+    if peak := tree.at(report, "cost", "peak_bytes"):
         facts.append(f"{peak / 2**30:,.1f} GiB at most")
-    if device := _get(report, "train", "device"):
+    if device := tree.at(report, "train", "device"):
         facts.append(str(device))
     return text(" · ".join(facts))
 
@@ -89,7 +90,7 @@ def _main_settings(config: Mapping[str, Any]) -> str:
         "tokens": ("train", "max_length"),
         "seed": ("seed",),
     }
-    found = {name: _get(config, *path) for name, path in names.items()}
+    found = {name: tree.at(config, *path) for name, path in names.items()}
     facts = [f"{name} {_fact(value)}" for name, value in found.items() if value is not None]
     return text(" · ".join(facts))
 
@@ -314,11 +315,3 @@ def _fact(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         value = ", ".join(map(str, value))
     return str(value) if value else "-"
-
-
-def _get(report: Mapping[str, Any], *names: str) -> Any:
-    """A nested value, or None where it is not there."""
-    value: Any = report
-    for name in names:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value

@@ -439,8 +439,9 @@ class _Run:
 
         It follows from what is saved alone, so that a resumed run ends where it would have.
         """
-        train, best = self.config.train, self.checkpoints.best_scored()
-        if not train.patience or best is None:
+        train = self.config.train
+        best = self.checkpoints.best_scored() if train.patience else None
+        if best is None:
             return False
         since = self.step // train.eval_steps - best // train.eval_steps
         if since >= train.patience:

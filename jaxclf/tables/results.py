@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxclf import report
+from jaxclf.core import tree
 from jaxclf.core.errors import ArtifactError, JaxclfError
 from jaxclf.metrics import significance
 from jaxclf.report.tables import Entry, Filled
@@ -127,7 +128,7 @@ def _costs(
             ("texts/s", ("cost", "texts_per_second"), statistics.median, "{:,.1f}"),
             ("GiB", ("cost", "peak_bytes"), lambda values: max(values) / 2**30, "{:,.1f}"),
         ):
-            values = [_get(each, *path) for of_run in found.values() for each in of_run]
+            values = [tree.at(each, *path) for of_run in found.values() for each in of_run]
             values = [value for value in values if value is not None]
             shown[title][row] = form.format(of_all(values)) if values else "-"
     return shown
@@ -135,14 +136,9 @@ def _costs(
 
 def _training_seconds(found: Mapping[str, Any]) -> float:
     """Of a run that was resumed, those of its last part for all its steps."""
-    steps, here = _get(found, "train", "steps"), _get(found, "train", "steps_by_this_process")
-    return _get(found, "train", "seconds") * steps / here if here else 0.0
-
-
-def _get(found: Any, *path: str) -> Any:
-    for name in path:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
+    train = found["train"]
+    here = train.get("steps_by_this_process")
+    return train["seconds"] * train["steps"] / here if here else 0.0
 
 
 def _entry(
@@ -186,9 +182,7 @@ def _entry(
 
 def _figures(found: Mapping[str, Any], cell: Cell, job: TableRun) -> Mapping[str, Any]:
     """The metrics in the report that the cell names; raises ArtifactError where they are not."""
-    value: Any = found
-    for name in cell.path:
-        value = value.get(name) if isinstance(value, Mapping) else None
+    value = tree.at(found, *cell.path)
     if not isinstance(value, Mapping) or not isinstance(value.get(cell.metric), int | float):
         raise ArtifactError(
             f"{job.folder / report.REPORT} has no {'.'.join((*cell.path, cell.metric))}"

@@ -12,7 +12,6 @@ import pytest
 from jaxclf import opening
 from jaxclf.checkpoint.model_dir import read_model, resolve
 from jaxclf.classifiers.opening import open_run
-from jaxclf.config import loading
 from jaxclf.convert import hf_export, hf_import, peft_export, peft_import
 from jaxclf.core.errors import InputError
 from jaxclf.data.tasks import Record
@@ -24,24 +23,12 @@ from jaxclf.models.zoo import CONFIGS
 from jaxclf.runs import training
 from jaxclf.runs.setup import prepare
 from jaxclf.runs.training import train
-
-ROOT = Path(__file__).parents[2]
-TEXTS = ["wake me up at five", "play some jazz", "is it raining", "turn off the lights please"]
+from tests.runs import test_decoder_heads
+from tests.runs.test_decoder_heads import TEXTS
 
 
 def config(*overrides: str):
-    return loading.load(
-        str(ROOT / "configs/quickstart.py:smoke"),
-        [
-            "model.name=t5_smoke",
-            "model.output=head",
-            "train.steps=12",
-            "train.learning_rate=0.01",
-            "eval.limit=8",
-            "train.save_steps=0",
-            *overrides,
-        ],
-    )
+    return test_decoder_heads.config("model.name=t5_smoke", *overrides)
 
 
 def records() -> list[Record]:
